@@ -1,0 +1,113 @@
+"""What is served and how: the model's own numbers (ModelConfig) and the operator's (EngineConfig)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxserve.errors import ConfigError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the pre-training context.
+
+    `llama3` follows the scheme of Llama 3.1's reference code, `linear` divides positions by `factor`,
+    `yarn` is arXiv:2309.00071.
+    """
+
+    kind: Literal["linear", "llama3", "yarn"]
+    factor: float
+    original_max_position_embeddings: int
+    low_freq_factor: float | None = None  # llama3
+    high_freq_factor: float | None = None  # llama3
+    beta_fast: float | None = None  # yarn
+    beta_slow: float | None = None  # yarn
+    attention_factor: float | None = None  # yarn: multiplies cos and sin
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The numbers a checkpoint decides.  None of them has a default: the config reader fills all."""
+
+    family: str  # key of jaxserve.models.registry: "llama", "mistral", "qwen2", "qwen3"
+    num_layers: int
+    hidden_size: int  # D
+    intermediate_size: int  # F
+    num_heads: int  # N
+    num_kv_heads: int  # K
+    head_dim: int  # H
+    vocab_size: int  # V
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    tie_word_embeddings: bool
+    layer_windows: tuple[int | None, ...]  # sliding window of each layer in tokens, None for full attention
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    hidden_act: Literal["silu"]
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model config: {name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"model config: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if len(self.layer_windows) != self.num_layers:
+            raise ConfigError(
+                f"model config: {len(self.layer_windows)} layer_windows for {self.num_layers} layers"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """The operator's choices.  `None` means: decided at start from the model and the device, and printed."""
+
+    model: str  # directory, .gguf file, or hub name
+    tokenizer: str | None = None  # where to read the tokenizer from if not from the model
+    load_format: LoadFormat = "auto"
+    dtype: Dtype | None = None  # float32 on CPU, bfloat16 on accelerators
+    max_model_len: int | None = None  # tokens of prompt + answer
+    page_size: int = 16  # tokens of a KV page
+    max_num_seqs: int | None = None  # sequences in one step
+    max_num_batched_tokens: int | None = None  # token budget of one step
+    gpu_memory_utilization: float = 0.9  # share of device memory for weights, activations and KV pages
+    kv_cache_memory: int | None = None  # bytes for KV pages; overrides gpu_memory_utilization
+    enable_prefix_caching: bool = True
+    forbid_recompile: bool = False  # a shape outside the compiled lattice is an error
+    compile_cache_dir: str | None = None  # default ~/.cache/jaxserve/xla; "" turns the disk cache off
+    seed: int | None = None  # makes requests without a seed reproducible too
+    max_logprobs: int = 20
+    max_num_queued_reqs: int | None = None  # waiting requests beyond which new ones get 429
+    trust_remote_code: bool = field(default=False)
+
+    def __post_init__(self) -> None:
+        def refuse(name: str, wants: str) -> None:
+            raise ConfigError(f"{name}={getattr(self, name)!r}: {wants}")
+
+        if not self.model:
+            refuse("model", "give a directory, a .gguf file or a hub name")
+        if self.dtype not in (None, "float32", "bfloat16", "float16"):
+            refuse("dtype", "use float32, bfloat16 or float16")
+        if self.load_format not in ("auto", "safetensors", "gguf", "dummy"):
+            refuse("load_format", "use auto, safetensors, gguf or dummy")
+        if self.page_size < 8 or self.page_size & (self.page_size - 1):
+            refuse("page_size", "use a power of two, at least 8")
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory", "max_num_queued_reqs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                refuse(name, "must be at least 1")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            refuse("gpu_memory_utilization", "must be above 0 and at most 1")
+        if self.max_logprobs < 0 or self.max_logprobs > 64:
+            refuse("max_logprobs", "must be from 0 to 64")
+        if self.trust_remote_code:
+            refuse("trust_remote_code", "code from checkpoints is never run; leave it off")

@@ -1,0 +1,110 @@
+"""What crosses between a front end (text, HTTP) and an engine core (tokens): plain data, and EngineClient.
+
+Everything here is data that msgpack can carry, so that the core may live in another process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from jaxserve.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreRequest:
+    """One sequence to generate.  A request with n > 1 becomes n of these, each with a seed of its own."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams  # n is 1; seed and max_tokens are set; stop strings are the front end's business
+    eos_token_ids: tuple[int, ...]  # empty under ignore_eos
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()  # token sequences whose last token must not follow the others
+    priority: int = 0  # lower runs first, as in vLLM
+    arrival_time: float = 0.0  # time.monotonic() at the door
+    cache_salt: str | None = None  # prefix pages are shared only among requests of one salt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """Log-probabilities at one position, from the raw logits."""
+
+    token_id: int  # the sampled (or prompt) token
+    logprob: float
+    rank: int  # 1 is the most likely
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenOutput:
+    """What one engine step gave one sequence."""
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None  # one per token when asked for
+    prompt_logprobs: list[TokenLogprobs] | None = None  # once, for prompt positions 1.., with the first token
+    finish_reason: str | None = None
+    stop_token_id: int | None = None  # set when a stop_token_ids entry (not EOS) ended it
+    num_cached_tokens: int = 0
+    error: str | None = None  # the request failed; nothing more comes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A snapshot for /metrics and /load.  Counters only grow."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_pages: int = 0
+    num_free_pages: int = 0  # including cached pages that nobody uses
+    prefix_cache_queries: int = 0  # tokens looked up
+    prefix_cache_hits: int = 0  # tokens found
+    num_preemptions: int = 0
+    num_steps: int = 0
+    compiles_after_ready: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What the engine settled on at start, for validation and for /v1/models."""
+
+    model: str
+    vocab_size: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    page_size: int
+    num_pages: int
+    max_logprobs: int
+    dtype: str
+    device: str
+
+
+class EngineClient(Protocol):
+    """How a front end reaches an engine core, wherever it runs.
+
+    `start` registers the callbacks: `on_outputs(batch)` receives every step's outputs, `on_dead(error)` is called once
+    when the core cannot go on.  Both are called from the client's own thread and must not block.
+    `submit` and `abort` return at once and may be called from any thread; after the core died `submit` raises
+    EngineDeadError.  An aborted request gives no further output, and its pages are free within one step.
+    """
+
+    info: EngineInfo
+
+    def start(
+        self,
+        on_outputs: Callable[[Sequence[TokenOutput]], None],
+        on_dead: Callable[[Exception], None],
+    ) -> None: ...
+
+    def submit(self, requests: Sequence[CoreRequest]) -> None: ...
+
+    def abort(self, request_ids: Sequence[str]) -> None: ...
+
+    def stats(self) -> EngineStats: ...
+
+    def reset_prefix_cache(self) -> bool: ...
+
+    def shutdown(self) -> None: ...

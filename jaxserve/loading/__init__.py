@@ -1,0 +1,1 @@
+"""Checkpoints: find them, read their config, tensors and defaults."""

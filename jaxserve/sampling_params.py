@@ -1,0 +1,130 @@
+"""How one request wants its tokens chosen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from jaxserve.errors import RequestError
+
+MAX_LOGIT_BIAS = 1024  # entries of logit_bias that one request may carry (a row of device state is this wide)
+
+
+class OutputKind(Enum):
+    """What each RequestOutput of a running request holds."""
+
+    CUMULATIVE = "cumulative"  # everything so far
+    DELTA = "delta"  # what is new
+    FINAL_ONLY = "final_only"  # one output, at the end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """Sampling parameters of one request; the names and meanings are vLLM's.
+
+    Processors apply in this order: logprobs are read from the raw logits; then allowed_token_ids, bad_words and
+    min_tokens mask; logit_bias adds; penalties; temperature; min_p; top_k; top_p (over what top_k kept).
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0 or -1: off
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    max_tokens: int | None = 16  # None: up to the model's context
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    logprobs: int | None = None  # top-k log-probabilities per sampled token, beside the sampled one's own
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    output_kind: OutputKind = OutputKind.CUMULATIVE
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        for name in ("stop", "stop_token_ids", "bad_words", "allowed_token_ids"):
+            value = getattr(self, name)
+            if value is None and name != "allowed_token_ids":
+                object.__setattr__(self, name, ())
+            elif isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+
+        def need(ok: bool, name: str, wants: str) -> None:
+            if not ok:
+                raise RequestError(f"{name} must be {wants}, got {getattr(self, name)!r}.", param=name)
+
+        def is_number(value: object) -> bool:
+            return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+        need(isinstance(self.n, int) and self.n >= 1, "n", "at least 1")
+        need(is_number(self.temperature) and 0 <= self.temperature <= 2, "temperature", "in [0, 2]")
+        need(is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "in (0, 1]")
+        need(isinstance(self.top_k, int) and self.top_k >= -1, "top_k", "-1 or 0 (off), or at least 1")
+        need(is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", "in [0, 1]")
+        for name in ("presence_penalty", "frequency_penalty"):
+            need(is_number(getattr(self, name)) and -2 <= getattr(self, name) <= 2, name, "in [-2, 2]")
+        need(
+            is_number(self.repetition_penalty) and 0 < self.repetition_penalty <= 1e4,
+            "repetition_penalty",
+            "above 0 (1 is off)",
+        )
+        need(self.seed is None or -(2**63) <= self.seed < 2**64, "seed", "a 64-bit integer")
+        need(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1")
+        need(self.min_tokens >= 0, "min_tokens", "at least 0")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise RequestError(
+                f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}.", param="min_tokens"
+            )
+        need(all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings")
+        need(all(isinstance(s, str) and s for s in self.bad_words), "bad_words", "non-empty strings")
+        need(self.allowed_token_ids != (), "allowed_token_ids", "at least one token id")
+        need(self.logprobs is None or self.logprobs >= 0, "logprobs", "at least 0")
+        need(self.prompt_logprobs is None or self.prompt_logprobs >= 0, "prompt_logprobs", "at least 0")
+        if self.logit_bias:
+            if len(self.logit_bias) > MAX_LOGIT_BIAS:
+                raise RequestError(
+                    f"logit_bias must have at most {MAX_LOGIT_BIAS} entries, got {len(self.logit_bias)}.",
+                    param="logit_bias",
+                )
+            for token_id, bias in self.logit_bias.items():
+                if not is_number(bias):
+                    raise RequestError(
+                        f"logit_bias must map token ids to numbers, got {bias!r} for {token_id!r}.", param="logit_bias"
+                    )
+        if self.stop and not self.detokenize:
+            raise RequestError("stop needs detokenize=True.", param="stop")
+
+    def check_vocabulary(self, vocab_size: int, max_logprobs: int) -> None:
+        """Refuse token ids outside the model's vocabulary and more logprobs than the server gives."""
+        for name, ids in (
+            ("logit_bias", tuple(self.logit_bias or ())),
+            ("allowed_token_ids", self.allowed_token_ids or ()),
+            ("stop_token_ids", self.stop_token_ids),
+        ):
+            outside = [i for i in ids if not 0 <= i < vocab_size]
+            if outside:
+                raise RequestError(
+                    f"{name} has token ids outside the vocabulary of {vocab_size}: {outside[:5]}.", param=name
+                )
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None and value > max_logprobs:
+                raise RequestError(f"{name} must be at most {max_logprobs}, got {value}.", param=name)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is taken: vLLM treats temperatures below 1e-5 as zero."""
+        return self.temperature < 1e-5
