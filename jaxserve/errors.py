@@ -36,3 +36,11 @@ class EngineDeadError(JaxserveError):
 
 class RecompileError(JaxserveError):
     """A step asked for a shape outside the compiled lattice under --forbid-recompile."""
+
+
+class RequestFailedError(JaxserveError):
+    """The engine gave up on this one request, through no fault of its text (HTTP 500)."""
+
+
+class ShuttingDownError(JaxserveError):
+    """The front end is draining: what runs may finish, nothing new is taken (HTTP 503)."""
