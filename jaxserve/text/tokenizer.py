@@ -1,0 +1,153 @@
+"""Text to token ids and back: one thin face over the `tokenizers` library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from tokenizers import Tokenizer as Backend
+from tokenizers import processors
+
+from jaxserve.errors import CheckpointError, RequestError
+from jaxserve.text.token_bytes import piece_decoder
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerParts:
+    """What a checkpoint says about its tokenizer.
+
+    `add_bos` and `add_eos` say whether encoding with special tokens puts them around the text; None leaves that to the
+    backend's own post-processor.
+    """
+
+    backend: Backend
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+    unk_token: str | None = None
+    add_bos: bool | None = None
+    add_eos: bool | None = None
+    chat_templates: Mapping[str, str] = field(default_factory=dict)  # by name; "default" is the usual one
+
+
+class Tokenizer:
+    """A tokenizer ready to use.  Safe to share between threads."""
+
+    def __init__(self, parts: TokenizerParts) -> None:
+        self.backend = parts.backend
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.bos_token = parts.bos_token
+        self.eos_token = parts.eos_token
+        self.pad_token = parts.pad_token
+        self.unk_token = parts.unk_token
+        self.bos_token_id = self._known_id("bos_token", parts.bos_token)
+        self.eos_token_id = self._known_id("eos_token", parts.eos_token)
+        self.pad_token_id = self._known_id("pad_token", parts.pad_token)
+        self.unk_token_id = self._known_id("unk_token", parts.unk_token)
+        self.chat_templates = dict(parts.chat_templates)
+        self._put_bos_eos(parts.add_bos, parts.add_eos)
+
+        added = self.backend.get_added_tokens_decoder()
+        self.added_ids: frozenset[int] = frozenset(added)
+        self.special_ids: frozenset[int] = frozenset(i for i, token in added.items() if token.special)
+        self._vocab = self.backend.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = max(self._vocab.values(), default=-1) + 1  # one above the highest id
+        self._pieces = piece_decoder(self.backend)
+        self._bytes_of: dict[int, bytes] = {}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The default chat template's source, if the checkpoint has one."""
+        return self.chat_templates.get("default")
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The named special tokens, as chat templates see them: {"bos_token": "<s>", …}."""
+        named = {name: getattr(self, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        return {name: token for name, token in named.items() if token is not None}
+
+    def encode(self, text: str, add_special_tokens: bool = True, *, param: str = "prompt") -> list[int]:
+        """Token ids of `text`.  Special tokens written in the text are recognised, as chat templates need.
+
+        Raises:
+            RequestError: the text holds lone surrogates, which no encoding can express; `param` names its field.
+        """
+        try:
+            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError as error:
+            if not isinstance(text, str):
+                raise
+            raise RequestError(
+                f"{param} is not valid Unicode: it has lone surrogates (\\ud800 to \\udfff).", param=param
+            ) from error
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """The text of `ids`.  Invalid UTF-8 becomes U+FFFD; ids without a token (padding of the model's vocabulary) nothing."""
+        skipped = self.special_ids if skip_special_tokens else frozenset()
+        data = b"".join([self.token_bytes(i) for i in ids if i not in skipped])
+        return data[self.num_leading_spaces(data) :].decode("utf-8", errors="replace")
+
+    def num_leading_spaces(self, data: bytes) -> int:
+        """How many bytes at the start of a text are the tokenizer's own spaces and no part of the text."""
+        limit = self._pieces.strip_start
+        return min(limit, len(data) - len(data.lstrip(b" "))) if limit else 0
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for in the middle of a text; empty for ids without a token."""
+        found = self._bytes_of.get(token_id)
+        if found is None:
+            piece = self.id_to_token(token_id)
+            if piece is None:
+                found = b""
+            elif token_id in self.added_ids:
+                found = self._pieces.added_to_bytes(piece)
+            else:
+                found = self._pieces.to_bytes(piece)
+            self._bytes_of[token_id] = found
+        return found
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """The token as the vocabulary writes it, e.g. "Ġcapital"; None for ids without a token."""
+        return self.backend.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token in the vocabulary's own writing."""
+        return self._vocab.get(token)
+
+    def convert_ids_to_tokens(self, ids: Iterable[int], skip_special_tokens: bool = False) -> list[str]:
+        """The tokens as the vocabulary writes them; "" for ids without a token."""
+        skipped = self.special_ids if skip_special_tokens else frozenset()
+        return [self.id_to_token(i) or "" for i in ids if i not in skipped]
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token to id, added tokens included.  A copy."""
+        return dict(self._vocab)
+
+    def _known_id(self, name: str, token: str | None) -> int | None:
+        if token is None:
+            return None
+        token_id = self.backend.token_to_id(token)
+        if token_id is None:
+            raise CheckpointError(f"tokenizer: {name} {token!r} is not in the vocabulary")
+        return token_id
+
+    def _put_bos_eos(self, add_bos: bool | None, add_eos: bool | None) -> None:
+        """Make the backend's post-processor put BOS and EOS as told; leave it alone when told nothing."""
+        if add_bos is None and add_eos is None:
+            return
+        before, after, special_tokens = "", "", []
+        if add_bos:
+            if self.bos_token is None or self.bos_token_id is None:
+                raise CheckpointError("tokenizer: add_bos_token is set but there is no bos_token")
+            before = "$BOS "
+            special_tokens.append((self.bos_token, self.bos_token_id))
+        if add_eos:
+            if self.eos_token is None or self.eos_token_id is None:
+                raise CheckpointError("tokenizer: add_eos_token is set but there is no eos_token")
+            after = " $EOS"
+            special_tokens.append((self.eos_token, self.eos_token_id))
+        single = ([self.bos_token] if before else []) + ["$A"] + ([self.eos_token] if after else [])
+        self.backend.post_processor = processors.TemplateProcessing(
+            single=single, pair=[*single, "$B"], special_tokens=special_tokens
+        )
