@@ -1,0 +1,289 @@
+"""Which sequences run in the next step, with how many tokens: continuous batching under a token budget."""
+
+from __future__ import annotations
+
+import heapq
+from bisect import insort
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from jaxserve.engine.pages import PageAllocator
+from jaxserve.engine.plan import ON_DEVICE, Admission, PlanEntry, StepPlan, StepResult
+from jaxserve.engine.protocol import CoreRequest, TokenOutput
+from jaxserve.engine.sequence import Sequence
+from jaxserve.outputs import FINISH_LENGTH, FINISH_STOP
+
+
+@dataclass(slots=True)
+class SchedulerCounters:
+    """Totals since start."""
+
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    num_preemptions: int = 0
+    num_steps: int = 0
+
+
+class Scheduler:
+    """Owns the sequences, their slots and pages.  `schedule` plans a step, `commit` takes its result.
+
+    Several plans may be out at once: device steps run in the order they were dispatched, so a page may be given away
+    while an earlier step still writes to it, and a token that is still in flight may be the next step's input.
+    """
+
+    def __init__(
+        self, allocator: PageAllocator, *, page_size: int, max_num_seqs: int, token_budget: int, max_model_len: int
+    ) -> None:
+        self.allocator = allocator
+        self.counters = SchedulerCounters()
+        self._page_size = page_size
+        self._token_budget = token_budget
+        self._max_model_len = max_model_len
+        self._free_slots = list(range(max_num_seqs - 1, -1, -1))
+        self._running: list[Sequence] = []  # in Sequence.order
+        self._waiting: list[tuple[tuple[int, float, int], Sequence]] = []  # heap
+        self._by_id: dict[str, Sequence] = {}
+        self._by_seq_id: dict[int, Sequence] = {}
+        self._next_seq_id = 0
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._by_id) - len(self._running)
+
+    def request_ids(self) -> list[str]:
+        return list(self._by_id)
+
+    def add(self, request: CoreRequest) -> None:
+        """Queue a request whose prompt and pages fit (the front end checked the length)."""
+        assert request.request_id not in self._by_id, f"request {request.request_id} is already here"
+        assert 0 < len(request.prompt_token_ids) < self._max_model_len
+        seq = Sequence(self._next_seq_id, request)
+        self._next_seq_id += 1
+        self._by_id[request.request_id] = seq
+        self._by_seq_id[seq.seq_id] = seq
+        heapq.heappush(self._waiting, (seq.order, seq))
+
+    def abort(self, request_id: str) -> bool:
+        """Drop a request; its pages are free at once.  False if it is not here (any more)."""
+        seq = self._by_id.get(request_id)
+        if seq is None:
+            return False
+        self._finish(seq)
+        return True
+
+    def schedule(self) -> StepPlan | None:
+        """The next step, or None if no sequence can advance before a step in flight comes back."""
+        budget = self._token_budget
+        planned: dict[int, PlanEntry] = {}  # seq_id -> entry
+        admissions: list[Admission] = []
+        preemptions_before = self.counters.num_preemptions
+        # Decodes first: a long prompt must not stall the answers that are already streaming.
+        for wants_decode in (True, False):
+            for seq in list(self._running):
+                count = min(self._num_schedulable(seq), budget)
+                if count == 0 or seq.slot < 0 or seq.seq_id in planned or (count == 1) != wants_decode:
+                    continue
+                if self._grow(seq, count, planned):
+                    planned[seq.seq_id] = self._plan_entry(seq, count)
+                    budget -= count
+        if self.counters.num_preemptions == preemptions_before:
+            while budget and self._free_slots:
+                seq = self._pop_waiting()
+                if seq is None:
+                    break
+                if not self._admit(seq, budget):
+                    heapq.heappush(self._waiting, (seq.order, seq))
+                    break
+                admissions.append(
+                    Admission(slot=seq.slot, request=seq.request, token_ids=tuple(seq.token_ids))
+                )
+                entry = planned[seq.seq_id] = self._plan_entry(seq, min(seq.num_unscheduled, budget))
+                budget -= len(entry.token_ids)
+        if not planned:
+            return None
+        entries = sorted(planned.values(), key=lambda entry: len(entry.token_ids) > 1)
+        self.counters.num_steps += 1
+        return StepPlan(step_id=self.counters.num_steps, admissions=tuple(admissions), entries=tuple(entries))
+
+    def commit(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
+        """Take a step's tokens: append, register full pages, finish what is done."""
+        outputs = []
+        for index, entry in enumerate(plan.entries):
+            seq = self._by_seq_id.get(entry.seq_id)
+            if seq is None:
+                continue  # finished or aborted while the step was in flight
+            if entry.prompt_targets:
+                assert seq.prompt_logprobs is not None
+                seq.prompt_logprobs[entry.start : entry.start + len(entry.prompt_targets)] = result.prompt_logprobs[index]
+            if not entry.samples:
+                continue
+            seq.num_in_flight -= 1
+            token_id = result.token_ids[index]
+            seq.token_ids.append(token_id)
+            self._register_pages(seq)
+            finish_reason, stop_token_id = self._finish_reason(seq, token_id)
+            is_first = len(seq.token_ids) == seq.num_prompt_tokens + 1
+            logprobs = result.logprobs[index]
+            outputs.append(
+                TokenOutput(
+                    request_id=seq.request.request_id,
+                    token_ids=[token_id],
+                    logprobs=None if logprobs is None else [logprobs],
+                    prompt_logprobs=seq.finished_prompt_logprobs() if is_first else None,
+                    finish_reason=finish_reason,
+                    stop_token_id=stop_token_id,
+                    num_cached_tokens=seq.num_cached_tokens or 0,
+                )
+            )
+            if finish_reason is not None:
+                self._finish(seq)
+        return outputs
+
+    # ------------------------------------------------------------------ planning
+
+    def _num_schedulable(self, seq: Sequence) -> int:
+        """Input tokens that `seq` could run now."""
+        if seq.num_in_flight and (
+            seq.needs_host
+            or seq.num_tokens >= self._max_model_len
+            or seq.num_generated >= (seq.request.params.max_tokens or self._max_model_len)
+        ):
+            return 0  # the token in flight is certainly the last, or must be seen first
+        return seq.num_unscheduled
+
+    def _plan_entry(self, seq: Sequence, count: int) -> PlanEntry:
+        """Spend `count` tokens on `seq`, whose pages suffice."""
+        start = seq.num_scheduled
+        token_ids = tuple(seq.token_ids[start : start + count])
+        if len(token_ids) < count:
+            token_ids += (ON_DEVICE,)
+            assert len(token_ids) == count, "only the newest token can be unknown to the host"
+        samples = start + count == seq.num_tokens
+        targets: tuple[int, ...] = ()
+        if seq.wants_prompt_logprobs and start < seq.num_prompt_tokens - 1:
+            targets = tuple(seq.token_ids[start + 1 : min(start + count + 1, seq.num_prompt_tokens)])
+        entry = PlanEntry(
+            seq_id=seq.seq_id,
+            slot=seq.slot,
+            start=start,
+            token_ids=token_ids,
+            samples=samples,
+            num_generated=seq.num_generated,
+            page_offset=seq.num_planned_pages,
+            new_pages=tuple(seq.pages[seq.num_planned_pages :]),
+            tail_ids=seq.tail_ids(),
+            prompt_targets=targets,
+        )
+        seq.num_planned_pages = len(seq.pages)
+        seq.num_scheduled += count
+        self._register_pages(seq)
+        if samples:
+            seq.num_in_flight += 1
+        return entry
+
+    def _grow(self, seq: Sequence, count: int, planned: Collection[int]) -> bool:
+        """Get pages for `count` more tokens, preempting sequences that come after `seq` and are not planned yet.
+
+        False if that is not enough: `seq` keeps what it has and waits for those before it, which go on.  The first
+        sequence always finds victims or room, so there is always progress.
+        """
+        needed = -(-(seq.num_scheduled + count) // self._page_size) - len(seq.pages)
+        if needed <= 0:
+            return True
+        while (pages := self.allocator.allocate(needed)) is None:
+            victim = next(
+                (s for s in reversed(self._running) if s.order > seq.order and s.seq_id not in planned), None
+            )
+            if victim is None:
+                return False
+            self._preempt(victim)
+        seq.pages += pages
+        return True
+
+    def _preempt(self, seq: Sequence) -> None:
+        """Take slot and pages; the sequence starts over (from the prefix cache, with luck) when there is room."""
+        self.counters.num_preemptions += 1
+        self._running.remove(seq)
+        self._give_back(seq)
+        heapq.heappush(self._waiting, (seq.order, seq))
+
+    def _give_back(self, seq: Sequence) -> None:
+        self.allocator.release(seq.pages)
+        self._free_slots.append(seq.slot)
+        seq.pages = []
+        seq.slot = -1
+        seq.num_scheduled = 0
+        seq.num_registered_pages = 0
+        seq.num_planned_pages = 0
+
+    def _pop_waiting(self) -> Sequence | None:
+        """The first waiting sequence, if it may start now; aborted ones are dropped on the way."""
+        while self._waiting:
+            _, seq = heapq.heappop(self._waiting)
+            if seq.seq_id not in self._by_seq_id:
+                continue
+            if seq.num_in_flight:  # preempted a moment ago: its last token is still on the way
+                heapq.heappush(self._waiting, (seq.order, seq))
+                return None
+            return seq
+        return None
+
+    def _admit(self, seq: Sequence, budget: int) -> bool:
+        """Give `seq` a slot, what the prefix cache knows of it, and pages for its first chunk."""
+        num_tokens = len(seq.token_ids)
+        cached: list[int] = []
+        if not seq.wants_prompt_logprobs:  # those need every position to run
+            cached = self.allocator.match_prefix(seq.page_hashes(self._page_size))
+            cached = cached[: (num_tokens - 1) // self._page_size]  # the last token must run, to give logits
+        num_cached = len(cached) * self._page_size
+        count = min(num_tokens - num_cached, budget)
+        self.allocator.acquire(cached)
+        fresh = self.allocator.allocate(-(-(num_cached + count) // self._page_size) - len(cached))
+        if fresh is None:
+            self.allocator.release(cached)
+            return False
+        if not seq.wants_prompt_logprobs:
+            self.counters.prefix_cache_queries += num_tokens
+            self.counters.prefix_cache_hits += num_cached
+        if seq.num_cached_tokens is None:
+            seq.num_cached_tokens = num_cached
+        seq.pages = cached + fresh
+        seq.num_registered_pages = len(cached)
+        seq.num_scheduled = num_cached
+        seq.slot = self._free_slots.pop()
+        insort(self._running, seq, key=lambda s: s.order)
+        return True
+
+    # ------------------------------------------------------------------ committing
+
+    def _register_pages(self, seq: Sequence) -> None:
+        """Name the pages whose tokens are all known and whose keys and values are written or being written."""
+        full = min(seq.num_scheduled, len(seq.token_ids)) // self._page_size
+        for index in range(seq.num_registered_pages, full):
+            self.allocator.register(seq.pages[index], seq.page_hash(index, self._page_size))
+        seq.num_registered_pages = max(seq.num_registered_pages, full)
+
+    def _finish_reason(self, seq: Sequence, token_id: int) -> tuple[str | None, int | None]:
+        request = seq.request
+        num_generated = len(seq.token_ids) - seq.num_prompt_tokens
+        if num_generated > request.params.min_tokens:
+            if token_id in request.eos_token_ids:
+                return FINISH_STOP, None
+            if token_id in request.params.stop_token_ids:
+                return FINISH_STOP, token_id
+        if num_generated >= (request.params.max_tokens or self._max_model_len):
+            return FINISH_LENGTH, None
+        if len(seq.token_ids) >= self._max_model_len:
+            return FINISH_LENGTH, None
+        return None, None
+
+    def _finish(self, seq: Sequence) -> None:
+        if seq.slot >= 0:
+            self._running.remove(seq)
+            self._give_back(seq)
+        del self._by_id[seq.request.request_id]
+        del self._by_seq_id[seq.seq_id]

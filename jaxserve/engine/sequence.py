@@ -1,0 +1,110 @@
+"""One sequence being generated: host integers only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from jaxserve.engine.pages import PageHash, hash_page, root_hash
+from jaxserve.engine.protocol import CoreRequest, TokenLogprobs
+
+
+class Sequence:
+    """Tokens, pages and progress of one sequence.
+
+    Scheduled and returned tokens are counted apart, since a step is planned before the one ahead of it has come back:
+    `token_ids` holds what the host knows, `num_in_flight` counts tokens that were sampled by dispatched steps and
+    are so far known to the device alone.
+    """
+
+    __slots__ = (
+        "_hashes",
+        "num_cached_tokens",
+        "num_in_flight",
+        "num_planned_pages",
+        "num_prompt_tokens",
+        "num_registered_pages",
+        "num_scheduled",
+        "pages",
+        "prompt_logprobs",
+        "request",
+        "seq_id",
+        "slot",
+        "token_ids",
+    )
+
+    def __init__(self, seq_id: int, request: CoreRequest) -> None:
+        self.seq_id = seq_id
+        self.request = request
+        self.token_ids = list(request.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.pages: list[int] = []
+        self.num_registered_pages = 0  # leading pages that came from the prefix cache or were offered to it
+        self.num_planned_pages = 0  # leading pages that the runner has been told of
+        self.slot = -1  # row of the device's per-sequence state while running
+        self.num_scheduled = 0  # positions whose keys and values are written or being written
+        self.num_in_flight = 0
+        self.num_cached_tokens: int | None = None  # prompt tokens found in the prefix cache, at first admission
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+        if request.params.prompt_logprobs is not None:
+            self.prompt_logprobs = [None] * (self.num_prompt_tokens - 1)
+        self._hashes: list[PageHash] = []
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that exist, on the host or on the device."""
+        return len(self.token_ids) + self.num_in_flight
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens sampled so far, in flight or returned."""
+        return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def num_unscheduled(self) -> int:
+        """Tokens whose keys and values no step has been told to write."""
+        return self.num_tokens - self.num_scheduled
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether prompt log-probabilities are still missing."""
+        return self.prompt_logprobs is not None and None in self.prompt_logprobs
+
+    @property
+    def order(self) -> tuple[int, float, int]:
+        """Who goes first: low priority value, then early arrival."""
+        return (self.request.priority, self.request.arrival_time, self.seq_id)
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether the next token's mask depends on the last token, so that no step may be planned ahead."""
+        return any(len(ids) > 1 for ids in self.request.bad_word_ids)
+
+    def tail_ids(self) -> tuple[int, ...]:
+        """The newest generated tokens, as many as a bad word can look back on; empty if no mask needs them."""
+        if not self.needs_host:
+            return ()
+        reach = max(len(ids) for ids in self.request.bad_word_ids) - 1
+        return tuple(self.token_ids[max(self.num_prompt_tokens, len(self.token_ids) - reach) :])
+
+    def finished_prompt_logprobs(self) -> list[TokenLogprobs] | None:
+        """All prompt log-probabilities, once every position has run."""
+        if self.prompt_logprobs is None:
+            return None
+        assert not self.wants_prompt_logprobs
+        return [item for item in self.prompt_logprobs if item is not None]
+
+    def page_hashes(self, page_size: int) -> Iterator[PageHash]:
+        """Names of the full pages of the tokens known to the host, in order; computed once each."""
+        for index in range(len(self.token_ids) // page_size):
+            if index == len(self._hashes):
+                parent = self._hashes[-1] if self._hashes else root_hash(self.request.cache_salt)
+                start = index * page_size
+                self._hashes.append(hash_page(parent, self.token_ids[start : start + page_size]))
+            yield self._hashes[index]
+
+    def page_hash(self, index: int, page_size: int) -> PageHash:
+        """Name of full page `index`."""
+        if index >= len(self._hashes):
+            for _ in self.page_hashes(page_size):
+                pass
+        return self._hashes[index]
