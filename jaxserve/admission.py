@@ -1,0 +1,110 @@
+"""The door: checks one request against the model and fans it out into core requests."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from jaxserve.engine.protocol import CoreRequest
+from jaxserve.errors import RequestError
+from jaxserve.inputs import Prompt, TokenizedPrompt, check_prompt, tokenize_prompt
+from jaxserve.output_processor import RequestState
+from jaxserve.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from jaxserve.engine.protocol import EngineInfo
+    from jaxserve.loading.checkpoint import GenerationDefaults
+    from jaxserve.text.tokenizer import Tokenizer
+
+MAX_N = 16384  # answers to one prompt, vLLM's limit: n alone must not exhaust the host's memory
+SEED_SPACE = 2**64
+
+
+class Admission:
+    """What a request is checked against, and the source of seeds for requests that bring none."""
+
+    def __init__(
+        self, info: EngineInfo, tokenizer: Tokenizer, defaults: GenerationDefaults, seed: int | None = None
+    ) -> None:
+        """`seed` makes the drawn seeds, and so the answers, a function of the order of requests."""
+        self.info = info
+        self.tokenizer = tokenizer
+        self.defaults = defaults
+        self._seeds: random.Random = random.SystemRandom() if seed is None else random.Random(seed)
+        eos = {*defaults.eos_token_ids}
+        if tokenizer.eos_token_id is not None:
+            eos.add(tokenizer.eos_token_id)
+        self.eos_token_ids = tuple(sorted(eos))
+
+    def default_sampling_params(self, **overrides: Any) -> SamplingParams:
+        """The model's own sampling defaults (generation_config.json), and `overrides` over them."""
+        return SamplingParams(**{**self.defaults.sampling, **overrides})
+
+    def admit(
+        self,
+        request_id: str,
+        prompt: Prompt | TokenizedPrompt,
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> RequestState:
+        """The checked request with its n core requests.  Raises RequestError naming the wrong field."""
+        tokenized = tokenize_prompt(prompt, self.tokenizer)
+        check_prompt(tokenized, self.info)
+        params.check_vocabulary(self.info.vocab_size, self.info.max_logprobs)
+        if params.n > MAX_N:
+            raise RequestError(f"n must be at most {MAX_N}, got {params.n}.", param="n")
+        core = CoreRequest(
+            request_id=request_id,
+            prompt_token_ids=tokenized.token_ids,
+            params=self._core_params(params, self.info.max_model_len - len(tokenized.token_ids)),
+            eos_token_ids=() if params.ignore_eos else self.eos_token_ids,
+            bad_word_ids=bad_word_ids(params.bad_words, self.tokenizer),
+            priority=priority,
+            arrival_time=time.monotonic(),
+            cache_salt=cache_salt,
+        )
+        return RequestState(request_id, tokenized, params, _fan_out(core, params.n), self.tokenizer)
+
+    def _core_params(self, params: SamplingParams, room: int) -> SamplingParams:
+        """What the engine needs to know: one answer, a seed, a max_tokens that fits; texts stay here."""
+        max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        return replace(
+            params,
+            n=1,
+            seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
+            max_tokens=max_tokens,
+            min_tokens=min(params.min_tokens, max_tokens),
+            stop=(),
+            bad_words=(),
+        )
+
+
+def bad_word_ids(bad_words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """Token sequences of each word, as a text's beginning and within a text (after a space)."""
+    found: dict[tuple[int, ...], None] = {}  # in order, each once
+    for word in bad_words:
+        for text in (word.lstrip(), " " + word.lstrip()):
+            token_ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+            if token_ids:
+                found[token_ids] = None
+    return tuple(found)
+
+
+def _fan_out(core: CoreRequest, n: int) -> list[CoreRequest]:
+    """n requests with ids "{id}-{i}" and seeds seed+i; the prompt's log-probabilities come from the first."""
+    if n == 1:
+        return [core]
+    assert core.params.seed is not None
+    first = replace(core, request_id=f"{core.request_id}-0")
+    rest_params = replace(core.params, prompt_logprobs=None)
+    rest = []
+    for i in range(1, n):
+        seed = core.params.seed + i
+        params = replace(rest_params, seed=seed if seed < SEED_SPACE else seed - SEED_SPACE)
+        rest.append(replace(core, request_id=f"{core.request_id}-{i}", params=params))
+    return [first, *rest]

@@ -1,0 +1,256 @@
+"""The asynchronous front end: many requests on one event loop, answers streamed as the engine gives them."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from jaxserve.admission import Admission
+from jaxserve.assembly import assemble
+from jaxserve.errors import EngineDeadError, QueueFullError, ShuttingDownError
+from jaxserve.inputs import Prompt, TokenizedPrompt, tokenize_prompt
+from jaxserve.output_processor import OutputProcessor
+from jaxserve.request_stream import Inbox, RequestStream
+
+if TYPE_CHECKING:
+    from jaxserve.config import EngineConfig
+    from jaxserve.engine.protocol import EngineClient, EngineInfo, EngineStats, TokenOutput
+    from jaxserve.loading.checkpoint import GenerationDefaults
+    from jaxserve.sampling_params import SamplingParams
+    from jaxserve.text.tokenizer import Tokenizer
+
+LONG_TEXT = 8192  # characters beyond which tokenizing would hold up the event loop (about 2 ms)
+
+
+class AsyncLLM:
+    """A started engine and the requests in flight.
+
+    All methods but `shutdown` and the properties are called on one event loop's thread: the loop of the first
+    `generate`, or a later one once nothing is in flight any more.
+    """
+
+    def __init__(
+        self,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        defaults: GenerationDefaults,
+        *,
+        seed: int | None = None,
+        max_num_queued_reqs: int | None = None,
+    ) -> None:
+        """Takes an unstarted client and starts it.
+
+        `seed` draws the seeds of requests without one; `max_num_queued_reqs` is how many sequences may wait
+        for the engine before new requests are refused.
+        """
+        self._client = client
+        self._admission = Admission(client.info, tokenizer, defaults, seed)
+        self._max_num_queued_reqs = max_num_queued_reqs
+        self._processor = OutputProcessor()
+        self._inboxes: dict[str, Inbox] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._error: Exception | None = None
+        self._is_draining = False
+        self._is_shut_down = False
+        self._idle = asyncio.Event()  # set while nothing is in flight
+        self._idle.set()
+        client.start(self._on_outputs, self._on_dead)
+
+    @classmethod
+    def from_engine_config(cls, config: EngineConfig) -> AsyncLLM:
+        """Load the model of `config` into an engine in this process.  Blocks while it loads and compiles."""
+        parts = assemble(config)
+        return cls(
+            parts.client,
+            parts.tokenizer,
+            parts.defaults,
+            seed=config.seed,
+            max_num_queued_reqs=config.max_num_queued_reqs,
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine settled on at start."""
+        return self._client.info
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._admission.tokenizer
+
+    @property
+    def error(self) -> Exception | None:
+        """What the engine died of."""
+        return self._error
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the engine can no longer answer."""
+        return self._error is not None
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether new requests are refused because the front end is going down."""
+        return self._is_draining
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests submitted and not ended."""
+        return len(self._processor)
+
+    def stats(self) -> EngineStats:
+        """The engine's counters."""
+        return self._client.stats()
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget cached prefixes; False when pages are in use."""
+        return self._client.reset_prefix_cache()
+
+    def default_sampling_params(self, **overrides: Any) -> SamplingParams:
+        """The model's own sampling defaults (generation_config.json), and `overrides` over them."""
+        return self._admission.default_sampling_params(**overrides)
+
+    async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
+        """Token ids of a prompt; a long text is tokenized on another thread.  `generate` takes the result."""
+        text = prompt.get("prompt") if isinstance(prompt, dict) else prompt
+        if isinstance(text, str) and len(text) > LONG_TEXT:
+            return await asyncio.to_thread(tokenize_prompt, prompt, self.tokenizer)
+        return tokenize_prompt(prompt, self.tokenizer)
+
+    def generate(
+        self,
+        prompt: Prompt | TokenizedPrompt,
+        params: SamplingParams,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> RequestStream:
+        """Submit a request now; iterate over the result for its outputs (see RequestStream for how it ends).
+
+        Refuses at once, before anything is submitted: RequestError (names the field), QueueFullError,
+        ShuttingDownError, EngineDeadError.  While iterating: EngineDeadError, RequestFailedError.
+        """
+        loop = self._bind_loop()
+        self._check_open()
+        request_id = request_id or uuid.uuid4().hex
+        state = self._admission.admit(request_id, prompt, params, priority=priority, cache_salt=cache_salt)
+        self._processor.add(state)
+        inbox = self._inboxes[request_id] = Inbox(state, loop)
+        self._idle.clear()
+        try:
+            self._client.submit(state.core_requests)
+        except BaseException:
+            self._forget(request_id)
+            raise
+        return RequestStream(inbox, loop, self._drop)
+
+    def abort(self, request_id: str) -> bool:
+        """End a request: its reader gets a last output, finish_reason "abort".  False if not in flight."""
+        inbox = self._inboxes.get(request_id)
+        if inbox is None:
+            return False
+        self._drop(inbox)
+        inbox.state.abort()
+        inbox.wake()
+        return True
+
+    async def drain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  # a limit, not a failure
+        """Refuse new requests, wait up to `timeout` seconds for those in flight, then abort the rest."""
+        self._is_draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout)
+        except TimeoutError:
+            for request_id in list(self._inboxes):
+                self.abort(request_id)
+
+    def shutdown(self) -> None:
+        """Stop the engine.  Readers still waiting get EngineDeadError.  Shutting down twice is fine."""
+        if self._is_shut_down:
+            return
+        self._is_shut_down = self._is_draining = True
+        self._client.shutdown()
+        self._call_on_loop(self._fail_all, EngineDeadError("the engine was shut down"))
+
+    def _bind_loop(self) -> asyncio.AbstractEventLoop:
+        """The running loop, which all requests in flight must share."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None and self._loop.is_closed():
+                for request_id in list(self._inboxes):  # their readers went with their loop
+                    self._drop(self._inboxes[request_id])
+            if self._inboxes:
+                raise RuntimeError("AsyncLLM has requests in flight on another event loop; use one at a time")
+            self._loop = loop
+            self._idle = asyncio.Event()  # an Event belongs to the loop that first waits on it
+        return loop
+
+    def _check_open(self) -> None:
+        if self._error is not None:
+            raise EngineDeadError(f"the engine is dead: {self._error}") from self._error
+        if self._is_draining:
+            raise ShuttingDownError("the server is shutting down and takes no new requests")
+        limit = self._max_num_queued_reqs
+        if limit is None:
+            return
+        # What the engine reports lags behind what was submitted in this turn of the loop, so both are asked.
+        beyond_running = self._processor.num_sequences - self.info.max_num_seqs
+        num_waiting = max(beyond_running, self._client.stats().num_waiting)
+        if num_waiting >= limit:
+            raise QueueFullError(
+                f"{num_waiting} requests are waiting and max_num_queued_reqs is {limit}; try again later"
+            )
+
+    def _drop(self, inbox: Inbox) -> None:
+        """Forget a request and tell the engine to stop working on it."""
+        request_id = inbox.state.request_id
+        if self._inboxes.get(request_id) is not inbox:
+            return  # it has ended, and its id may be in use again
+        running = self._forget(request_id)
+        if running and self._error is None:
+            self._client.abort(running)
+
+    def _forget(self, request_id: str) -> list[str]:
+        """Take a request out of the registry; the core requests of it that were still running."""
+        self._inboxes.pop(request_id, None)
+        if not self._inboxes:
+            self._idle.set()
+        return self._processor.drop(request_id)
+
+    def _on_outputs(self, outputs: Sequence[TokenOutput]) -> None:
+        """From the client's thread: one wake-up of the loop for a whole step's outputs."""
+        self._call_on_loop(self._deliver, outputs)
+
+    def _deliver(self, outputs: Sequence[TokenOutput]) -> None:
+        changed, aborts = self._processor.process(outputs)
+        if aborts:
+            self._client.abort(aborts)
+        for state in changed:
+            inbox = self._inboxes[state.request_id]
+            inbox.wake()
+            if state.is_finished or state.error is not None:
+                self._forget(state.request_id)
+
+    def _on_dead(self, error: Exception) -> None:
+        """From the client's thread: the engine cannot go on."""
+        self._error = error
+        self._call_on_loop(self._fail_all, error)
+
+    def _fail_all(self, error: Exception) -> None:
+        for request_id, inbox in list(self._inboxes.items()):
+            dead = EngineDeadError(f"the engine died: {error}")
+            dead.__cause__ = error
+            self._forget(request_id)
+            inbox.fail(dead)
+
+    def _call_on_loop(self, function: Any, argument: Any) -> None:
+        """Run on the loop's thread; when the loop is gone, so is everybody who could listen."""
+        if self._loop is None:
+            return
+        try:
+            self._loop.call_soon_threadsafe(function, argument)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise

@@ -1,0 +1,109 @@
+"""What a caller may hand over as a prompt, and the check that turns it into token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+
+from jaxserve.errors import RequestError
+
+if TYPE_CHECKING:
+    from jaxserve.engine.protocol import EngineInfo
+    from jaxserve.text.tokenizer import Tokenizer
+
+
+class TextPrompt(TypedDict):
+    """Text still to be tokenized."""
+
+    prompt: str
+
+
+class TokensPrompt(TypedDict):
+    """Ready token ids; `prompt`, when there, is the text they came from and is only handed back."""
+
+    prompt_token_ids: Sequence[int]
+    prompt: NotRequired[str | None]
+
+
+Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPrompt:
+    """A prompt as the engine wants it, and its text where the caller gave text."""
+
+    token_ids: list[int]
+    text: str | None = None
+
+
+def tokenize_prompt(prompt: Prompt | TokenizedPrompt, tokenizer: Tokenizer) -> TokenizedPrompt:
+    """Token ids of a prompt in any accepted shape; text gets the tokenizer's own special tokens (BOS).
+
+    Raises RequestError (param "prompt") for any other shape.  Safe to call from any thread.
+    """
+    if isinstance(prompt, TokenizedPrompt):
+        return prompt
+    if isinstance(prompt, str):
+        return TokenizedPrompt(tokenizer.encode(prompt, add_special_tokens=True), prompt)
+    if isinstance(prompt, Mapping):
+        return _from_mapping(prompt, tokenizer)
+    return TokenizedPrompt(_as_token_ids(prompt))
+
+
+def check_prompt(prompt: TokenizedPrompt, info: EngineInfo) -> None:
+    """Refuse a prompt that is empty, outside the vocabulary, or leaves no room for an answer token."""
+    token_ids = prompt.token_ids
+    if not token_ids:
+        raise RequestError("prompt must not be empty: it has no tokens.", param="prompt")
+    if min(token_ids) < 0 or max(token_ids) >= info.vocab_size:
+        outside = [i for i in token_ids if not 0 <= i < info.vocab_size]
+        raise RequestError(
+            f"prompt has token ids outside the vocabulary of {info.vocab_size}: {outside[:5]}.",
+            param="prompt",
+        )
+    if len(token_ids) >= info.max_model_len:
+        raise RequestError(
+            f"This model's maximum context length is {info.max_model_len} tokens for prompt and answer, and "
+            f"the prompt has {len(token_ids)}. Shorten it to at most {info.max_model_len - 1}.",
+            param="prompt",
+        )
+
+
+def is_single_prompt(prompts: object) -> bool:
+    """Whether an argument is one prompt rather than a list of them ([1, 2, 3] is one, of token ids)."""
+    if isinstance(prompts, str | Mapping | TokenizedPrompt):
+        return True
+    return isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], int)
+
+
+def _from_mapping(prompt: Mapping[str, Any], tokenizer: Tokenizer) -> TokenizedPrompt:
+    unknown = sorted(set(prompt) - {"prompt", "prompt_token_ids"})
+    if unknown:
+        raise RequestError(
+            f"prompt has unknown keys {unknown}: use 'prompt' (text) or 'prompt_token_ids'.", param="prompt"
+        )
+    text = prompt.get("prompt")
+    if text is not None and not isinstance(text, str):
+        raise RequestError(f"prompt['prompt'] must be text, got {type(text).__name__}.", param="prompt")
+    token_ids = prompt.get("prompt_token_ids")
+    if token_ids is not None:
+        return TokenizedPrompt(_as_token_ids(token_ids), text)
+    if text is None:
+        raise RequestError("prompt needs 'prompt' (text) or 'prompt_token_ids'.", param="prompt")
+    return tokenize_prompt(text, tokenizer)
+
+
+def _as_token_ids(prompt: Any) -> list[int]:
+    """A plain list of ints: what msgpack carries and what `hash` of a page is computed over."""
+    try:
+        token_ids = list(prompt)
+    except TypeError:
+        raise RequestError(
+            f"prompt must be text, token ids or a dict of either, got {type(prompt).__name__}.",
+            param="prompt",
+        ) from None
+    wrong = [i for i in token_ids if isinstance(i, bool) or not hasattr(i, "__index__")]
+    if wrong:
+        raise RequestError(f"prompt token ids must be integers, got {wrong[0]!r}.", param="prompt")
+    return [i.__index__() for i in token_ids]
