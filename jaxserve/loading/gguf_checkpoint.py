@@ -1,0 +1,129 @@
+"""A GGUF file as a checkpoint: tensors under Hugging Face names and in Hugging Face layout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxserve.errors import CheckpointError
+from jaxserve.loading.checkpoint import TensorInfo
+from jaxserve.loading.gguf_config import generation_defaults_from_gguf, model_config_from_gguf
+from jaxserve.loading.gguf_dequantize import can_dequantize, dequantize
+from jaxserve.loading.gguf_file import GGUFTensor, read_gguf_header
+
+_ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1's frequency scaling, which belongs to the config
+
+_OUTER_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_LAYER_TENSOR = re.compile(r"blk\.(\d+)\.([a-z_]+)\.(weight|bias)")
+
+
+def hugging_face_name(name: str) -> str:
+    """The Hugging Face name of a GGUF tensor.
+
+    A name without a counterpart is given back as it is: the model's weight table refuses it by name.
+    """
+    if name in _OUTER_NAMES:
+        return _OUTER_NAMES[name]
+    match = _LAYER_TENSOR.fullmatch(name)
+    if match is None or match[2] not in _LAYER_NAMES:
+        return name
+    return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.{match[3]}"
+
+
+def unpermute_rows(rows: np.ndarray, num_heads: int) -> np.ndarray:
+    """Undo the row order that llama.cpp's converter gives to the q and k projections of its arch "llama".
+
+    llama.cpp rotates neighbouring components there, Hugging Face rotates component i with i + H/2, so the
+    converter interleaves the two halves of each head.  `rows` is [heads * H, ...], and so is the result.
+    """
+    pairs = rows.reshape(num_heads, -1, 2, *rows.shape[1:])  # [heads, H/2, 2, ...]
+    return pairs.swapaxes(1, 2).reshape(rows.shape)
+
+
+class GGUFCheckpoint:
+    """An opened .gguf file; implements jaxserve.loading.checkpoint.Checkpoint.
+
+    `fields` is the file's metadata (tokenizer and chat template included), in plain Python values.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read and check the header; no tensor data is touched.
+
+        Raises CheckpointError for a damaged or truncated file, an unsupported architecture or block type.
+        """
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file")
+        header = read_gguf_header(path)
+        self.path = path
+        self.fields: Mapping[str, Any] = header.fields
+        if self.fields.get("split.count", 1) > 1:
+            raise CheckpointError(
+                f"{path}: one of {self.fields['split.count']} parts of a split GGUF; join them with "
+                "`llama-gguf-split --merge` and give the result"
+            )
+        self._data = np.memmap(path, np.uint8, "r").view(np.ndarray)
+        self.config = model_config_from_gguf(self.fields, tuple(header.tensors), str(path))
+        self.defaults = generation_defaults_from_gguf(self.fields)
+        refused = {t.kind for t in header.tensors.values() if not can_dequantize(t.kind)}
+        self._by_name: dict[str, GGUFTensor] = {}
+        for tensor in header.tensors.values():
+            if tensor.kind in refused:
+                raise CheckpointError(
+                    f"{path}: tensor {tensor.name!r} is stored as {tensor.kind.name}, which cannot be read"
+                )
+            if tensor.name != _ROPE_FACTORS:
+                self._by_name[hugging_face_name(tensor.name)] = tensor
+        self._heads_of_permuted = self._find_permuted()
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return {name: TensorInfo(t.shape, t.kind.name) for name, t in self._by_name.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor in Hugging Face layout: float32, or for F32, F16 and BF16 a view of the file."""
+        tensor = self._by_name[name]
+        raw = self._data[tensor.start : tensor.start + tensor.num_bytes]
+        num_heads = self._heads_of_permuted.get(name)
+        if num_heads is not None:
+            # A block never crosses a row, so the rows can be put in order while they are still small.
+            raw = unpermute_rows(raw.reshape(tensor.shape[0], -1), num_heads).reshape(-1)
+        return dequantize(raw, tensor.kind).reshape(tensor.shape)
+
+    def _find_permuted(self) -> dict[str, int]:
+        """Names of the tensors whose rows are interleaved, and over how many heads."""
+        if self.fields["general.architecture"] != "llama":
+            return {}
+        heads = {"q_proj": self.config.num_heads, "k_proj": self.config.num_kv_heads}
+        found: dict[str, int] = {}
+        for name, tensor in self._by_name.items():
+            num_heads = heads.get(name.split(".")[-2])
+            if num_heads is None:
+                continue
+            if tensor.shape[0] % (2 * num_heads) or tensor.num_bytes % tensor.shape[0]:
+                raise CheckpointError(
+                    f"{self.path}: tensor {tensor.name!r}, {tensor.kind.name} of shape {tensor.shape}, "
+                    f"does not divide into {num_heads} heads of even width"
+                )
+            found[name] = num_heads
+        return found

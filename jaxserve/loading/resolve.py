@@ -1,0 +1,90 @@
+"""From what a user calls a model (path, hub name, short name) to an opened checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jaxserve.config import LoadFormat, ModelConfig
+from jaxserve.errors import CheckpointError, ConfigError
+from jaxserve.loading.checkpoint import Checkpoint, GenerationDefaults
+from jaxserve.loading.fetch import FETCHABLE_MODELS, fetch_model
+from jaxserve.loading.gguf_checkpoint import GGUFCheckpoint
+from jaxserve.loading.hub import download_from_hub, is_hub_name
+from jaxserve.loading.safetensors_checkpoint import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    SafetensorsCheckpoint,
+    read_hf_config,
+)
+
+
+def open_checkpoint(model: str, load_format: LoadFormat = "auto") -> Checkpoint:
+    """Find the model, download it if need be, and open it with every header and file size checked.
+
+    `model` is a directory in Hugging Face layout, a directory with one .gguf file, a .gguf file, OWNER/NAME on
+    the hub, or a short name of jaxserve.loading.fetch.  The format "dummy" has no checkpoint to open: see
+    open_config.  Raises CheckpointError, naming what was looked for.
+    """
+    if load_format == "dummy":
+        raise ConfigError(
+            "load_format='dummy': there is no checkpoint to open; use auto, safetensors or gguf"
+        )
+    path = _find(model, with_weights=True)
+    if path.is_dir() and _is_safetensors_directory(path, load_format):
+        return SafetensorsCheckpoint(path)
+    if load_format == "safetensors":
+        raise CheckpointError(
+            f"{path}: load_format='safetensors', but this is not a directory in Hugging Face layout"
+        )
+    return GGUFCheckpoint(_gguf_file(path))
+
+
+def open_config(model: str) -> tuple[ModelConfig, GenerationDefaults, Path]:
+    """The model's numbers without its weights: a directory that holds nothing but config.json will do.
+
+    The path is the directory or the .gguf file, where a tokenizer may be found too.
+    """
+    path = _find(model, with_weights=False)
+    if path.is_dir() and (path / "config.json").exists():
+        return *read_hf_config(path), path
+    checkpoint = GGUFCheckpoint(_gguf_file(path))
+    return checkpoint.config, checkpoint.defaults, checkpoint.path
+
+
+def _find(model: str, *, with_weights: bool) -> Path:
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    if model in FETCHABLE_MODELS:
+        return fetch_model(model)
+    if model.endswith(".gguf"):
+        raise CheckpointError(f"{model}: no such file")
+    if is_hub_name(model):
+        return download_from_hub(model, with_weights=with_weights)
+    raise CheckpointError(
+        f"{model}: no such path, and neither a hub name (OWNER/NAME) nor one of the short names "
+        f"{', '.join(FETCHABLE_MODELS)}"
+    )
+
+
+def _is_safetensors_directory(directory: Path, load_format: LoadFormat) -> bool:
+    """Whether to read a directory as safetensors; one without any weights too, for that error says most."""
+    if load_format != "auto":
+        return load_format == "safetensors"
+    has_safetensors = (directory / SINGLE_FILE).exists() or (directory / INDEX_FILE).exists()
+    return has_safetensors or not any(directory.glob("*.gguf"))
+
+
+def _gguf_file(path: Path) -> Path:
+    if not path.is_dir():
+        if path.suffix != ".gguf":
+            raise CheckpointError(f"{path}: neither a directory nor a .gguf file")
+        return path
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return files[0]
+    if not files:
+        raise CheckpointError(f"{path}: holds neither config.json nor a .gguf file")
+    raise CheckpointError(
+        f"{path}: holds {len(files)} .gguf files; give one of them: {', '.join(f.name for f in files)}"
+    )
