@@ -44,7 +44,9 @@ class SequenceState:
                 tokenizer, prompt.token_ids, params.skip_special_tokens, params.spaces_between_special_tokens
             )
             if params.stop:
-                self._stop_checker = StopChecker(params.stop, params.include_stop_str_in_output)
+                self._stop_checker = StopChecker(
+                    params.stop, params.include_stop_str_in_output, params.min_tokens
+                )
         if params.logprobs is not None:
             self.logprobs, self.cumulative_logprob = [], 0.0
             self._logprobs_builder = LogprobsBuilder(tokenizer if params.detokenize else None)
@@ -68,14 +70,9 @@ class SequenceState:
             self.finish(output.finish_reason, output.stop_token_id)
 
     def finish(self, reason: str, stop_reason: int | str | None = None) -> None:
-        """End the answer and release the text held back."""
+        """End the answer and release the text held back; half a character is never told."""
         self.finish_reason, self.stop_reason = reason, stop_reason
-        if self._detokenizer is None:
-            return
-        stop = self._push_text(self._detokenizer.flush())
-        if stop is not None:
-            self.finish_reason, self.stop_reason = FINISH_STOP, stop
-        elif self._stop_checker is not None and (held := self._stop_checker.flush()):
+        if self._stop_checker is not None and (held := self._stop_checker.flush()):
             self._text.append(held)
 
     def has_news(self) -> bool:
@@ -110,10 +107,9 @@ class SequenceState:
         )
 
     def _push_text(self, text: str) -> str | None:
-        """Add text; the stop string that it completes, if any."""
+        """Add one token's text; the stop string that it completes, if any."""
         stop = None
-        # Stop strings are looked for only in what follows the first min_tokens tokens, as in vLLM.
-        if self._stop_checker is not None and len(self.token_ids) > self._params.min_tokens:
+        if self._stop_checker is not None:
             text, stop = self._stop_checker.push(text)
         if text:
             self._text.append(text)

@@ -112,7 +112,9 @@ class ScriptedClient:
     def start(
         self, on_outputs: Callable[[Sequence[TokenOutput]], None], on_dead: Callable[[Exception], None]
     ) -> None:
-        self._thread = threading.Thread(target=self._run, args=(on_outputs, on_dead), name="scripted-engine")
+        self._thread = threading.Thread(
+            target=self._run, args=(on_outputs, on_dead), name="scripted-engine", daemon=True
+        )
         self._thread.start()
 
     def submit(self, requests: Sequence[CoreRequest]) -> None:

@@ -1,0 +1,170 @@
+"""The synchronous front end: a list of prompts in, a list of answers out."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import queue
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jaxserve.admission import Admission
+from jaxserve.assembly import EngineParts, assemble
+from jaxserve.config import EngineConfig
+from jaxserve.errors import ConfigError, EngineDeadError, RequestError
+from jaxserve.inputs import Prompt, TokenizedPrompt, is_single_prompt
+from jaxserve.output_processor import OutputProcessor, RequestState
+from jaxserve.progress import TokenBar
+from jaxserve.sampling_params import OutputKind, SamplingParams
+
+if TYPE_CHECKING:
+    from jaxserve.engine.protocol import EngineInfo, TokenOutput
+    from jaxserve.outputs import RequestOutput
+    from jaxserve.text.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+
+
+class LLM:
+    """A model loaded into this process.
+
+    Answers come from the engine's own thread and are collected on the caller's, without an event loop, so that
+    scripts and notebooks work alike.  Calls from several threads run one after another.
+    """
+
+    def __init__(self, model: str, **engine_options: Any) -> None:
+        """Load `model`; the options are the fields of EngineConfig.  Raises ConfigError, CheckpointError."""
+        config = engine_config(model, engine_options)
+        self._open(assemble(config), config.seed)
+
+    @classmethod
+    def from_parts(cls, parts: EngineParts, *, seed: int | None = None) -> LLM:
+        """An LLM around an unstarted engine client, wherever its engine runs."""
+        llm = cls.__new__(cls)
+        llm._open(parts, seed)
+        return llm
+
+    def _open(self, parts: EngineParts, seed: int | None) -> None:
+        self._client = parts.client
+        self._admission = Admission(parts.client.info, parts.tokenizer, parts.defaults, seed)
+        self._lock = threading.Lock()
+        self._request_ids = map(str, itertools.count())
+        self._events: queue.SimpleQueue[Sequence[TokenOutput] | Exception] = queue.SimpleQueue()
+        # The queue's own methods, not ours: the engine's thread must not keep an abandoned LLM alive.
+        parts.client.start(self._events.put, self._events.put)
+        self._finalizer = weakref.finalize(self, parts.client.shutdown)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine settled on at start."""
+        return self._client.info
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._admission.tokenizer
+
+    def get_default_sampling_params(self, **overrides: Any) -> SamplingParams:
+        """The model's own sampling defaults (generation_config.json), and `overrides` over them."""
+        return self._admission.default_sampling_params(**overrides)
+
+    def generate(
+        self,
+        prompts: Prompt | TokenizedPrompt | Sequence[Prompt | TokenizedPrompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer every prompt; the outputs are in the order of the prompts.
+
+        `prompts` is one prompt or a list: text, token ids, {"prompt": …} or {"prompt_token_ids": …}.  One
+        SamplingParams serves all prompts, a list gives one each, None means the model's defaults.
+
+        Raises RequestError before anything runs when a prompt or parameter is wrong, RequestFailedError when the
+        engine gave up on a request, EngineDeadError when it died.
+        """
+        if is_single_prompt(prompts):
+            prompts = [prompts]  # pyright: ignore[reportAssignmentType]  # is_single_prompt said so
+        all_params = self._params_for(len(prompts), sampling_params)
+        requests = []
+        for i, (prompt, params) in enumerate(zip(prompts, all_params, strict=True)):
+            final_only = dataclasses.replace(params, output_kind=OutputKind.FINAL_ONLY)
+            try:
+                requests.append(self._admission.admit(next(self._request_ids), prompt, final_only))
+            except RequestError as error:
+                if len(prompts) == 1:
+                    raise
+                raise RequestError(f"prompts[{i}]: {error}", param=error.param) from error
+        with self._lock:
+            return self._run(requests, use_tqdm)
+
+    def shutdown(self) -> None:
+        """Stop the engine.  Happens by itself when the LLM is no longer used or the interpreter ends."""
+        self._finalizer()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.shutdown()
+
+    def _params_for(
+        self, num_prompts: int, sampling_params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> Sequence[SamplingParams]:
+        if sampling_params is None:
+            sampling_params = self.get_default_sampling_params()
+        if isinstance(sampling_params, SamplingParams):
+            return [sampling_params] * num_prompts
+        if len(sampling_params) != num_prompts:
+            raise RequestError(
+                f"sampling_params must be one for all prompts or one for each: got {len(sampling_params)} "
+                f"for {num_prompts} prompts.",
+                param="sampling_params",
+            )
+        return sampling_params
+
+    def _run(self, requests: Sequence[RequestState], use_tqdm: bool) -> list[RequestOutput]:
+        processor = OutputProcessor()
+        for request in requests:
+            processor.add(request)
+        outputs: dict[str, RequestOutput] = {}
+        with TokenBar(len(requests), enabled=use_tqdm) as bar:
+            try:
+                self._client.submit([core for request in requests for core in request.core_requests])
+                while len(outputs) < len(requests):
+                    for output in self._next_outputs(processor, bar):
+                        outputs[output.request_id] = output
+            finally:  # after an error or Ctrl-C something still runs; its late outputs find no request
+                running = [
+                    core_id
+                    for request in processor.requests
+                    for core_id in processor.drop(request.request_id)
+                ]
+                if running:
+                    self._client.abort(running)
+        return [outputs[request.request_id] for request in requests]
+
+    def _next_outputs(self, processor: OutputProcessor, bar: TokenBar) -> list[RequestOutput]:
+        """Wait for a step; the requests that it finished."""
+        event = self._events.get()
+        if isinstance(event, Exception):
+            raise EngineDeadError(f"the engine died: {event}") from event
+        changed, aborts = processor.process(event)
+        if aborts:
+            self._client.abort(aborts)
+        finished = [output for request in changed if (output := request.take()) is not None]
+        num_prompt_tokens = sum(len(output.prompt_token_ids) for output in finished)
+        bar.update(len(finished), num_prompt_tokens, sum(len(output.token_ids) for output in event))
+        return finished
+
+
+def engine_config(model: str, options: Mapping[str, Any]) -> EngineConfig:
+    """EngineConfig from keyword options.  Raises ConfigError naming an unknown one and the nearest known."""
+    known = [f.name for f in dataclasses.fields(EngineConfig) if f.name != "model"]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise ConfigError(f"{name}={options[name]!r}: unknown engine option; {hint}")
+    return EngineConfig(model=model, **options)

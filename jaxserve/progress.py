@@ -1,0 +1,39 @@
+"""The progress bar of LLM.generate: requests done, tokens per second."""
+
+from __future__ import annotations
+
+import time
+
+from tqdm.auto import tqdm
+
+REFRESH_SECONDS = 0.25  # often enough to look alive, seldom enough to cost nothing
+
+
+class TokenBar:
+    """Counts finished requests, and prompt and answer tokens per second since it began."""
+
+    def __init__(self, num_requests: int, *, enabled: bool) -> None:
+        self._bar = tqdm(total=num_requests, desc="Generating", unit="req", disable=not enabled)
+        self._started_at = time.perf_counter()
+        self._refreshed_at = 0.0
+        self._num_prompt_tokens = 0
+        self._num_answer_tokens = 0
+
+    def __enter__(self) -> TokenBar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def update(self, num_finished: int, num_prompt_tokens: int, num_answer_tokens: int) -> None:
+        """Add requests that have finished, their prompt tokens, and answer tokens of any request."""
+        self._num_prompt_tokens += num_prompt_tokens
+        self._num_answer_tokens += num_answer_tokens
+        now = time.perf_counter()
+        if num_finished or now - self._refreshed_at > REFRESH_SECONDS:
+            elapsed = max(now - self._started_at, 1e-9)
+            prompt_speed, answer_speed = self._num_prompt_tokens / elapsed, self._num_answer_tokens / elapsed
+            speeds = f"prompt {prompt_speed:.0f} tok/s, answer {answer_speed:.0f} tok/s"
+            self._bar.set_postfix_str(speeds, refresh=not num_finished)
+            self._refreshed_at = now
+        self._bar.update(num_finished)
