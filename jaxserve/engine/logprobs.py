@@ -1,0 +1,49 @@
+"""Log-probabilities of chosen tokens and of the most likely ones, from raw logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxserve.engine import vocab_search
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["logprob", "rank", "top_ids", "top_logprobs"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class Logprobs:
+    """B positions, n alternatives each (n may be 0)."""
+
+    logprob: jax.Array  # [B] float32, of the chosen token
+    rank: jax.Array  # [B] int32, 1 + the number of tokens with a larger logit
+    top_ids: jax.Array  # [B, n] int32, most likely first, lowest id first among equals
+    top_logprobs: jax.Array  # [B, n] float32
+
+
+def gather_logprobs(logits: jax.Array, token_ids: jax.Array, num_logprobs: int) -> Logprobs:
+    """Logprobs of token_ids [B] and the num_logprobs likeliest tokens under softmax(logits [B, V])."""
+    logits = logits.astype(jnp.float32)
+    largest = logits.max(-1, keepdims=True)
+    log_total = jnp.log(jnp.exp(logits - largest).sum(-1, keepdims=True))  # [B, 1]
+    chosen = jnp.take_along_axis(logits, token_ids[:, None].astype(jnp.int32), axis=1)  # [B, 1]
+    top_values, top_ids = vocab_search.top_k(logits, num_logprobs)
+    return Logprobs(
+        logprob=((chosen - largest) - log_total)[:, 0],
+        rank=1 + (logits > chosen).sum(-1, dtype=jnp.int32),
+        top_ids=top_ids,
+        top_logprobs=(top_values - largest) - log_total,
+    )
+
+
+def prompt_logprobs(logits: jax.Array, target_ids: jax.Array, num_logprobs: int) -> Logprobs:
+    """Logprobs of prompt tokens: logits [C, V] of the positions before them, target_ids [C] int32.
+
+    Padding positions may carry any id within the vocabulary; the host drops their results.
+    """
+    return gather_logprobs(logits, target_ids, num_logprobs)

@@ -1,0 +1,83 @@
+"""One step's sampling: logits in, token ids and the new sampler state out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxserve.engine import vocab_search
+from jaxserve.engine.logprobs import Logprobs, gather_logprobs
+from jaxserve.engine.sampler_state import SamplerState
+from jaxserve.engine.sampling_filters import Filters, draw, draw_filtered
+from jaxserve.engine.sampling_noise import row_keys
+from jaxserve.engine.sampling_processors import apply_mask, apply_state
+from jaxserve.engine.sampling_rows import SamplingRows, Variant
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["ids", "logprobs"], meta_fields=[])
+@dataclass(frozen=True)
+class SampleOutput:
+    """What a step sampled; rows that were not active hold some valid id and mean nothing."""
+
+    ids: jax.Array  # [B] int32
+    logprobs: Logprobs | None  # under the raw logits; None when not asked for
+
+
+def sample(
+    logits: jax.Array,
+    rows: SamplingRows,
+    state: SamplerState,
+    *,
+    variant: Variant,
+    num_logprobs: int | None,
+    on_cpu: bool,
+) -> tuple[SampleOutput, SamplerState]:
+    """Choose a token per row of logits [B, V] float32; to be jitted with `state` donated.
+
+    variant: "greedy" takes the most likely token and reads no parameter; "temperature" draws; "random" also
+    filters (min_p, top_k, top_p); "full" also applies the mask, logit_bias and penalties, and counts the
+    sampled tokens. A row gets the same token from every variant that honours its parameters. num_logprobs:
+    alternatives to report beside the sampled token's own log-probability; None for neither. on_cpu: branch at
+    run time to skip what no row wants; False gives straight-line code for accelerators.
+
+    The token depends on the row's logits, parameters, seed and position alone: not on the other rows, B, or
+    the slot. Inactive rows write to the state's dummy row.  A row that allows no token at all gets token 0.
+    """
+    if rows.allowed_mask is not None and variant != "full":
+        raise ValueError(f"allowed_mask needs variant 'full', got {variant!r}")
+    slot = jnp.where(rows.is_active, rows.slot, state.num_slots)
+    x = logits.astype(jnp.float32)
+    if variant == "full":
+        x = _process(x, rows, state, slot, on_cpu=on_cpu)
+    ids = _choose(x, rows, variant, on_cpu=on_cpu)
+
+    state = replace(state, last_token=state.last_token.at[slot].set(ids))
+    if variant == "full":
+        counted = (rows.is_active & rows.uses_state).astype(jnp.int32)
+        state = replace(state, tokens_seen=state.tokens_seen.at[slot, ids].add(counted))
+    logprobs = None if num_logprobs is None else gather_logprobs(logits, ids, num_logprobs)
+    return SampleOutput(ids=ids, logprobs=logprobs), state
+
+
+def _process(
+    x: jax.Array, rows: SamplingRows, state: SamplerState, slot: jax.Array, *, on_cpu: bool
+) -> jax.Array:
+    if rows.allowed_mask is not None:
+        x = apply_mask(x, rows.allowed_mask)
+    if not on_cpu:
+        return apply_state(x, rows, state, slot)
+    return lax.cond(rows.uses_state.any(), lambda: apply_state(x, rows, state, slot), lambda: x)
+
+
+def _choose(x: jax.Array, rows: SamplingRows, variant: Variant, *, on_cpu: bool) -> jax.Array:
+    if variant == "greedy":
+        return vocab_search.argmax(x, on_cpu=on_cpu)
+    keys = row_keys(rows.seed_lo, rows.seed_hi, rows.position)
+    if variant == "temperature":
+        return draw(x, rows.temperature, keys, on_cpu=on_cpu)
+    filters = Filters(temperature=rows.temperature, top_k=rows.top_k, top_p=rows.top_p, min_p=rows.min_p)
+    return draw_filtered(x, filters, keys, on_cpu=on_cpu)
