@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 FINISH_STOP = "stop"  # end token, stop token or stop string
 FINISH_LENGTH = "length"  # max_tokens or the model's context
 FINISH_ABORT = "abort"  # the caller went away
+FINISH_ERROR = "error"  # the engine gave up on this request
 
 
 @dataclass(slots=True)

@@ -1,0 +1,124 @@
+"""A step plan as arrays: packed into one integer vector on the host, taken apart inside jit.
+
+One vector means one transfer a step.  Its layout is a function of the forward shape alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from jaxserve.engine.lattice import ForwardShape
+from jaxserve.engine.plan import StepPlan
+from jaxserve.kernels_pallas.metadata import AttentionMetadata
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """Inputs of a forward pass, inside jit."""
+
+    token_ids: jax.Array  # [T] int32; ON_DEVICE where the token sampled last in `slots` is meant
+    slots: jax.Array  # [T] int32, row of the sampler state
+    sample_index: jax.Array  # [R] int32, token whose hidden state row r samples from (mixed steps)
+    meta: AttentionMetadata
+
+
+def _layout(shape: ForwardShape) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each part of the vector, in order."""
+    tokens, rows = shape.num_tokens, shape.num_rows
+    parts: dict[str, tuple[int, ...]] = {
+        "token_ids": (tokens,),
+        "slots": (tokens,),
+        "positions": (tokens,),
+        "kv_lens": (rows,),
+        "page_table": (rows, shape.max_pages),
+    }
+    if shape.kind == "mixed":
+        parts |= {
+            "token_rows": (tokens,),
+            "sample_index": (rows - 1,),
+            "query_starts": (rows + 1,),
+            "tile_rows": (shape.num_tiles,),
+            "tile_starts": (shape.num_tiles,),
+            "num_tiles": (),
+        }
+    return parts
+
+
+def vector_length(shape: ForwardShape) -> int:
+    """Length of the packed vector."""
+    return sum(int(np.prod(part)) for part in _layout(shape).values())
+
+
+def pack(plan: StepPlan, shape: ForwardShape, page_table: np.ndarray, dummy_slot: int) -> np.ndarray:
+    """The plan as one int32 vector.  `page_table` [slots, MP] is the runner's copy of every running row."""
+    vector = np.zeros(vector_length(shape), np.int32)
+    part = _views(vector, shape)
+    part["slots"][:] = dummy_slot
+    entries = plan.entries
+    slots = [entry.slot for entry in entries]
+    part["page_table"][: len(entries)] = page_table[slots]
+    part["kv_lens"][: len(entries)] = [entry.start + len(entry.token_ids) for entry in entries]
+    if shape.kind == "decode":
+        part["slots"][: len(entries)] = slots
+        part["token_ids"][: len(entries)] = [entry.token_ids[0] for entry in entries]
+        part["positions"][: len(entries)] = [entry.start for entry in entries]
+        return vector
+    part["token_rows"][:] = shape.num_rows - 1
+    token = tile = 0
+    for row, entry in enumerate(entries):
+        count = len(entry.token_ids)
+        chunk = slice(token, token + count)
+        part["token_ids"][chunk] = entry.token_ids
+        part["slots"][chunk] = entry.slot
+        part["positions"][chunk] = np.arange(entry.start, entry.start + count)
+        part["token_rows"][chunk] = row
+        part["query_starts"][row] = token
+        part["sample_index"][row] = token + count - 1
+        starts = range(token, token + count, shape.tile_size)
+        part["tile_rows"][tile : tile + len(starts)] = row
+        part["tile_starts"][tile : tile + len(starts)] = starts
+        token += count
+        tile += len(starts)
+    part["query_starts"][len(entries) :] = token
+    part["num_tiles"][...] = tile
+    return vector
+
+
+def unpack(vector: jax.Array, shape: ForwardShape) -> ForwardBatch:
+    """Inside jit: the vector's parts, as slices that cost nothing."""
+    part = _views(vector, shape)
+    rows = jax.numpy.arange(shape.num_rows, dtype=jax.numpy.int32)
+    empty = jax.numpy.zeros((0,), jax.numpy.int32)
+    decode = shape.kind == "decode"
+    meta = AttentionMetadata(
+        positions=part["positions"],
+        token_rows=rows if decode else part["token_rows"],
+        page_table=part["page_table"],
+        kv_lens=part["kv_lens"],
+        query_starts=jax.numpy.arange(shape.num_rows + 1, dtype=jax.numpy.int32) if decode else part["query_starts"],
+        tile_rows=empty if decode else part["tile_rows"],
+        tile_starts=empty if decode else part["tile_starts"],
+        num_tiles=jax.numpy.int32(0) if decode else part["num_tiles"],
+        kind=shape.kind,
+        tile_size=shape.tile_size,
+    )
+    return ForwardBatch(
+        token_ids=part["token_ids"],
+        slots=part["slots"],
+        sample_index=rows if decode else part["sample_index"],
+        meta=meta,
+    )
+
+
+def _views(vector, shape: ForwardShape) -> dict:
+    """Views (numpy) or slices (jax) of the vector's parts."""
+    views = {}
+    offset = 0
+    for name, part in _layout(shape).items():
+        size = int(np.prod(part))
+        views[name] = vector[offset : offset + size].reshape(part)
+        offset += size
+    return views

@@ -1,0 +1,175 @@
+"""The engine core in this process, on a thread of its own, behind EngineClient."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+import jax
+import jax.numpy as jnp
+
+from jaxserve.config import EngineConfig, ModelConfig
+from jaxserve.engine.compile_cache import CompileCache, default_folder
+from jaxserve.engine.compiling import CompileGuard, compile_all
+from jaxserve.engine.core import EngineCore
+from jaxserve.engine.pages import PageAllocator
+from jaxserve.engine.programs import ProgramBook
+from jaxserve.engine.protocol import CoreRequest, EngineInfo, EngineStats, TokenOutput
+from jaxserve.engine.runner import Runner
+from jaxserve.engine.scheduler import Scheduler
+from jaxserve.engine.settle import Settings, settle
+from jaxserve.errors import CheckpointError, EngineDeadError
+from jaxserve.loading.checkpoint import Checkpoint
+from jaxserve.models.loading import abstract_model, dummy_model, load_model
+
+logger = logging.getLogger(__name__)
+
+OnOutputs = Callable[[Sequence[TokenOutput]], None]
+OnDead = Callable[[Exception], None]
+
+
+class InProcessClient:
+    """EngineClient over an EngineCore in this process.  One thread runs the step loop; others only queue orders."""
+
+    def __init__(self, core: EngineCore, info: EngineInfo, *, forbid_recompile: bool) -> None:
+        self.info = info
+        self._core = core
+        self._guard = CompileGuard(forbid=forbid_recompile)
+        self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._error: Exception | None = None
+        self._on_outputs: OnOutputs
+        self._on_dead: OnDead
+
+    def start(self, on_outputs: OnOutputs, on_dead: OnDead) -> None:
+        """Start the step loop."""
+        self._on_outputs = on_outputs
+        self._on_dead = on_dead
+        # What was loaded and compiled lives until the end: collections need not look at it again.
+        gc.collect()
+        gc.freeze()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, requests: Sequence[CoreRequest]) -> None:
+        """Queue requests; raises EngineDeadError once the engine cannot go on."""
+        if self._error is not None or self._stopping:
+            raise EngineDeadError(f"the engine is not running: {self._error or 'it was shut down'}")
+        self._orders.put(lambda: self._add(requests))
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """Drop requests; unknown ids are none of our business."""
+        self._orders.put(lambda: [self._core.abort(request_id) for request_id in request_ids] and None)
+
+    def stats(self) -> EngineStats:
+        """A snapshot; counters of a step that just runs may be a moment old."""
+        return self._core.stats(self._guard.count)
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget cached prefixes, between two steps; False while any page is in use."""
+        if self._thread is None or not self._thread.is_alive():
+            return False
+        done: Future[bool] = Future()
+        self._orders.put(lambda: done.set_result(self._core.reset_prefix_cache()))
+        return done.result()
+
+    def shutdown(self) -> None:
+        """Stop after the step that runs; what was in flight is dropped."""
+        self._stopping = True
+        self._orders.put(lambda: None)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        self._guard.start()
+        try:
+            while not self._stopping:
+                self._take_orders(wait=not self._core.has_work)
+                if self._core.has_work:
+                    outputs = self._core.step()
+                    if outputs:
+                        self._on_outputs(outputs)
+        except Exception as error:  # noqa: BLE001  # the loop's own end: every request is told, see docs/architecture.md
+            logger.exception("the engine cannot go on")
+            self._error = error
+            self._on_dead(error)
+        finally:
+            self._guard.stop()
+
+    def _take_orders(self, *, wait: bool) -> None:
+        if wait:
+            self._orders.get()()
+        while not self._orders.empty():
+            self._orders.get()()
+
+    def _add(self, requests: Sequence[CoreRequest]) -> None:
+        failures = [failure for request in requests for failure in self._core.add(request)]
+        if failures:
+            self._on_outputs(failures)
+
+
+def build_client(config: EngineConfig, checkpoint: Checkpoint | None, model: ModelConfig | None = None) -> InProcessClient:
+    """Load the weights and compile every program, with progress on stderr.  The client is not started.
+
+    Without a checkpoint (load_format "dummy") the weights are random and `model` tells their shapes.
+    Raises ConfigError if the model does not fit, CheckpointError if the weights are not the model's.
+    """
+    if checkpoint is not None:
+        model = checkpoint.config
+    if model is None:
+        raise CheckpointError("nothing to serve: neither a checkpoint nor a model config")
+    settings = settle(config, model, weights_bytes(model))
+    dtype = jnp.dtype(settings.dtype)
+    if checkpoint is not None:
+        graphdef, state = load_model(checkpoint, dtype)
+    else:
+        graphdef, state = dummy_model(model, dtype, config.seed or 0)
+    _, abstract = abstract_model(model, dtype)
+    book = ProgramBook(settings, graphdef, abstract)
+    cache = CompileCache(default_folder(config.compile_cache_dir), _cache_context(settings))
+    programs = compile_all(book, cache, show_progress=True)
+    runner = Runner(settings, tuple(jax.tree.leaves(state)), programs, book.kv_specs)
+    scheduler = Scheduler(
+        PageAllocator(settings.memory.num_pages, enable_prefix_caching=config.enable_prefix_caching),
+        page_size=settings.page_size,
+        max_num_seqs=settings.max_num_seqs,
+        token_budget=settings.max_num_batched_tokens,
+        max_model_len=settings.max_model_len,
+    )
+    info = EngineInfo(
+        model=config.model,
+        vocab_size=model.vocab_size,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        page_size=settings.page_size,
+        num_pages=settings.memory.num_pages - 1,
+        max_logprobs=settings.max_logprobs,
+        dtype=settings.dtype,
+        device=settings.device_kind,
+    )
+    return InProcessClient(EngineCore(scheduler, runner), info, forbid_recompile=config.forbid_recompile)
+
+
+def weights_bytes(model: ModelConfig) -> int:
+    """Bytes of the parameters at four bytes a number, without allocating any."""
+    _, abstract = abstract_model(model, jnp.dtype(jnp.float32))
+    return sum(leaf.size * 4 for leaf in jax.tree.leaves(abstract))
+
+
+def _cache_context(settings: Settings) -> object:
+    """What programs depend on: the numbers that shape them, and not how much memory there happened to be."""
+    return (
+        settings.model,
+        settings.dtype,
+        settings.page_size,
+        settings.max_num_seqs,
+        settings.max_logprobs,
+        settings.memory.num_pages,
+        settings.lattice,
+    )

@@ -1,0 +1,103 @@
+"""Compiled programs on disk, found again without tracing.
+
+JAX's own compilation cache is keyed by the traced program, and tracing a whole model takes longer than loading what it
+compiles to.  Here the key is everything that goes into the trace: the sources, the model's and engine's numbers, the
+versions, the flags and the processor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import jax
+from jax.experimental import serialize_executable
+
+_SOURCES = ("engine", "models", "kernels_pallas")
+
+
+class CompileCache:
+    """A folder of serialised executables; `None` as folder keeps nothing."""
+
+    def __init__(self, folder: Path | None, context: object) -> None:
+        """`context` is what the programs depend on beside sources, versions and device; its repr must tell."""
+        self._folder = folder
+        self._prefix = _environment_digest(repr(context)) if folder else ""
+
+    def load(self, name: str) -> jax.stages.Compiled | None:
+        """The program compiled under this name before, or None; a file that cannot be read is as good as absent."""
+        path = self._path(name)
+        if path is None or not path.exists():
+            return None
+        try:
+            return serialize_executable.deserialize_and_load(*pickle.loads(path.read_bytes()))
+        except (pickle.UnpicklingError, EOFError, ValueError, jax.errors.JaxRuntimeError):
+            return None
+
+    def compile(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
+        """Compile and keep.  Written whole or not at all: two servers may start at once."""
+        compiled = lower().compile()
+        path = self._path(name)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                pickle.dump(serialize_executable.serialize(compiled), file)
+            os.replace(file.name, path)
+        return compiled
+
+    def has(self, name: str) -> bool:
+        """Whether `load` would find a file."""
+        path = self._path(name)
+        return path is not None and path.exists()
+
+    def _path(self, name: str) -> Path | None:
+        return self._folder / self._prefix / name if self._folder else None
+
+
+def default_folder(setting: str | None) -> Path | None:
+    """Where programs are kept: the setting, nowhere for "", by default ~/.cache/jaxserve/xla."""
+    if setting == "":
+        return None
+    return Path(setting or "~/.cache/jaxserve/xla").expanduser()
+
+
+def _environment_digest(context: str) -> str:
+    device = jax.devices()[0]
+    parts = [
+        context,
+        jax.__version__,
+        jax.lib.__version__,
+        device.platform,
+        device.device_kind,
+        str(getattr(device.client, "platform_version", "")),
+        os.environ.get("XLA_FLAGS", ""),
+        _cpu_features(),
+        _source_digest(),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+@cache
+def _source_digest() -> str:
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for folder in _SOURCES:
+        for path in sorted((root / folder).glob("**/*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _cpu_features() -> str:
+    """CPU programs hold machine code for this processor's instruction set."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        import platform
+
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

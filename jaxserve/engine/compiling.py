@@ -1,0 +1,75 @@
+"""Compile every program of the lattice before serving, in parallel, and count what compiles later."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+import jax
+from tqdm import tqdm
+
+from jaxserve.engine.compile_cache import CompileCache
+from jaxserve.engine.programs import Program
+from jaxserve.errors import RecompileError
+
+logger = logging.getLogger(__name__)
+
+_BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
+
+
+def compile_all(
+    programs: Iterable[Program], cache: CompileCache, *, show_progress: bool
+) -> dict[str, jax.stages.Compiled]:
+    """Every program by name, from disk where it was compiled before.
+
+    Tracing holds the interpreter lock and compiling does not, so a thread a core keeps the cores busy.
+    """
+    todo = list(programs)
+    workers = max(2, os.cpu_count() or 2)
+    compiled: dict[str, jax.stages.Compiled] = {}
+    with (
+        ThreadPoolExecutor(workers, thread_name_prefix="compile") as pool,
+        tqdm(total=len(todo), desc="programs", unit="prog", disable=not show_progress, file=sys.stderr) as bar,
+    ):
+        tasks = {pool.submit(_load_or_compile, program, cache): program for program in todo}
+        for task in as_completed(tasks):
+            compiled[tasks[task].name] = task.result()
+            bar.update()
+    return compiled
+
+
+def _load_or_compile(program: Program, cache: CompileCache) -> jax.stages.Compiled:
+    found = cache.load(program.name)
+    return found if found is not None else cache.compile(program.name, program.lower)
+
+
+class CompileGuard:
+    """Watches one thread for compilations: after "ready" each one is a bug, counted and on request refused."""
+
+    def __init__(self, *, forbid: bool) -> None:
+        self.count = 0
+        self._forbid = forbid
+        self._thread: int | None = None
+
+    def start(self) -> None:
+        """Watch the calling thread from now on."""
+        self._thread = threading.get_ident()
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        from jax._src import monitoring  # the public module can register but not unregister
+
+        monitoring.unregister_event_duration_listener(self._on_event)
+
+    def _on_event(self, event: str, duration: float, **_kwargs: str | int) -> None:
+        if event != _BACKEND_COMPILE or threading.get_ident() != self._thread:
+            return
+        self.count += 1
+        logger.error("a program was compiled after the engine was ready (%.2f s): please report this", duration)
+        if self._forbid:
+            raise RecompileError("a step needed a program outside the compiled lattice, and forbid_recompile is set")

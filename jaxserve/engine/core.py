@@ -1,0 +1,106 @@
+"""The engine core: schedule, run, commit, with step n+1 dispatched while step n runs."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import replace
+
+import jax
+
+from jaxserve.engine.plan import StepPlan
+from jaxserve.engine.protocol import CoreRequest, EngineStats, TokenOutput
+from jaxserve.engine.runner import PendingStep, Runner
+from jaxserve.engine.scheduler import Scheduler
+from jaxserve.outputs import FINISH_ERROR
+
+logger = logging.getLogger(__name__)
+
+_STEPS_IN_FLIGHT = 2  # one that runs and one that waits behind it
+
+
+class EngineCore:
+    """Scheduler and runner in one loop; single-threaded, never waits for anything but the device."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+        self._in_flight: deque[PendingStep] = deque()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would do anything."""
+        return bool(self._in_flight) or self._scheduler.num_running + self._scheduler.num_waiting > 0
+
+    def add(self, request: CoreRequest) -> list[TokenOutput]:
+        """Queue a request, which the front end has checked; its failure if it is impossible all the same."""
+        try:
+            self._scheduler.add(request)
+        except (AssertionError, OverflowError, TypeError, ValueError) as error:
+            logger.exception("request %s was refused", request.request_id)
+            return [_failure(request.request_id, error)]
+        return []
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request; a token of it that is still in flight is thrown away when it comes."""
+        self._scheduler.abort(request_id)
+
+    def step(self) -> list[TokenOutput]:
+        """Dispatch the next step, then wait for the oldest one if enough are out.
+
+        A request whose parameters cannot be set up fails alone.  Any other error leaves the device in an unknown
+        state and is the caller's: the engine cannot go on.
+        """
+        outputs: list[TokenOutput] = []
+        plan = self._scheduler.schedule()
+        if plan is not None:
+            plan = self._admit(plan, outputs)
+            self._in_flight.append(self._runner.dispatch(plan))
+        if self._in_flight and (plan is None or len(self._in_flight) >= _STEPS_IN_FLIGHT):
+            pending = self._in_flight.popleft()
+            outputs += self._scheduler.commit(pending.plan, self._runner.fetch(pending))
+        return outputs
+
+    def _admit(self, plan: StepPlan, outputs: list[TokenOutput]) -> StepPlan:
+        """Set up the plan's new sequences; those that fail are finished and taken out of the plan."""
+        failed_slots = set()
+        for admission in plan.admissions:
+            request_id = admission.request.request_id
+            try:
+                self._runner.admit(admission)
+            except jax.errors.JaxRuntimeError:
+                raise
+            except Exception as error:  # noqa: BLE001  # one of the two places that catch: see docs/architecture.md
+                logger.exception("request %s could not be set up", request_id)
+                failed_slots.add(admission.slot)
+                self._scheduler.abort(request_id)
+                outputs.append(_failure(request_id, error))
+        if not failed_slots:
+            return plan
+        return replace(plan, entries=tuple(e for e in plan.entries if e.slot not in failed_slots))
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget cached prefixes; False while any page is in use."""
+        return not self._in_flight and self._scheduler.allocator.reset_prefix_cache()
+
+    def stats(self, compiles_after_ready: int) -> EngineStats:
+        """A snapshot."""
+        scheduler = self._scheduler
+        counters = scheduler.counters
+        return EngineStats(
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
+            num_pages=scheduler.allocator.num_pages,
+            num_free_pages=scheduler.allocator.num_free,
+            prefix_cache_queries=counters.prefix_cache_queries,
+            prefix_cache_hits=counters.prefix_cache_hits,
+            num_preemptions=counters.num_preemptions,
+            num_steps=counters.num_steps,
+            compiles_after_ready=compiles_after_ready,
+        )
+
+
+def _failure(request_id: str, error: Exception) -> TokenOutput:
+    return TokenOutput(
+        request_id=request_id, token_ids=[], finish_reason=FINISH_ERROR, error=f"{type(error).__name__}: {error}"
+    )

@@ -1,0 +1,64 @@
+"""Which tokens a row may take in this step: allowed_token_ids, bad words, min_tokens, as bit masks made on the host."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxserve.engine.plan import PlanEntry
+from jaxserve.engine.protocol import CoreRequest
+from jaxserve.engine.sampling_rows import allow_all, allow_only, forbid, mask_words
+
+
+class MaskBook:
+    """A request's fixed mask per slot, and the step's own additions."""
+
+    def __init__(self, num_slots: int, vocab_size: int) -> None:
+        self._words = mask_words(vocab_size)
+        self._requests: list[CoreRequest | None] = [None] * num_slots
+        self._fixed: list[np.ndarray | None] = [None] * num_slots
+
+    def admit(self, slot: int, request: CoreRequest) -> None:
+        """The slot belongs to `request` from now on."""
+        self._requests[slot] = request
+        self._fixed[slot] = None
+        banned = [ids[0] for ids in request.bad_word_ids if len(ids) == 1]
+        if request.params.allowed_token_ids is None and not banned:
+            return
+        mask = np.empty(self._words, np.uint32)
+        if request.params.allowed_token_ids is None:
+            allow_all(mask)
+        else:
+            allow_only(mask, request.params.allowed_token_ids)
+        forbid(mask, banned)
+        self._fixed[slot] = mask
+
+    def row(self, entry: PlanEntry) -> np.ndarray | None:
+        """The mask of an entry that samples, [words] uint32; None if it may take any token."""
+        request = self._requests[entry.slot]
+        assert request is not None
+        if not entry.samples:
+            return None
+        banned: list[int] = []
+        if entry.num_generated < request.params.min_tokens:
+            banned += (*request.eos_token_ids, *request.params.stop_token_ids)
+        for ids in request.bad_word_ids:
+            if len(ids) > 1 and entry.tail_ids[-(len(ids) - 1) :] == ids[:-1]:
+                banned.append(ids[-1])
+        fixed = self._fixed[entry.slot]
+        if not banned:
+            return fixed
+        mask = np.empty(self._words, np.uint32)
+        if fixed is None:
+            allow_all(mask)
+        else:
+            mask[:] = fixed
+        forbid(mask, banned)
+        return mask
+
+    def stack(self, rows: dict[int, np.ndarray], num_rows: int) -> np.ndarray:
+        """Masks [num_rows, words] with everything allowed in the rows that are not given."""
+        masks = np.empty((num_rows, self._words), np.uint32)
+        allow_all(masks)
+        for row, mask in rows.items():
+            masks[row] = mask
+        return masks

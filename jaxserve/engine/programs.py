@@ -1,0 +1,179 @@
+"""The functions that are compiled, one program a lattice shape, and how to lower each.
+
+Programs take and return flat tuples of arrays: what pytrees they stand for is known here alone, and a serialised
+program needs no class of ours to be found again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from jaxserve.engine.batch import unpack, vector_length
+from jaxserve.engine.lattice import ForwardShape, SampleShape
+from jaxserve.engine.logprobs import Logprobs, prompt_logprobs
+from jaxserve.engine.sampler_state import SamplerState, admit_chunk, init_state
+from jaxserve.engine.sampling import sample
+from jaxserve.engine.sampling_rows import NUM_FLOATS, NUM_INTS, SamplingRows, mask_words
+from jaxserve.engine.settle import Settings
+from jaxserve.sampling_params import MAX_LOGIT_BIAS
+
+ADMIT_CHUNK = 1024  # tokens of one admit call
+ADMIT = "admit"
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Something to compile: its name in the cache, and how to trace and lower it."""
+
+    name: str
+    lower: Callable[[], jax.stages.Lowered]
+
+
+class ProgramBook:
+    """All programs of one engine, from its settings and the model's graph definition and abstract weights."""
+
+    def __init__(self, settings: Settings, graphdef: nnx.GraphDef, abstract_state: nnx.State) -> None:
+        self._settings = settings
+        self._graphdef = graphdef
+        leaves, self._treedef = jax.tree.flatten(abstract_state)
+        self._leaves = tuple(_spec(leaf.shape, leaf.dtype) for leaf in leaves)
+        model = settings.model
+        page = (settings.memory.num_pages, settings.page_size, model.num_kv_heads, 2, model.head_dim)
+        self.kv_specs = (_spec(page, settings.dtype),) * model.num_layers
+        state = jax.eval_shape(lambda: init_state(settings.max_num_seqs, model.vocab_size))
+        self._state_specs = tuple(_spec(x.shape, x.dtype) for x in state_to_tuple(state))
+
+    def __iter__(self) -> Iterator[Program]:
+        lattice = self._settings.lattice
+        # The slowest first, so that the last core does not end with one of them.
+        for forward in sorted(lattice.forwards, key=lambda f: f.kind == "decode"):
+            yield Program(forward.name, lambda forward=forward: self._lower_forward(forward))
+        for shape in lattice.samples:
+            yield Program(shape.name, lambda shape=shape: self._lower_sample(shape))
+        for forward in lattice.forwards:
+            if forward.kind == "mixed":
+                yield Program(
+                    prompt_program(forward), lambda forward=forward: self._lower_prompt_logprobs(forward)
+                )
+        for given, taken in lattice.resizes():
+            yield Program(
+                resize_program(given, taken), lambda given=given, taken=taken: self._lower_resize(given, taken)
+            )
+        yield Program(ADMIT, self._lower_admit)
+
+    def _merge(self, leaves: tuple[jax.Array, ...]) -> nnx.Module:
+        return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, leaves))
+
+    def _lower_forward(self, shape: ForwardShape) -> jax.stages.Lowered:
+        def forward(leaves, kv_pages, last_token, vector):
+            batch = unpack(vector, shape)
+            token_ids = jnp.where(batch.token_ids >= 0, batch.token_ids, last_token[batch.slots])
+            hidden, kv_pages = self._merge(leaves)(token_ids, kv_pages, batch.meta)
+            if shape.kind == "decode":
+                return hidden, kv_pages
+            return hidden[batch.sample_index], hidden, kv_pages
+
+        vector = _spec((vector_length(shape),), jnp.int32)
+        return jax.jit(forward, donate_argnums=1).lower(self._leaves, self.kv_specs, self._state_specs[0], vector)
+
+    def _lower_sample(self, shape: SampleShape) -> jax.stages.Lowered:
+        settings = self._settings
+        num_logprobs = settings.max_logprobs if shape.with_logprobs else None
+
+        def sample_rows(leaves, state, hidden, ints, floats, *mask):
+            logits = self._merge(leaves).logits(hidden)
+            rows = SamplingRows(ints=ints, floats=floats, allowed_mask=mask[0] if mask else None)
+            out, new_state = sample(
+                logits,
+                rows,
+                SamplerState(*state),
+                variant=shape.variant,
+                num_logprobs=num_logprobs,
+                on_cpu=settings.platform == "cpu",
+            )
+            results = (out.ids,)
+            if out.logprobs is not None:
+                results += logprobs_to_tuple(out.logprobs)
+            return results, state_to_tuple(new_state)
+
+        rows = shape.num_rows
+        args = [
+            self._leaves,
+            self._state_specs,
+            _spec((rows, settings.model.hidden_size), settings.dtype),
+            _spec((rows, NUM_INTS), jnp.int32),
+            _spec((rows, NUM_FLOATS), jnp.float32),
+        ]
+        if shape.variant == "full":
+            args.append(_spec((rows, mask_words(settings.model.vocab_size)), jnp.uint32))
+        return jax.jit(sample_rows, donate_argnums=1).lower(*args)
+
+    def _lower_prompt_logprobs(self, forward: ForwardShape) -> jax.stages.Lowered:
+        settings = self._settings
+        chunk = settings.lattice.prompt_chunk(forward)
+
+        def score(leaves, hidden, start, target_ids):
+            padded = jnp.pad(hidden, ((0, chunk), (0, 0)))  # a chunk may begin near the end
+            logits = self._merge(leaves).logits(lax.dynamic_slice_in_dim(padded, start, chunk))
+            return logprobs_to_tuple(prompt_logprobs(logits, target_ids, settings.max_logprobs))
+
+        hidden = _spec((forward.num_tokens, settings.model.hidden_size), settings.dtype)
+        return jax.jit(score).lower(
+            self._leaves, hidden, _spec((), jnp.int32), _spec((chunk,), jnp.int32)
+        )
+
+    def _lower_resize(self, given: int, taken: int) -> jax.stages.Lowered:
+        def resize(hidden):
+            return hidden[:taken] if taken < given else jnp.pad(hidden, ((0, taken - given), (0, 0)))
+
+        return jax.jit(resize).lower(_spec((given, self._settings.model.hidden_size), self._settings.dtype))
+
+    def _lower_admit(self) -> jax.stages.Lowered:
+        def admit(state, slot, token_ids, num_prompt, num_valid, is_first, bias_ids, bias_values):
+            return state_to_tuple(
+                admit_chunk(
+                    SamplerState(*state), slot, token_ids, num_prompt, num_valid, is_first, bias_ids, bias_values
+                )
+            )
+
+        number = _spec((), jnp.int32)
+        return jax.jit(admit, donate_argnums=0).lower(
+            self._state_specs,
+            number,
+            _spec((ADMIT_CHUNK,), jnp.int32),
+            number,
+            number,
+            _spec((), jnp.bool_),
+            _spec((MAX_LOGIT_BIAS,), jnp.int32),
+            _spec((MAX_LOGIT_BIAS,), jnp.float32),
+        )
+
+
+def state_to_tuple(state: SamplerState) -> tuple[jax.Array, ...]:
+    """The sampler state's arrays in the order of SamplerState's fields; `last_token` comes first."""
+    return (state.last_token, state.tokens_seen, state.bias_ids, state.bias_values)
+
+
+def logprobs_to_tuple(logprobs: Logprobs) -> tuple[jax.Array, ...]:
+    """The arrays in the order in which the runner reads them."""
+    return (logprobs.logprob, logprobs.rank, logprobs.top_ids, logprobs.top_logprobs)
+
+
+def prompt_program(forward: ForwardShape) -> str:
+    """Name of the program that scores prompt tokens from the hidden states of this forward pass."""
+    return f"prompt_logprobs_{forward.num_tokens}"
+
+
+def resize_program(given: int, taken: int) -> str:
+    """Name of the program that cuts or pads hidden rows."""
+    return f"resize_{given}_{taken}"
+
+
+def _spec(shape: tuple[int, ...], dtype: object) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))  # type: ignore[arg-type]  # dtype-like

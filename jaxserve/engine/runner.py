@@ -1,0 +1,217 @@
+"""Runs step plans on the device: host tables in, compiled programs, tokens out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxserve.engine.batch import pack
+from jaxserve.engine.lattice import ForwardShape
+from jaxserve.engine.masks import MaskBook
+from jaxserve.engine.plan import Admission, PlanEntry, StepPlan, StepResult
+from jaxserve.engine.programs import ADMIT, ADMIT_CHUNK, prompt_program, resize_program, state_to_tuple
+from jaxserve.engine.protocol import TokenLogprobs
+from jaxserve.engine.sampler_state import init_state
+from jaxserve.engine.sampling_rows import (
+    FLAG_ACTIVE,
+    FLAGS,
+    NUM_FLOATS,
+    NUM_INTS,
+    POSITION,
+    SLOT,
+    VARIANTS,
+    Variant,
+    bias_arrays,
+    fill_padding,
+    fill_row,
+    needs_state,
+    variant_of,
+)
+from jaxserve.engine.settle import Settings
+
+Programs = dict[str, jax.stages.Compiled]
+
+
+@dataclass(frozen=True, slots=True)
+class PendingStep:
+    """A dispatched step: arrays that the device is still computing."""
+
+    plan: StepPlan
+    sampled: tuple[jax.Array, ...]  # ids, or ids and four arrays of log-probabilities
+    num_logprobs: list[int]  # per entry, -1 for none
+    prompt_scores: dict[int, list[tuple[jax.Array, ...]]]  # entry index -> chunks
+    num_prompt_logprobs: list[int]  # per entry
+
+
+class Runner:
+    """Owns the weights, the KV pages and the sampler state on the device, and a host row for every slot.
+
+    `dispatch` returns while the device works; dispatched steps run in order.  `fetch` waits for one.
+    """
+
+    def __init__(self, settings: Settings, leaves: tuple[jax.Array, ...], programs: Programs, kv_specs: tuple) -> None:
+        self._settings = settings
+        self._leaves = leaves
+        self._programs = programs
+        self._kv_pages = tuple(jnp.zeros(spec.shape, spec.dtype) for spec in kv_specs)
+        self._state = state_to_tuple(init_state(settings.max_num_seqs, settings.model.vocab_size))
+        slots = settings.max_num_seqs
+        self._dummy_slot = slots
+        self._page_table = np.zeros((slots, settings.lattice.forwards[0].max_pages), np.int32)
+        self._ints = np.zeros((slots + 1, NUM_INTS), np.int32)
+        self._floats = np.zeros((slots + 1, NUM_FLOATS), np.float32)
+        fill_padding(self._ints, self._floats, 0, slots)
+        self._variants = np.zeros(slots, np.int32)  # index into VARIANTS
+        self._num_logprobs = np.full(slots, -1, np.int32)  # -1: not asked for
+        self._num_prompt_logprobs = np.zeros(slots, np.int32)
+        self._masks = MaskBook(slots, settings.model.vocab_size)
+
+    def dispatch(self, plan: StepPlan) -> PendingStep:
+        """Start a step: returns once everything is queued on the device."""
+        for entry in plan.entries:
+            if entry.new_pages:
+                stop = entry.page_offset + len(entry.new_pages)
+                self._page_table[entry.slot, entry.page_offset : stop] = entry.new_pages
+        shape = self._forward_shape(plan)
+        vector = pack(plan, shape, self._page_table, self._dummy_slot)
+        outputs = self._programs[shape.name](self._leaves, self._kv_pages, self._state[0], vector)
+        rows, self._kv_pages = outputs[0], outputs[-1]
+        sampled = self._sample(plan, rows)
+        for array in sampled:
+            array.copy_to_host_async()
+        slots = [entry.slot for entry in plan.entries]  # read now: a later step may give a slot to another sequence
+        return PendingStep(
+            plan=plan,
+            sampled=sampled,
+            num_logprobs=self._num_logprobs[slots].tolist(),
+            prompt_scores=self._score_prompts(plan, shape, outputs[1]),
+            num_prompt_logprobs=self._num_prompt_logprobs[slots].tolist(),
+        )
+
+    def fetch(self, pending: PendingStep) -> StepResult:
+        """Wait for a step and read its tokens."""
+        entries = pending.plan.entries
+        if not pending.sampled:
+            ids = [0] * len(entries)
+        else:
+            ids = np.asarray(pending.sampled[0]).tolist()[: len(entries)]
+        logprobs: list[TokenLogprobs | None] = [None] * len(entries)
+        if len(pending.sampled) > 1:
+            values, ranks, top_ids, top_values = (np.asarray(array) for array in pending.sampled[1:])
+            for row, entry in enumerate(entries):
+                wanted = pending.num_logprobs[row]
+                if entry.samples and wanted >= 0:
+                    logprobs[row] = TokenLogprobs(
+                        token_id=ids[row],
+                        logprob=float(values[row]),
+                        rank=int(ranks[row]),
+                        top_ids=top_ids[row, :wanted].tolist(),
+                        top_logprobs=top_values[row, :wanted].tolist(),
+                    )
+        prompt: list[list[TokenLogprobs]] = [[] for _ in entries]
+        for row, chunks in pending.prompt_scores.items():
+            prompt[row] = _read_scores(entries[row], chunks, pending.num_prompt_logprobs[row])
+        return StepResult(token_ids=ids, logprobs=logprobs, prompt_logprobs=prompt)
+
+    def admit(self, admission: Admission) -> None:
+        """Fill a slot's host rows, and its row of the device state if its parameters look there.
+
+        To be called for each admission of a plan before the plan is dispatched.
+        """
+        slot, request = admission.slot, admission.request
+        params = request.params
+        uses_state = needs_state(params)
+        fill_row(
+            self._ints, self._floats, slot, params, slot=slot, position=0, is_active=True, uses_state=uses_state
+        )
+        self._variants[slot] = VARIANTS.index(variant_of(params))
+        self._num_logprobs[slot] = -1 if params.logprobs is None else params.logprobs
+        self._num_prompt_logprobs[slot] = params.prompt_logprobs or 0
+        self._masks.admit(slot, request)
+        if not uses_state:
+            return
+        bias_ids, bias_values = bias_arrays(params)
+        num_prompt = len(request.prompt_token_ids)
+        for start in range(0, len(admission.token_ids), ADMIT_CHUNK):
+            chunk = admission.token_ids[start : start + ADMIT_CHUNK]
+            token_ids = np.zeros(ADMIT_CHUNK, np.int32)
+            token_ids[: len(chunk)] = chunk
+            self._state = self._programs[ADMIT](
+                self._state,
+                np.int32(slot),
+                token_ids,
+                np.int32(min(max(num_prompt - start, 0), len(chunk))),
+                np.int32(len(chunk)),
+                np.bool_(start == 0),
+                bias_ids,
+                bias_values,
+            )
+
+    def _forward_shape(self, plan: StepPlan) -> ForwardShape:
+        is_decode = all(len(entry.token_ids) == 1 and not entry.prompt_targets for entry in plan.entries)
+        return self._settings.lattice.forward("decode" if is_decode else "mixed", plan.num_tokens)
+
+    def _sample(self, plan: StepPlan, hidden: jax.Array) -> tuple[jax.Array, ...]:
+        """Queue the sampler for the entries that sample; row i belongs to entry i."""
+        entries = plan.entries
+        sampling = [entry for entry in entries if entry.samples]
+        if not sampling:
+            return ()
+        masked = {row: mask for row, entry in enumerate(entries) if (mask := self._masks.row(entry)) is not None}
+        variant: Variant = (
+            "full" if masked else VARIANTS[max(int(self._variants[entry.slot]) for entry in sampling)]
+        )
+        with_logprobs = any(self._num_logprobs[entry.slot] >= 0 for entry in sampling)
+        shape = self._settings.lattice.sample(len(entries), variant, with_logprobs)
+        if hidden.shape[0] != shape.num_rows:
+            hidden = self._programs[resize_program(hidden.shape[0], shape.num_rows)](hidden)
+        slots = np.full(shape.num_rows, self._dummy_slot)
+        slots[: len(entries)] = [entry.slot for entry in entries]
+        ints, floats = self._ints[slots], self._floats[slots]
+        ints[: len(entries), POSITION] = [entry.start + len(entry.token_ids) for entry in entries]
+        for row, entry in enumerate(entries):
+            if not entry.samples:
+                ints[row, FLAGS] &= ~FLAG_ACTIVE
+                ints[row, SLOT] = self._dummy_slot
+        args = [self._leaves, self._state, hidden, ints, floats]
+        if shape.variant == "full":
+            args.append(self._masks.stack(masked, shape.num_rows))
+        sampled, self._state = self._programs[shape.name](*args)
+        return sampled
+
+    def _score_prompts(
+        self, plan: StepPlan, shape: ForwardShape, hidden: jax.Array
+    ) -> dict[int, list[tuple[jax.Array, ...]]]:
+        """Queue prompt log-probabilities for the entries that want them."""
+        scores: dict[int, list[tuple[jax.Array, ...]]] = {}
+        chunk = self._settings.lattice.prompt_chunk(shape)
+        token = 0
+        for row, entry in enumerate(plan.entries):
+            for start in range(0, len(entry.prompt_targets), chunk):
+                targets = np.zeros(chunk, np.int32)
+                part = entry.prompt_targets[start : start + chunk]
+                targets[: len(part)] = part
+                scores.setdefault(row, []).append(
+                    self._programs[prompt_program(shape)](self._leaves, hidden, np.int32(token + start), targets)
+                )
+            token += len(entry.token_ids)
+        return scores
+
+
+def _read_scores(entry: PlanEntry, chunks: list[tuple[jax.Array, ...]], wanted: int) -> list[TokenLogprobs]:
+    values, ranks, top_ids, top_values = (
+        np.concatenate([np.asarray(chunk[part]) for chunk in chunks]) for part in range(4)
+    )
+    return [
+        TokenLogprobs(
+            token_id=token_id,
+            logprob=float(values[index]),
+            rank=int(ranks[index]),
+            top_ids=top_ids[index, :wanted].tolist(),
+            top_logprobs=top_values[index, :wanted].tolist(),
+        )
+        for index, token_id in enumerate(entry.prompt_targets)
+    ]

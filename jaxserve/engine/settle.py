@@ -1,0 +1,168 @@
+"""From what the operator said to what the engine does: every open choice is made here, from model and device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jaxserve.config import EngineConfig, ModelConfig
+from jaxserve.engine.lattice import Lattice, build_lattice
+from jaxserve.errors import ConfigError
+
+GIB = 2**30
+_CPU_KV_DEFAULT = 1 * GIB
+_PAGE_COUNT_BITS = 6  # significant bits of an automatic page count: programs are compiled for an exact number
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes on one device, and what the KV share amounts to."""
+
+    available: int  # what the engine may use
+    weights: int
+    activations: int  # largest step, estimated
+    page: int  # one KV page over all layers
+    num_pages: int  # the dummy page included
+
+    @property
+    def kv_cache(self) -> int:
+        return self.page * self.num_pages
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything decided: what the runner compiles and the scheduler plans with."""
+
+    model: ModelConfig
+    dtype: str
+    platform: str
+    device_kind: str
+    page_size: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_logprobs: int
+    memory: MemoryPlan
+    lattice: Lattice
+
+
+def settle(config: EngineConfig, model: ModelConfig, weights_bytes: int) -> Settings:
+    """Decide dtype, lengths, batch sizes and pages; ConfigError if the model does not fit, with the bytes it needs.
+
+    `weights_bytes` are the parameters' bytes at four bytes a number.
+    """
+    device = jax.devices()[0]
+    on_cpu = device.platform == "cpu"
+    dtype = config.dtype or ("float32" if on_cpu else "bfloat16")
+    max_model_len = config.max_model_len or model.max_position_embeddings
+    if max_model_len > model.max_position_embeddings:
+        raise ConfigError(
+            f"max_model_len={max_model_len}: the model was made for at most {model.max_position_embeddings} tokens"
+        )
+    max_num_seqs = config.max_num_seqs or (32 if on_cpu else 256)
+    max_num_batched_tokens = config.max_num_batched_tokens or max(256 if on_cpu else 8192, max_num_seqs)
+    if max_num_batched_tokens < max_num_seqs:
+        raise ConfigError(
+            f"max_num_batched_tokens={max_num_batched_tokens}: must be at least max_num_seqs ({max_num_seqs}), "
+            "since every running sequence takes one token a step"
+        )
+    memory = _plan_memory(
+        config,
+        model,
+        available=_available_bytes(config, device),
+        weights=weights_bytes * jnp.dtype(dtype).itemsize // 4,
+        itemsize=jnp.dtype(dtype).itemsize,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        on_cpu=on_cpu,
+    )
+    return Settings(
+        model=model,
+        dtype=dtype,
+        platform=device.platform,
+        device_kind=device.device_kind,
+        page_size=config.page_size,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_logprobs=config.max_logprobs,
+        memory=memory,
+        lattice=build_lattice(
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_model_len=max_model_len,
+            page_size=config.page_size,
+            platform=device.platform,
+        ),
+    )
+
+
+def _plan_memory(
+    config: EngineConfig,
+    model: ModelConfig,
+    *,
+    available: int,
+    weights: int,
+    itemsize: int,
+    max_model_len: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    on_cpu: bool,
+) -> MemoryPlan:
+    page = model.num_layers * config.page_size * model.num_kv_heads * 2 * model.head_dim * itemsize
+    # Live at once in the largest step: the residual stream, one MLP, hidden states; float32 logits and their copies.
+    activations = max_num_batched_tokens * (3 * model.intermediate_size + 6 * model.hidden_size) * itemsize
+    activations += max_num_seqs * model.vocab_size * 4 * 4
+    pages_of_one = -(-max_model_len // config.page_size) + 1  # and the dummy page
+    useful = max_num_seqs * (pages_of_one - 1) + 1
+    room = available - weights - activations
+    if config.kv_cache_memory is not None:
+        room = min(room, config.kv_cache_memory)
+    elif on_cpu:
+        room = min(room, max(_CPU_KV_DEFAULT, pages_of_one * page))
+    num_pages = min(room // page, useful)
+    if num_pages < pages_of_one:
+        needed = pages_of_one * page
+        if config.kv_cache_memory is not None and room == config.kv_cache_memory:
+            raise ConfigError(
+                f"kv_cache_memory={config.kv_cache_memory}: one sequence of max_model_len={max_model_len} tokens needs "
+                f"{_gib(needed)} of KV pages; raise kv_cache_memory to {needed} or lower max_model_len to "
+                f"{max(room // page - 1, 0) * config.page_size}"
+            )
+        raise ConfigError(
+            f"too little memory: the model needs {_gib(weights)} for weights, {_gib(activations)} for a step and "
+            f"{_gib(needed)} of KV pages for one sequence of max_model_len={max_model_len} tokens, "
+            f"{_gib(weights + activations + needed)} in all, and {_gib(available)} may be used; "
+            "lower max_model_len, max_num_batched_tokens or max_num_seqs, or use a smaller dtype"
+        )
+    if config.kv_cache_memory is None:
+        num_pages = max(_round_down(num_pages), pages_of_one)
+    return MemoryPlan(available, weights, activations, page, num_pages)
+
+
+def _round_down(count: int) -> int:
+    """Drop the low bits, so that a little more or less free memory at the next start finds the same programs."""
+    shift = max(count.bit_length() - _PAGE_COUNT_BITS, 0)
+    return count >> shift << shift
+
+
+def _available_bytes(config: EngineConfig, device: jax.Device) -> int:
+    if device.platform != "cpu":
+        stats = device.memory_stats()
+        if not stats or "bytes_limit" not in stats:
+            raise ConfigError(f"{device.device_kind} does not tell its memory; set kv_cache_memory")
+        return int(stats["bytes_limit"] * config.gpu_memory_utilization)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        raise ConfigError("the free memory of this machine cannot be read; set kv_cache_memory") from None
+    return int(free * config.gpu_memory_utilization)
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.2f} GiB"
