@@ -6,7 +6,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from jaxserve.text.token_bytes import BYTE_LEVEL_ALPHABET
-from jaxserve.text.tokenizer import Tokenizer, TokenizerParts
+from jaxserve.text.tokenizer import Tokenizer
+from jaxserve.text.tokenizer_parts import TokenizerParts
 
 BOS, EOS, IM_START, IM_END, TOOL_CALL, TOOL_CALL_END = range(256, 262)
 VOCAB_SIZE = 262
@@ -16,7 +17,8 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "<|im_start|>{{ message.role }}\n{{ message.content }}"
     "{% for call in message.tool_calls or [] %}"
-    '<tool_call>{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}</tool_call>'
+    '<tool_call>{"name": "{{ call.function.name }}", '
+    '"arguments": {{ call.function.arguments | tojson }}}</tool_call>'
     "{% endfor %}"
     "<|im_end|>\n"
     "{% endfor %}"
@@ -27,8 +29,10 @@ CHAT_TEMPLATE = (
 def byte_tokenizer(
     *, add_bos: bool = False, add_eos: bool = False, chat_template: str | None = CHAT_TEMPLATE
 ) -> Tokenizer:
-    """Ids 0-255 are the bytes; 256-259 are the control tokens BOS, EOS, IM_START, IM_END ("<|bos|>", "<|eos|>",
-    "<|im_start|>", "<|im_end|>"); 260 and 261 are the added, not special tokens "<tool_call>" and "</tool_call>".
+    """A fresh tokenizer with a ChatML-like template.
+
+    Ids 0-255 are the bytes; 256-259 are the control tokens BOS, EOS, IM_START, IM_END ("<|bos|>", "<|eos|>",
+    "<|im_start|>", "<|im_end|>"); 260 and 261 are "<tool_call>" and "</tool_call>", added but not special.
     """
     backend = Backend(models.BPE(vocab=dict(BYTE_LEVEL_ALPHABET), merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

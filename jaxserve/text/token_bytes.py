@@ -16,8 +16,8 @@ from jaxserve.errors import CheckpointError
 class PieceDecoder:
     """How a token's written form becomes bytes.
 
-    `to_bytes` is for ordinary pieces, `added_to_bytes` for added tokens (whose content is plain text).  The text as a
-    whole loses up to `strip_start` leading spaces: SentencePiece writes one in front of everything.
+    `to_bytes` is for ordinary pieces, `added_to_bytes` for added tokens (whose content is plain text).  The
+    text as a whole loses up to `strip_start` leading spaces: SentencePiece puts one in front of everything.
     """
 
     to_bytes: Callable[[str], bytes]
@@ -28,8 +28,8 @@ class PieceDecoder:
 def piece_decoder(backend: Backend) -> PieceDecoder:
     """Read the decoder of a `tokenizers` tokenizer.
 
-    Bytes per token, rather than the library's own decode over a window of tokens, because they make incremental
-    decoding exact: whether a character is complete, unfinished or invalid is a question about bytes alone.
+    Bytes per token, rather than the library's own decode over a window of tokens, make incremental decoding
+    exact: whether a character is complete, unfinished or invalid is a question about bytes alone.
 
     Raises:
         CheckpointError: the decoder is neither byte-level BPE nor SentencePiece-like.

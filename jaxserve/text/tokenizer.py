@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer as Backend
 from tokenizers import processors
 
 from jaxserve.errors import CheckpointError, RequestError
+from jaxserve.text.gguf_tokenizer import parts_from_gguf
+from jaxserve.text.hf_tokenizer import parts_from_directory
 from jaxserve.text.token_bytes import piece_decoder
+from jaxserve.text.tokenizer_parts import TokenizerParts
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizerParts:
-    """What a checkpoint says about its tokenizer.
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face directory or of a .gguf file.
 
-    `add_bos` and `add_eos` say whether encoding with special tokens puts them around the text; None leaves that to the
-    backend's own post-processor.
+    Raises:
+        CheckpointError: nothing is there, it is damaged, or it is of an unsupported kind.
     """
+    path = Path(path)
+    if path.is_dir():
+        return Tokenizer(parts_from_directory(path))
+    if path.suffix == ".gguf" and path.is_file():
+        from jaxserve.loading.gguf_file import read_gguf_header  # brings numpy, which text has no use for
 
-    backend: Backend
-    bos_token: str | None = None
-    eos_token: str | None = None
-    pad_token: str | None = None
-    unk_token: str | None = None
-    add_bos: bool | None = None
-    add_eos: bool | None = None
-    chat_templates: Mapping[str, str] = field(default_factory=dict)  # by name; "default" is the usual one
+        return tokenizer_from_gguf(read_gguf_header(path).fields)
+    raise CheckpointError(
+        f"tokenizer {str(path)!r}: not there; give a Hugging Face directory or a .gguf file"
+    )
+
+
+def tokenizer_from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer in a GGUF file's metadata.  Raises CheckpointError as load_tokenizer does."""
+    return Tokenizer(parts_from_gguf(fields))
 
 
 class Tokenizer:
@@ -71,7 +79,7 @@ class Tokenizer:
         """Token ids of `text`.  Special tokens written in the text are recognised, as chat templates need.
 
         Raises:
-            RequestError: the text holds lone surrogates, which no encoding can express; `param` names its field.
+            RequestError: the text holds lone surrogates; `param` names its field.
         """
         try:
             return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
@@ -83,7 +91,10 @@ class Tokenizer:
             ) from error
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """The text of `ids`.  Invalid UTF-8 becomes U+FFFD; ids without a token (padding of the model's vocabulary) nothing."""
+        """The text of `ids`.
+
+        Invalid UTF-8 becomes U+FFFD.  Ids without a token (padding of the model's vocabulary) give nothing.
+        """
         skipped = self.special_ids if skip_special_tokens else frozenset()
         data = b"".join([self.token_bytes(i) for i in ids if i not in skipped])
         return data[self.num_leading_spaces(data) :].decode("utf-8", errors="replace")
@@ -136,18 +147,15 @@ class Tokenizer:
         """Make the backend's post-processor put BOS and EOS as told; leave it alone when told nothing."""
         if add_bos is None and add_eos is None:
             return
-        before, after, special_tokens = "", "", []
+        special_tokens = []
+        for name, wanted in (("bos_token", add_bos), ("eos_token", add_eos)):
+            if wanted and self.special_tokens.get(name) is None:
+                raise CheckpointError(f"tokenizer: add_{name} is set but there is no {name}")
         if add_bos:
-            if self.bos_token is None or self.bos_token_id is None:
-                raise CheckpointError("tokenizer: add_bos_token is set but there is no bos_token")
-            before = "$BOS "
             special_tokens.append((self.bos_token, self.bos_token_id))
         if add_eos:
-            if self.eos_token is None or self.eos_token_id is None:
-                raise CheckpointError("tokenizer: add_eos_token is set but there is no eos_token")
-            after = " $EOS"
             special_tokens.append((self.eos_token, self.eos_token_id))
-        single = ([self.bos_token] if before else []) + ["$A"] + ([self.eos_token] if after else [])
+        single = [*([self.bos_token] if add_bos else ()), "$A", *([self.eos_token] if add_eos else ())]
         self.backend.post_processor = processors.TemplateProcessing(
             single=single, pair=[*single, "$B"], special_tokens=special_tokens
         )
