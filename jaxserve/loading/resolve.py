@@ -21,8 +21,8 @@ from jaxserve.loading.safetensors_checkpoint import (
 def open_checkpoint(model: str, load_format: LoadFormat = "auto") -> Checkpoint:
     """Find the model, download it if need be, and open it with every header and file size checked.
 
-    `model` is a directory in Hugging Face layout, a directory with one .gguf file, a .gguf file, OWNER/NAME on
-    the hub, or a short name of jaxserve.loading.fetch.  The format "dummy" has no checkpoint to open: see
+    `model` is a directory in Hugging Face layout, a directory with one .gguf file, a .gguf file, OWNER/NAME
+    on the hub, or a short name of jaxserve.loading.fetch.  The format "dummy" has no checkpoint to open: see
     open_config.  Raises CheckpointError, naming what was looked for.
     """
     if load_format == "dummy":

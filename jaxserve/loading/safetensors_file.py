@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -99,13 +99,10 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> StoredTensor:
-    def is_sizes(value: object) -> bool:
-        return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
-
     if not isinstance(entry, dict):
         raise CheckpointError(f"{path}: damaged: the header's entry of {name!r} is not an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or not is_sizes(shape) or not is_sizes(offsets) or len(offsets) != 2:
+    if not isinstance(dtype, str) or not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
         raise CheckpointError(f"{path}: damaged: the header's entry of {name!r} is {entry}")
     if dtype not in _DTYPES:
         raise CheckpointError(
@@ -119,6 +116,10 @@ def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> Store
             f"but its data_offsets {offsets} span {offsets[1] - offsets[0]}"
         )
     return StoredTensor(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+
+
+def _is_sizes(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
 def _check_extent(path: Path, size: int, data_start: int, tensors: Mapping[str, StoredTensor]) -> None:
