@@ -1,0 +1,149 @@
+"""The Quart application: routes, and what happens around every request."""
+
+from __future__ import annotations
+
+import logging
+import time
+from http import HTTPStatus
+
+from quart import Quart, Response, g, redirect, request
+from werkzeug.exceptions import MethodNotAllowed, NotFound, RequestEntityTooLarge
+
+from jaxserve.async_llm import AsyncLLM
+from jaxserve.server import system
+from jaxserve.server.auth import check_api_key
+from jaxserve.server.chat import chat_completions
+from jaxserve.server.completions import completions
+from jaxserve.server.cors import add_cors_headers, answer_preflight, is_preflight
+from jaxserve.server.errors import ApiError, to_api_error
+from jaxserve.server.intake import begin_request_id
+from jaxserve.server.respond import error_response
+from jaxserve.server.root_path import strip_root_path
+from jaxserve.server.settings import ServerSettings
+from jaxserve.server.state import ServerState
+from jaxserve.server.tokens import detokenize, tokenize
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(llm: AsyncLLM, settings: ServerSettings) -> Quart:
+    """The application that serves `llm`.  Raises ConfigError for settings that cannot work together."""
+    app = Quart(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.json.sort_keys = False  # pyright: ignore[reportAttributeAccessIssue]  # of the default provider
+    state = ServerState.build(llm, settings)
+    _add_routes(app, state)
+    _add_hooks(app, state)
+    if settings.root_path:
+        app.asgi_app = strip_root_path(app.asgi_app, settings.root_path)  # pyright: ignore[reportAttributeAccessIssue]
+    return app
+
+
+def _add_routes(app: Quart, state: ServerState) -> None:
+    @app.get("/health", endpoint="health")
+    async def _health() -> Response:
+        return system.health(state)
+
+    @app.route("/ping", methods=["GET", "POST"], endpoint="ping")
+    async def _ping() -> Response:
+        return system.health(state)
+
+    @app.get("/version", endpoint="version")
+    async def _version() -> Response:
+        return system.version()
+
+    @app.get("/load", endpoint="load")
+    async def _load() -> Response:
+        return system.load(state)
+
+    @app.get("/metrics", endpoint="metrics")
+    async def _metrics() -> Response:
+        return system.metrics(state)
+
+    @app.get("/v1/models", endpoint="models")
+    async def _models() -> Response:
+        return system.models(state)
+
+    @app.get("/v1/models/<path:name>", endpoint="model")
+    async def _model(name: str) -> Response:
+        return system.model(state, name)
+
+    @app.post("/v1/chat/completions", endpoint="chat_completions")
+    async def _chat_completions() -> Response:
+        state.check_open()
+        return await chat_completions(state, request)
+
+    @app.post("/v1/completions", endpoint="completions")
+    async def _completions() -> Response:
+        state.check_open()
+        return await completions(state, request)
+
+    @app.post("/tokenize", endpoint="tokenize")
+    async def _tokenize() -> Response:
+        return await tokenize(state, request)
+
+    @app.post("/detokenize", endpoint="detokenize")
+    async def _detokenize() -> Response:
+        return await detokenize(state, request)
+
+
+def _add_hooks(app: Quart, state: ServerState) -> None:
+    settings = state.settings
+
+    @app.before_request
+    async def _enter() -> Response | None:
+        g.started_at = time.monotonic()
+        begin_request_id(request)
+        if is_preflight(request):
+            return answer_preflight(request, settings.allowed_origins)
+        check_api_key(request, settings.api_keys)
+        return None
+
+    @app.after_request
+    async def _leave(response: Response) -> Response:
+        response.headers["X-Request-Id"] = g.request_id
+        add_cors_headers(request, response, settings.allowed_origins)
+        route = request.url_rule.rule if request.url_rule is not None else "none"
+        state.metrics.count_http(request.method, route, response.status_code)
+        if settings.log_requests:
+            elapsed_ms = (time.monotonic() - g.started_at) * 1000
+            _log.info(
+                "%s %r %d %.1f ms %s",
+                request.method,
+                request.path,
+                response.status_code,
+                elapsed_ms,
+                g.request_id,
+            )
+        return response
+
+    @app.errorhandler(Exception)
+    async def _answer_error(error: Exception) -> Response:
+        if isinstance(error, NotFound) and (target := _without_slash(app)) is not None:
+            return redirect(settings.root_path + target, HTTPStatus.TEMPORARY_REDIRECT)  # pyright: ignore[reportReturnType]
+        return error_response(_worded(error, settings))
+
+
+def _worded(error: Exception, settings: ServerSettings) -> ApiError:
+    """The answer to an exception; routing's errors and the body limit get their details here."""
+    if isinstance(error, NotFound):
+        return ApiError(404, f"There is no {request.path!r:.200} on this server.")
+    if isinstance(error, MethodNotAllowed):
+        allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD", "OPTIONS"}))
+        message = f"{request.method} is not allowed for {request.path!r:.200}: use {allowed}."
+        return ApiError(405, message, headers={"Allow": allowed})
+    if isinstance(error, RequestEntityTooLarge):
+        limit = settings.max_body_bytes
+        return ApiError(
+            413, f"The request body is larger than this server's limit of {limit} bytes.", param="body"
+        )
+    return to_api_error(error, g.request_id)
+
+
+def _without_slash(app: Quart) -> str | None:
+    """The route that the request's path would be without its last slash, if there is one."""
+    path = request.path.rstrip("/")
+    if path == request.path or not path:
+        return None
+    adapter = app.create_url_adapter(request)
+    return path if adapter is not None and adapter.test(path, request.method) else None

@@ -1,0 +1,77 @@
+"""The first steps of every POST: body, fields, model name, request id."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+from quart import Request, g
+
+from jaxserve.server.errors import ApiError
+from jaxserve.server.state import ServerState
+from jaxserve.server.unsupported import refuse_unsupported
+from jaxserve.server.validation import ignored_fields, ignored_header, parse, read_object, refuse_ignored
+
+_ID = re.compile(r"[!-~]{1,128}")
+
+Fields = TypeVar("Fields", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Intake(Generic[Fields]):
+    """A request that has passed the door."""
+
+    fields: Fields
+    model: str  # the name to answer under
+    headers: dict[str, str]  # of the answer
+    num_bytes: int  # of the body
+
+
+async def take(
+    state: ServerState,
+    request: Request,
+    kind: type[Fields],
+    unsupported: Mapping[str, Callable[[Any], str | None]],
+) -> Intake[Fields]:
+    """Read a request.  Raises ApiError (400, 404, 413) naming what is wrong with it."""
+    body, num_bytes = await read_object(request)
+    refuse_unsupported(body, unsupported)
+    fields = parse(kind, body)
+    ignored = ignored_fields(fields, known=tuple(unsupported))
+    if state.settings.strict_params:
+        refuse_ignored(fields, ignored)
+    model = state.check_model(getattr(fields, "model", None))
+    return Intake(fields, model, ignored_header(ignored), num_bytes)
+
+
+def begin_request_id(request: Request) -> None:
+    """Take the X-Request-Id header, or make one up.
+
+    Raises ApiError 400 for one that no header can carry back.
+    """
+    g.request_id = uuid.uuid4().hex
+    given = request.headers.get("X-Request-Id")
+    g.is_request_id_given = given is not None
+    if given is not None:
+        g.request_id = _checked("X-Request-Id", given)
+
+
+def name_request(request_id: str | None) -> str:
+    """The id of the current request: the header's, else the body's `request_id`, else the made-up one."""
+    if request_id is not None and not g.is_request_id_given:
+        g.request_id = _checked("request_id", request_id)
+    return g.request_id
+
+
+def _checked(name: str, value: str) -> str:
+    if _ID.fullmatch(value) is None:
+        raise ApiError(
+            400,
+            f"{name} must be 1 to 128 printable ASCII characters without spaces, got {value!r:.60}.",
+            param=name,
+        )
+    return value

@@ -1,0 +1,104 @@
+"""From what a request brings (text, token ids, lists of them) to token ids that fit the model's context."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from jaxserve.async_llm import LONG_TEXT, AsyncLLM
+from jaxserve.errors import RequestError
+from jaxserve.inputs import TokenizedPrompt
+from jaxserve.sampling_params import SamplingParams
+from jaxserve.server.errors import ApiError
+from jaxserve.server.protocol import CompletionRequest
+
+MAX_ANSWERS = 2048  # prompts x n of one request: all of them are in flight together
+
+
+async def completion_prompts(
+    llm: AsyncLLM, request: CompletionRequest, params: SamplingParams
+) -> list[TokenizedPrompt]:
+    """The prompts of a plain completion.  Raises RequestError or ApiError naming `prompt`."""
+    given = _listed(request.prompt)
+    if len(given) * params.n > MAX_ANSWERS:
+        raise RequestError(
+            f"prompt has {len(given)} prompts and n is {params.n}: at most {MAX_ANSWERS} answers fit a request.",
+            param="prompt",
+        )
+    add_special_tokens = request.add_special_tokens is not False
+    prompts = []
+    for one in given:
+        if isinstance(one, str):
+            ids = await encode(llm, one, add_special_tokens=add_special_tokens, param="prompt")
+        else:
+            ids = one
+        prompt = TokenizedPrompt(ids, one if isinstance(one, str) else None)
+        prompts.append(fit(llm, prompt, params, request.truncate_prompt_tokens, param="prompt"))
+    return prompts
+
+
+async def encode(llm: AsyncLLM, text: str, *, add_special_tokens: bool, param: str) -> list[int]:
+    """Token ids of a text; a long one is tokenized on another thread."""
+    if len(text) > LONG_TEXT:
+        return await asyncio.to_thread(llm.tokenizer.encode, text, add_special_tokens, param=param)
+    return llm.tokenizer.encode(text, add_special_tokens, param=param)
+
+
+def fit(
+    llm: AsyncLLM, prompt: TokenizedPrompt, params: SamplingParams, truncate: int | None, *, param: str
+) -> TokenizedPrompt:
+    """The prompt with its beginning cut off as truncate_prompt_tokens says (-1: whatever does not fit).
+
+    Raises ApiError 400 for a prompt that leaves no room for an answer, RequestError for other faults.
+    """
+    limit, token_ids = llm.info.max_model_len, prompt.token_ids
+    if truncate is not None:
+        keep = limit - min(params.max_tokens or 1, limit - 1) if truncate == -1 else truncate
+        if not 1 <= keep <= limit:
+            raise RequestError(
+                f"truncate_prompt_tokens must be -1 (what fits) or from 1 to the context of {limit} tokens, "
+                f"got {truncate}.",
+                param="truncate_prompt_tokens",
+            )
+        if len(token_ids) > keep:
+            token_ids = token_ids[-keep:]
+            prompt = TokenizedPrompt(token_ids, None)
+    if not token_ids:
+        raise RequestError(f"{param} must not be empty: it has no tokens.", param=param)
+    if len(token_ids) >= limit:
+        raise ApiError(
+            400,
+            f"This model's maximum context length is {limit} tokens, prompt and answer together. However, "
+            f"your prompt has {len(token_ids)} tokens. Please reduce {param} to at most {limit - 1} tokens.",
+            param=param,
+            code="context_length_exceeded",
+        )
+    return prompt
+
+
+def _listed(prompt: Any) -> list[str] | list[list[int]]:
+    """A list of prompts, whichever of the four accepted shapes came."""
+    if prompt is None or prompt == "" or prompt == []:
+        raise RequestError("prompt is required and must not be empty.", param="prompt")
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt, list):
+        if all(isinstance(item, str) for item in prompt):
+            if "" in prompt:
+                raise RequestError(f"prompt[{prompt.index('')}] must not be empty.", param="prompt")
+            return prompt
+        if all(_is_token_id(item) for item in prompt):
+            return [prompt]
+        if all(isinstance(item, list) and all(_is_token_id(i) for i in item) for item in prompt):
+            if [] in prompt:
+                raise RequestError(f"prompt[{prompt.index([])}] must not be empty.", param="prompt")
+            return prompt
+    raise RequestError(
+        "prompt must be a string, a list of strings, a list of token ids, or a list of lists of token ids, "
+        f"got {prompt!r:.60}.",
+        param="prompt",
+    )
+
+
+def _is_token_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,66 @@
+"""The operator's choices for the HTTP server, checked when built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxserve.errors import ConfigError
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Everything that `jaxserve serve` may say about HTTP; the engine's own settings are EngineConfig's."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0: any free one, printed at start
+    uds: str | None = None  # path of a Unix socket, instead of host and port
+    api_keys: tuple[str, ...] = field(default=(), repr=False)  # any of them opens the door; none: no door
+    served_model_names: tuple[str, ...] = ()  # the first one is what answers say; none: the model's own name
+    ssl_keyfile: str | None = None
+    ssl_certfile: str | None = None
+    root_path: str = ""  # prefix under which a proxy publishes the server, e.g. "/llm"
+    allowed_origins: tuple[str, ...] = ("*",)  # browsers' origins (CORS)
+    shutdown_timeout: float = 30.0  # seconds that running requests get after the first SIGTERM
+    max_body_bytes: int = 4 * MIB
+    strict_params: bool = False  # unknown request fields are refused instead of named in a header
+    enable_prompt_tokens_details: bool = False  # usage.prompt_tokens_details.cached_tokens
+    return_tokens_as_token_ids: bool = False  # logprobs say "token_id:123" instead of the token's text
+    chat_template: str | None = None  # jinja2 source, instead of the model's own
+    chat_template_content_format: Literal["auto", "string", "openai"] = (
+        "auto"  # auto: what the template reads
+    )
+    trust_request_chat_template: bool = False  # requests may bring their own chat_template
+    metrics_prefix: str = "jaxserve:"
+    log_requests: bool = True
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, name: str, wants: str) -> None:
+            if not ok:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: {wants}")
+
+        need(bool(self.host), "host", "give an address to listen on, e.g. 127.0.0.1 or 0.0.0.0")
+        need(0 <= self.port <= 65535, "port", "must be from 0 to 65535")
+        need(self.uds != "", "uds", "give the path of the socket")
+        need(self.shutdown_timeout >= 0, "shutdown_timeout", "must be at least 0 seconds")
+        need(self.max_body_bytes >= 1024, "max_body_bytes", "must be at least 1024 bytes")
+        need(all(self.served_model_names), "served_model_names", "names must not be empty")
+        need(
+            self.root_path == "" or (self.root_path.startswith("/") and not self.root_path.endswith("/")),
+            "root_path",
+            "must start with a slash and not end with one, e.g. /llm",
+        )
+        need(
+            (self.ssl_keyfile is None) == (self.ssl_certfile is None),
+            "ssl_keyfile",
+            f"needs ssl_certfile beside it (which is {self.ssl_certfile!r}), and the other way round",
+        )
+        need(
+            self.chat_template_content_format in ("auto", "string", "openai"),
+            "chat_template_content_format",
+            "use auto, string or openai",
+        )
+        if not all(self.api_keys):
+            raise ConfigError("api_keys: a key must not be empty; leave --api-key out to serve without keys")

@@ -1,0 +1,73 @@
+"""What the handlers of one server share."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+
+from jaxserve import __version__
+from jaxserve.async_llm import AsyncLLM
+from jaxserve.errors import ConfigError, RequestError
+from jaxserve.server.errors import ApiError, unavailable
+from jaxserve.server.metrics import ServerMetrics
+from jaxserve.server.settings import ServerSettings
+from jaxserve.text.chat_template import ChatTemplate
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """The engine's front end, the settings, the counters, and what every answer repeats."""
+
+    llm: AsyncLLM
+    settings: ServerSettings
+    metrics: ServerMetrics
+    model_names: tuple[str, ...]
+    system_fingerprint: str
+    chat_template: ChatTemplate | None  # None: the model has none, and the operator gave none
+    started_at: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
+
+    @classmethod
+    def build(cls, llm: AsyncLLM, settings: ServerSettings) -> ServerState:
+        """State for a server that answers from `llm`.  Raises ConfigError for settings that cannot be."""
+        names = settings.served_model_names or (llm.info.model,)
+        metrics = ServerMetrics(settings.metrics_prefix, names[0], llm)
+        return cls(llm, settings, metrics, names, _fingerprint(llm), _chat_template(llm, settings))
+
+    def check_model(self, name: str | None) -> str:
+        """The name to answer under; no name means the first.  Raises ApiError 404 for a model not served."""
+        if not name:
+            return self.model_names[0]
+        if name not in self.model_names:
+            served = ", ".join(f"`{served}`" for served in self.model_names)
+            raise ApiError(
+                404,
+                f"The model `{name}` does not exist. Served here: {served}.",
+                param="model",
+                code="model_not_found",
+            )
+        return name
+
+    def check_open(self) -> None:
+        """Raise ApiError 503 when nothing can be answered any more."""
+        if self.llm.is_dead:
+            raise unavailable(f"The engine cannot go on: {self.llm.error}")
+        if self.llm.is_draining:
+            raise unavailable("The server is shutting down and takes no new requests.")
+
+
+def _chat_template(llm: AsyncLLM, settings: ServerSettings) -> ChatTemplate | None:
+    source = settings.chat_template or llm.tokenizer.chat_template
+    if source is None:
+        return None
+    chosen = settings.chat_template_content_format
+    try:
+        return ChatTemplate(source, llm.tokenizer.special_tokens, None if chosen == "auto" else chosen)
+    except RequestError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _fingerprint(llm: AsyncLLM) -> str:
+    """Changes whenever the same request with the same seed may be answered differently."""
+    settled = f"{__version__} {llm.info}"
+    return f"jaxserve-{__version__}-{hashlib.sha256(settled.encode()).hexdigest()[:8]}"

@@ -1,0 +1,44 @@
+"""POST /tokenize and /detokenize: what the model sees."""
+
+from __future__ import annotations
+
+from quart import Request, Response
+
+from jaxserve.errors import RequestError
+from jaxserve.server.answers import DetokenizedText, Tokens
+from jaxserve.server.conversation import render
+from jaxserve.server.intake import take
+from jaxserve.server.prompts import encode
+from jaxserve.server.protocol import DetokenizeRequest, TokenizeRequest
+from jaxserve.server.respond import json_response
+from jaxserve.server.state import ServerState
+
+
+async def tokenize(state: ServerState, request: Request) -> Response:
+    """Token ids of a text (`prompt`) or a conversation (`messages`), as the other endpoints make them."""
+    taken = await take(state, request, TokenizeRequest, {})
+    fields, llm = taken.fields, state.llm
+    if (fields.prompt is None) == (fields.messages is None):
+        raise RequestError("Send either prompt (a string) or messages (a list).", param="prompt")
+    if fields.messages is None:
+        text, param = fields.prompt or "", "prompt"
+        adds_special_tokens = fields.add_special_tokens is not False
+    else:
+        text, param = await render(state, fields.messages, fields, taken.num_bytes), "messages"
+        adds_special_tokens = bool(fields.add_special_tokens)  # the chat template writes them itself
+    token_ids = await encode(llm, text, add_special_tokens=adds_special_tokens, param=param)
+    strings = llm.tokenizer.convert_ids_to_tokens(token_ids) if fields.return_token_strs else None
+    return json_response(Tokens(len(token_ids), llm.info.max_model_len, token_ids, strings), taken.headers)
+
+
+async def detokenize(state: ServerState, request: Request) -> Response:
+    """The text of token ids, special tokens included."""
+    taken = await take(state, request, DetokenizeRequest, {})
+    vocab_size = state.llm.info.vocab_size
+    outside = [i for i in taken.fields.tokens if not 0 <= i < vocab_size]
+    if outside:
+        raise RequestError(
+            f"tokens has token ids outside the vocabulary of {vocab_size}: {outside[:5]}.", param="tokens"
+        )
+    text = state.llm.tokenizer.decode(taken.fields.tokens, skip_special_tokens=False)
+    return json_response(DetokenizedText(text), taken.headers)

@@ -1,0 +1,118 @@
+"""From the bytes of a request to its fields: every refusal names the field, the value and what would do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast
+from urllib.parse import quote
+
+import msgspec
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from quart import Request
+
+from jaxserve.server.errors import ApiError
+
+IGNORED_HEADER = "X-Ignored-Params"
+MAX_SHOWN = 60  # characters of a wrong value that an error message repeats
+
+Fields = TypeVar("Fields", bound=BaseModel)
+
+_WANTED = {
+    "bool": "true or false",
+    "int": "an integer",
+    "float": "a number",
+    "finite": "a finite number",
+    "string": "a string",
+    "list": "a list",
+    "dict": "an object",
+    "model": "an object",
+}
+
+
+async def read_object(request: Request) -> tuple[dict[str, Any], int]:
+    """The JSON object in the request's body, and the body's length in bytes.
+
+    Raises ApiError 400 when it is not JSON or not an object, RequestEntityTooLarge when it is too long.
+    """
+    media_type = request.mimetype
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        said = f"got {media_type!r:.100}" if media_type else "it is missing"
+        raise ApiError(400, f"Content-Type must be application/json; {said}.", param="Content-Type")
+    data = await request.get_data(as_text=False)
+    if not data:
+        raise ApiError(400, "The request body must be a JSON object, got nothing.", param="body")
+    try:
+        body = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ApiError(400, f"The request body is not valid JSON: {error}.", param="body") from error
+    except RecursionError as error:
+        raise ApiError(400, "The request body is nested too deeply.", param="body") from error
+    if not isinstance(body, dict):
+        raise ApiError(400, f"The request body must be a JSON object, got {_shown(body)}.", param="body")
+    return body, len(data)
+
+
+def parse(kind: type[Fields], body: Mapping[str, Any]) -> Fields:
+    """The fields of `body` as `kind`.  Raises ApiError 400 naming the first wrong field."""
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ApiError(400, _message(first), param=str(first["loc"][0]) if first["loc"] else "body") from None
+
+
+def ignored_fields(request: BaseModel, known: Sequence[str] = ()) -> list[str]:
+    """Names of the fields that nobody reads, nested ones too; `known` ones are read elsewhere."""
+    names = [name for name in request.model_extra or {} if name not in known]
+    for name in type(request).model_fields:
+        value = getattr(request, name)
+        if isinstance(value, BaseModel):
+            names += [f"{name}.{inner}" for inner in value.model_extra or {}]
+    return names
+
+
+def refuse_ignored(request: BaseModel, names: Sequence[str]) -> None:
+    """Raise ApiError 400 for the first of `names`, with the nearest name that would do (--strict-params)."""
+    if not names:
+        return
+    name = names[0]
+    outer, _, inner = name.rpartition(".")
+    kind = type(getattr(request, outer)) if outer else type(request)
+    near = difflib.get_close_matches(inner, list(cast(type[BaseModel], kind).model_fields), n=1)
+    hint = f" Did you mean {outer + '.' if outer else ''}{near[0]}?" if near else ""
+    raise ApiError(400, f"Unknown field {_shown(name)}.{hint}", param=name)
+
+
+def ignored_header(names: Sequence[str]) -> dict[str, str]:
+    """The header that names ignored fields; empty when there are none."""
+    # Names are the caller's: quoted, so that none can end the header or the encoding.
+    return {IGNORED_HEADER: ", ".join(quote(name, safe="") for name in names[:100])} if names else {}
+
+
+def _message(error: ErrorDetails) -> str:
+    where, kind, value = _path(error["loc"]), error["type"], error["input"]
+    if kind == "missing":
+        return f"{where} is required."
+    if kind == "literal_error":
+        return f"{where} must be one of {error.get('ctx', {}).get('expected', '')}, got {_shown(value)}."
+    wanted = _WANTED.get(kind.split("_")[0])
+    if wanted is None:
+        return f"{where}: {error['msg']}, got {_shown(value)}."
+    return f"{where} must be {wanted}, got {_shown(value)}."
+
+
+def _path(loc: Sequence[str | int]) -> str:
+    """("messages", 0, "role") → messages[0].role"""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc]
+    return "".join(parts).removeprefix(".") or "body"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
