@@ -36,11 +36,11 @@ def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     if k == 0:
         return jnp.zeros((batch, 0), x.dtype), jnp.zeros((batch, 0), jnp.int32)
     if size < 2 * k * _GROUP:
-        return lax.top_k(x, k)
+        return _lax_top_k(x, k)
     groups = _grouped(x)
-    chosen = jnp.sort(lax.top_k(groups.max(-1), k)[1], axis=-1)  # [B, k]
+    chosen = jnp.sort(_lax_top_k(groups.max(-1), k)[1], axis=-1)  # [B, k]
     members = jnp.take_along_axis(groups, chosen[:, :, None], axis=1).reshape(batch, -1)
-    values, index = lax.top_k(members, k)
+    values, index = _lax_top_k(members, k)
     ids = jnp.take_along_axis(chosen, index // _GROUP, axis=1) * _GROUP + index % _GROUP
     return values, jnp.minimum(ids, size - 1)  # a padding index can only stand for -inf
 
@@ -88,6 +88,11 @@ def find_threshold(
             passes, _ = digit_passes(start, shift, _DIGIT_BITS)
             start = start + (passes.sum(-1, dtype=jnp.uint32) << shift)
     return _value(start)
+
+
+def _lax_top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """lax.top_k, kept apart from what reads it: XLA turns a top_k whose result is sliced into a full sort."""
+    return lax.optimization_barrier(lax.top_k(x, k))
 
 
 def _grouped(x: jax.Array) -> jax.Array:
