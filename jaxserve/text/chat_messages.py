@@ -11,6 +11,9 @@ from jaxserve.errors import RequestError
 # Kinds of content parts that are text, and the key that holds it.
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
+# The two names under which an assistant's thoughts come back; templates read one or the other.
+_REASONING = ("reasoning", "reasoning_content")
+
 
 def plain_messages(
     messages: Sequence[Mapping[str, Any]],
@@ -21,11 +24,11 @@ def plain_messages(
 ) -> list[dict[str, Any]]:
     """Copies of `messages` with contents and tool calls as the template wants them.
 
-    As in vLLM: parts are joined by line ends where the template wants strings, a missing content is empty, keys
-    whose value is null are left out, and the arguments of tool calls are objects (an empty one for broken JSON).
+    As in vLLM: parts are joined by line ends where the template wants strings, a missing content is empty,
+    keys whose value is null are left out, and the arguments of tool calls are objects (empty if broken JSON).
 
     Raises:
-        RequestError: there is no message, one is malformed, or one has parts other than text (param "messages").
+        RequestError: there is no message, one is malformed, or one has parts other than text.
     """
     if not messages:
         raise RequestError("messages must have at least one message.", param="messages")
@@ -41,6 +44,9 @@ def plain_messages(
         calls = copy.pop("tool_calls", None)
         if calls:
             copy["tool_calls"] = _tool_calls(calls, where, takes_argument_objects)
+        for name, other in (_REASONING, _REASONING[::-1]):
+            if name in copy:
+                copy.setdefault(other, copy[name])
         plain.append(copy)
     return plain
 

@@ -15,6 +15,9 @@ from jaxserve.text.template_sandbox import TemplateEnvironment, render
 ContentFormat = Literal["string", "openai"]
 
 _FILE = "<template>"  # how jinja2 names the source of a template made from a string
+_OWN_NAMES = frozenset(
+    ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "raise_exception")
+)
 _CANARY = "jaxservecanary"
 _END_MARK = "JAXSERVE-END-OF-FINAL-MESSAGE"
 
@@ -70,7 +73,7 @@ class ChatTemplate:
         documents: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        **kwargs: Any,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt of a conversation.
 
@@ -80,7 +83,8 @@ class ChatTemplate:
             documents: for templates that know retrieval.
             add_generation_prompt: end with what opens the assistant's turn.
             continue_final_message: end right after the last message's text, for the model to go on with it.
-            kwargs: further template variables (`chat_template_kwargs`); they may replace special tokens.
+            template_kwargs: further variables (the request's `chat_template_kwargs`); they may replace
+                special tokens, but nothing that has a field of its own.
 
         Raises:
             RequestError: the messages are unusable or the template refused them (param "messages"), or the
@@ -91,10 +95,10 @@ class ChatTemplate:
                 "continue_final_message and add_generation_prompt cannot both be true.",
                 param="continue_final_message",
             )
-        for name in ("messages", "raise_exception", "strftime_now"):
-            if name in kwargs:
+        for name in template_kwargs or ():
+            if name in _OWN_NAMES:
                 raise RequestError(
-                    f"chat_template_kwargs must not set {name!r}; the server does.",
+                    f"chat_template_kwargs must not have {name!r}; use the request's own field for it.",
                     param="chat_template_kwargs",
                 )
         conversation = plain_messages(
@@ -106,7 +110,7 @@ class ChatTemplate:
         final_text = _mark_final_text(conversation) if continue_final_message else ""
         variables = {
             **self._special_tokens,
-            **kwargs,
+            **(template_kwargs or {}),
             "messages": conversation,
             "tools": list(tools) if tools else None,
             "documents": list(documents) if documents else None,
@@ -186,8 +190,8 @@ def _cut_after_final_text(prompt: str, final_text: str) -> str:
     end = prompt.rfind(_END_MARK)
     if end < 0 or final_text.strip() not in prompt:
         raise RequestError(
-            "continue_final_message does not work here: the chat template does not write the last message's text "
-            "out as it is.",
+            "continue_final_message does not work here: the chat template does not write the last message's "
+            "text out as it is.",
             param="continue_final_message",
         )
     return prompt[:end]

@@ -14,12 +14,13 @@ class Detokenizer:
     """Decodes one answer incrementally.
 
     What `push` and `flush` return joins to what `Tokenizer.decode` says about the answer, read on from its
-    prompt: a character that the prompt's last tokens begin is completed, and the space that SentencePiece puts
-    before a text is dropped only if nothing of the prompt is seen.
+    prompt: a character that the prompt's last tokens begin is completed, and the space that SentencePiece
+    puts before a text is dropped only if nothing of the prompt is seen.
 
     Text is bytes here, so a token costs what its bytes cost, and U+FFFD comes out only for bytes that no
-    continuation could make valid.  (The library's own DecodeStream decodes windows of tokens instead: it holds
-    text back for as long as invalid bytes come, and fails when SentencePiece byte tokens turn out invalid.)
+    continuation could make valid.  (The library's own DecodeStream decodes windows of tokens instead: it
+    holds text back for as long as invalid bytes come, and fails when SentencePiece byte tokens turn out
+    invalid.)
     """
 
     def __init__(
@@ -47,8 +48,8 @@ class Detokenizer:
     def flush(self, *, keep_incomplete: bool = False) -> str:
         """End the answer.
 
-        A character still incomplete is dropped, since the answer was cut in its middle; with `keep_incomplete`
-        it becomes U+FFFD, as in decoding the whole answer at once.
+        A character still incomplete is dropped, since the answer was cut in its middle; `keep_incomplete`
+        makes it U+FFFD, as decoding the whole answer at once does.
         """
         return self._utf8.decode(b"", final=True) if keep_incomplete else ""
 

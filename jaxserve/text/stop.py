@@ -8,8 +8,8 @@ from collections.abc import Sequence
 class StopChecker:
     """Watches one answer for stop strings.
 
-    The answer stops where a stop string is first complete; of several complete at the same character the longest
-    counts.  That depends on the text alone, never on the pieces it comes in.  A stop string that is complete
+    The answer stops where a stop string is first complete; of several complete at the same character the
+    longest counts.  That depends on the text alone, never on the pieces it comes in.  A stop string complete
     within the first `min_tokens` tokens is ordinary text (as in vLLM, one that ends later still stops).
 
     One Knuth-Morris-Pratt automaton a stop string, so a character costs the same however long they are.
@@ -26,10 +26,10 @@ class StopChecker:
         self._is_stopped = False
 
     def push(self, text: str, num_tokens: int = 1) -> tuple[str, str | None]:
-        """Take the text of `num_tokens` more tokens: the text to give out, and a stop string if one is complete.
+        """Take the text of `num_tokens` more tokens; the text to give out, and the stop string completed.
 
-        Under `min_tokens` push one token at a time, even if its text is empty: it matters which token completes
-        a stop string.  After a stop string nothing more is to be pushed.
+        Under `min_tokens` push one token at a time, even if its text is empty: it matters which token
+        completes a stop string.  After a stop string nothing more is to be pushed.
         """
         assert not self._is_stopped, "the answer has already stopped"
         is_free = self._num_free_tokens > 0

@@ -56,7 +56,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     """transformers' environment for chat templates, with limits.
 
     Beside jinja2's own: trimmed blocks, `break` and `continue`, `raise_exception`, `strftime_now`, a `tojson`
-    that does not escape HTML, and `{% generation %}`, which marks the assistant's words for training and means
+    that does not escape HTML, and `{% generation %}`, which marks the assistant's words for training and is
     nothing here.  What is limited: loop steps (jinja2 limits only `range`, to 100,000), repeating with `*`,
     powers, and `%` padding.  What is not: the cost of one filter or method call, so templates from strangers
     still deserve a switch.
