@@ -1,0 +1,76 @@
+"""Typed look-ups in a checkpoint's metadata, with errors that name the key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any, TypeVar
+
+from jaxserve.errors import CheckpointError
+
+T = TypeVar("T")
+
+
+class Fields:
+    """A mapping read from `where`.  A getter without `absent` refuses a key that is missing or null.
+
+    Give `absent` only where the file format itself says what a missing key means.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values = values
+        self.where = where
+
+    def error(self, message: str) -> CheckpointError:
+        """A CheckpointError that begins with where this came from."""
+        return CheckpointError(f"{self.where}: {message}")
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there with a value other than null."""
+        return self.values.get(key) is not None
+
+    def integer(self, key: str, *, absent: int | None = None) -> int:
+        value = self._get(key, absent)
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise self.error(f"{key} is {value!r}; it must be a whole number")
+        return int(value)
+
+    def number(self, key: str, *, absent: float | None = None) -> float:
+        value = self._get(key, absent)
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise self.error(f"{key} is {value!r}; it must be a number")
+        return float(value)
+
+    def boolean(self, key: str, *, absent: bool | None = None) -> bool:
+        return self._of_type(bool, "true or false", key, absent)
+
+    def string(self, key: str, *, absent: str | None = None) -> str:
+        return self._of_type(str, "a string", key, absent)
+
+    def strings(self, key: str) -> list[str]:
+        value = self._of_type(list, "a list of strings", key, None)
+        if not all(isinstance(item, str) for item in value):
+            raise self.error(f"{key} is {value!r}; it must be a list of strings")
+        return value
+
+    def token_ids(self, key: str) -> tuple[int, ...]:
+        """One id or a list of them as a tuple, empty where the key is missing or null."""
+        value = self.values.get(key)
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(isinstance(item, Integral) and not isinstance(item, bool) and item >= 0 for item in ids):
+            raise self.error(f"{key} is {value!r}; it must be a token id or a list of them")
+        return tuple(int(item) for item in ids)
+
+    def _of_type(self, kind: type[T], wants: str, key: str, absent: T | None) -> T:
+        value = self._get(key, absent)
+        if not isinstance(value, kind):
+            raise self.error(f"{key} is {value!r}; it must be {wants}")
+        return value
+
+    def _get(self, key: str, absent: Any) -> Any:
+        value = self.values.get(key)
+        if value is None:
+            value = absent
+        if value is None:
+            raise self.error(f"required key {key} is missing")
+        return value

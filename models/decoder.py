@@ -1,0 +1,87 @@
+"""The decoder-only language model that every family here is a case of."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxserve.config import ModelConfig
+from jaxserve.errors import ConfigError
+from jaxserve.kernels_pallas.metadata import AttentionMetadata
+from jaxserve.models.layers import Attention, GatedMLP, RMSNorm, parameter, precision_of, project
+from jaxserve.models.rope import RopeTable, rope_table
+
+
+class DecoderLayer(nnx.Module):
+    """Attention, then feed-forward, each behind a norm and beside a residual."""
+
+    def __init__(self, config: ModelConfig, window: int | None, dtype: jnp.dtype) -> None:
+        self.attention_norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
+        self.attention = Attention(config, window, dtype)
+        self.mlp_norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
+        self.mlp = GatedMLP(config, dtype)
+
+    def __call__(
+        self, x: jax.Array, kv_pages: jax.Array, rope: RopeTable, meta: AttentionMetadata
+    ) -> tuple[jax.Array, jax.Array]:
+        attended, kv_pages = self.attention(self.attention_norm(x), kv_pages, rope, meta)
+        x = x + attended
+        return x + self.mlp(self.mlp_norm(x)), kv_pages
+
+
+class DecoderModel(nnx.Module):
+    """Embedding, layers, final norm and output head.  A family is a subclass that says what it fixes."""
+
+    fixed: ClassVar[dict[str, Any]] = {}  # ModelConfig fields with one possible value in this family
+    may_slide: ClassVar[bool] = False  # whether layers may have a sliding window
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype) -> None:
+        """Raises ConfigError where the config asks for what the family does not have."""
+        for name, value in self.fixed.items():
+            if getattr(config, name) != value:
+                raise ConfigError(
+                    f"model config: {name} is {getattr(config, name)!r}; in family {config.family!r} it is {value!r}"
+                )
+        if not self.may_slide and any(window is not None for window in config.layer_windows):
+            raise ConfigError(
+                f"model config: layer_windows is {config.layer_windows}; family {config.family!r} has no windows"
+            )
+        self.config = config
+        self.embedding = parameter((config.vocab_size, config.hidden_size), ("vocab", "embed"), dtype)
+        # Unrolled: scanning over stacked layers makes XLA copy every weight slice, at twice the time of a step.
+        self.layers = nnx.List(DecoderLayer(config, window, dtype) for window in config.layer_windows)
+        self.norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
+        tied = config.tie_word_embeddings
+        head_shape = (config.hidden_size, config.vocab_size)
+        self.lm_head = None if tied else parameter(head_shape, ("embed", "vocab"), dtype)
+
+    def __call__(
+        self, token_ids: jax.Array, kv_pages: tuple[jax.Array, ...], meta: AttentionMetadata
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """One step: token_ids [T] int32 and each layer's pages [P, S, K, 2, H] to hidden [T, D] and the pages.
+
+        `hidden` has passed the final norm; give the rows that need logits to `logits`.
+        """
+        x = jnp.take(self.embedding[...], token_ids, axis=0, mode="clip")  # ids are checked at the door
+        rope = rope_table(meta.positions, self.config)
+        written = []
+        for layer, pages in zip(self.layers, kv_pages, strict=True):
+            x, pages = layer(x, pages, rope, meta)
+            written.append(pages)
+        return self.norm(x), tuple(written)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """hidden [R, D] to [R, V] float32: accumulated and kept wide, since sampling compares near ties."""
+        if self.lm_head is not None:
+            return project(hidden, self.lm_head[...], out_dtype=jnp.dtype(jnp.float32))
+        # Contracting the embedding's own last axis spares a transposed copy of the largest weight there is.
+        return jax.lax.dot_general(
+            hidden,
+            self.embedding[...],
+            (((1,), (1,)), ((), ())),
+            precision=precision_of(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )

@@ -1,0 +1,105 @@
+"""The parts that decoder families share: RMS norm, fused attention projections, gated feed-forward."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxserve.config import ModelConfig
+from jaxserve.kernels_pallas.attention import paged_attention
+from jaxserve.kernels_pallas.metadata import AttentionMetadata
+from jaxserve.models.rope import RopeTable, rotate
+
+
+def parameter(shape: tuple[int, ...], axes: tuple[str, ...], dtype: jnp.dtype) -> nnx.Param[jax.Array]:
+    """A parameter yet without a value worth having; `axes` names each dimension for the mesh to be laid over."""
+    return nnx.Param(jnp.zeros(shape, dtype), axes=axes)
+
+
+def project(
+    x: jax.Array, weight: jax.Array, num_axes: int = 1, *, out_dtype: jnp.dtype | None = None
+) -> jax.Array:
+    """Contract the last `num_axes` axes of x with the first of weight: one GEMM, whatever the number of axes."""
+    contracted = (tuple(range(x.ndim - num_axes, x.ndim)), tuple(range(num_axes)))
+    return jax.lax.dot_general(
+        x, weight, (contracted, ((), ())), precision=precision_of(x.dtype), preferred_element_type=out_dtype
+    )
+
+
+def precision_of(dtype: jnp.dtype) -> jax.lax.Precision | None:
+    """Whoever asks for float32 means it: by default a GPU would multiply in tf32 and a TPU in bfloat16."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale over the last axis."""
+
+    def __init__(self, size: int, axis: str, eps: float, dtype: jnp.dtype) -> None:
+        self.scale = parameter((size,), (axis,), dtype)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Computed in float32, where squares of bfloat16 activations neither overflow nor lose their tail."""
+        wide = x.astype(jnp.float32)
+        mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
+        return (wide * jax.lax.rsqrt(mean_square + self.eps) * self.scale[...]).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention over paged keys and values.
+
+    The projections of queries, keys and values are one weight, [D, K, G + 2, H]: kv head k's G = N / K query heads
+    (k * G .. k * G + G - 1), then its key, then its value, so that splitting K over devices keeps groups together.
+    """
+
+    def __init__(self, config: ModelConfig, window: int | None, dtype: jnp.dtype) -> None:
+        embed, heads, kv_heads = config.hidden_size, config.num_heads, config.num_kv_heads
+        head_dim, eps = config.head_dim, config.rms_norm_eps
+        fused = (kv_heads, heads // kv_heads + 2, head_dim)
+        fused_axes = ("kv_heads", "group", "head_dim")
+        self.window = window
+        self.qkv = parameter((embed, *fused), ("embed", *fused_axes), dtype)
+        self.qkv_bias = parameter(fused, fused_axes, dtype) if config.qkv_bias else None
+        self.q_norm = RMSNorm(head_dim, "head_dim", eps, dtype) if config.qk_norm else None
+        self.k_norm = RMSNorm(head_dim, "head_dim", eps, dtype) if config.qk_norm else None
+        self.o = parameter((heads, head_dim, embed), ("heads", "head_dim", "embed"), dtype)
+        self.o_bias = parameter((embed,), ("embed",), dtype) if config.o_bias else None
+
+    def __call__(
+        self, x: jax.Array, kv_pages: jax.Array, rope: RopeTable, meta: AttentionMetadata
+    ) -> tuple[jax.Array, jax.Array]:
+        """x [T, D] and this layer's pages [P, S, K, 2, H] to the output [T, D] and the pages."""
+        qkv = project(x, self.qkv[...])  # [T, K, G + 2, H]
+        if self.qkv_bias is not None:
+            qkv = qkv + self.qkv_bias[...]
+        num_heads, head_dim, _ = self.o.shape
+        q = qkv[:, :, :-2].reshape(-1, num_heads, head_dim)  # [T, N, H]
+        k, v = qkv[:, :, -2], qkv[:, :, -1]  # [T, K, H]
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, rope), rotate(k, rope)
+        out, kv_pages = paged_attention(q, k, v, kv_pages, meta, scale=head_dim**-0.5, window=self.window)
+        y = project(out, self.o[...], num_axes=2)
+        return (y if self.o_bias is None else y + self.o_bias[...]), kv_pages
+
+
+class GatedMLP(nnx.Module):
+    """down(silu(gate(x)) * up(x)), gate and up being one weight [D, 2, F]."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype) -> None:
+        embed, ffn = config.hidden_size, config.intermediate_size
+        self.gate_up = parameter((embed, 2, ffn), ("embed", "gate_up", "ffn"), dtype)
+        self.gate_up_bias = parameter((2, ffn), ("gate_up", "ffn"), dtype) if config.mlp_bias else None
+        self.down = parameter((ffn, embed), ("ffn", "embed"), dtype)
+        self.down_bias = parameter((embed,), ("embed",), dtype) if config.mlp_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [T, D] to [T, D]."""
+        gate_up = project(x, self.gate_up[...])  # [T, 2, F]
+        if self.gate_up_bias is not None:
+            gate_up = gate_up + self.gate_up_bias[...]
+        # float32 costs nothing here: the activation is fused between two GEMMs and never stored wide.
+        gate, up = gate_up[:, 0].astype(jnp.float32), gate_up[:, 1].astype(jnp.float32)
+        y = project((jax.nn.silu(gate) * up).astype(x.dtype), self.down[...])
+        return y if self.down_bias is None else y + self.down_bias[...]

@@ -1,0 +1,190 @@
+"""Fills a model's parameters: from a checkpoint by its weight table, or with random numbers."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from jaxserve.config import ModelConfig
+from jaxserve.errors import CheckpointError
+from jaxserve.models.registry import build_model, family_of
+from jaxserve.models.weight_table import ParameterPath, WeightRow, WeightTable
+
+if TYPE_CHECKING:
+    from jaxserve.loading.checkpoint import Checkpoint
+
+_NUM_THREADS = (
+    4  # reading, dequantising and copying leave the GIL most of the time; each holds one parameter's bytes
+)
+_NAMES_SHOWN = 8
+_DUMMY_STD = 0.02
+
+
+class HasShape(Protocol):
+    """As much of a checkpoint tensor's description as is checked here."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def load_model(
+    checkpoint: Checkpoint, dtype: jnp.dtype, *, progress: bool = True
+) -> tuple[nnx.GraphDef[Any], nnx.State]:
+    """A checkpoint's model on the default device, as nnx.merge takes it.
+
+    Raises CheckpointError where the checkpoint's tensors are not exactly those of its model.
+    """
+    graphdef, abstract = abstract_model(checkpoint.config, dtype)
+    table = family_of(checkpoint.config).weights(checkpoint.config)
+    state = load_weights(
+        abstract,
+        table,
+        checkpoint.read,
+        checkpoint.tensors,
+        where=str(checkpoint.path),
+        progress=progress,
+    )
+    return graphdef, state
+
+
+def dummy_model(config: ModelConfig, dtype: jnp.dtype, seed: int) -> tuple[nnx.GraphDef[Any], nnx.State]:
+    """A model with random weights, for measuring without a checkpoint."""
+    graphdef, abstract = abstract_model(config, dtype)
+    return graphdef, dummy_weights(abstract, seed)
+
+
+def abstract_model(config: ModelConfig, dtype: jnp.dtype) -> tuple[nnx.GraphDef[Any], nnx.State]:
+    """Graph and parameter shapes, dtypes and axes of a model; nothing is allocated."""
+    return nnx.split(nnx.eval_shape(lambda: build_model(config, dtype)))
+
+
+def _copy(path: ParameterPath, value: np.ndarray) -> jax.Array:
+    """Put a parameter on the default device.  A copy even on CPU: `value` may be a view of a mapped file."""
+    del path
+    return jnp.array(value)
+
+
+def load_weights(
+    abstract: nnx.State,
+    table: WeightTable,
+    read: Callable[[str], np.ndarray],
+    tensors: Mapping[str, HasShape],
+    *,
+    where: str,
+    place: Callable[[ParameterPath, np.ndarray], jax.Array] = _copy,
+    progress: bool = True,
+) -> nnx.State:
+    """The state with every parameter read, laid out and placed; its dtypes are those of `abstract`.
+
+    `read` gives a tensor of `tensors` in Hugging Face orientation and is called from several threads, as is `place`,
+    which gets each parameter in its final dtype (not always contiguous) and puts it where it belongs.
+    `where` names the checkpoint in errors.  Raises CheckpointError before the first read if a tensor is missing, left
+    over or of another shape than the table says; `progress` shows a bar on stderr.
+    """
+    parameters: dict[ParameterPath, nnx.Param[Any]] = dict(nnx.to_flat_state(abstract))
+    _check_table(table, parameters)
+    check_tensors(table, tensors, where)
+
+    def fill(row: WeightRow) -> tuple[ParameterPath, nnx.Param[Any]]:
+        parameter = parameters[row.parameter]
+        value = row.build(*(read(name) for name in row.sources))
+        assert value.shape == parameter.shape, f"{row.parameter}: {value.shape} built for {parameter.shape}"
+        # Keeping the strides leaves the transposition to the transfer, which is several times faster than numpy.
+        value = value.astype(parameter.dtype, order="K", copy=False)
+        return row.parameter, parameter.replace(place(row.parameter, value))
+
+    filled = {}
+    total = sum(_num_bytes(parameter) for parameter in parameters.values())
+    bar = tqdm(total=total, desc="Loading weights", unit="B", unit_scale=True, disable=not progress)
+    with bar, ThreadPoolExecutor(_NUM_THREADS, "weights") as pool:
+        try:
+            for future in as_completed([pool.submit(fill, row) for row in table.rows]):
+                path, parameter = future.result()
+                filled[path] = parameter
+                bar.update(_num_bytes(parameter))
+            _check_copies(table, read, tensors, where)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return nnx.from_flat_state(filled)
+
+
+def check_tensors(table: WeightTable, tensors: Mapping[str, HasShape], where: str) -> None:
+    """Raise CheckpointError unless `tensors` are exactly what the table reads, shapes included."""
+    wanted = {name: shape for row in table.rows for name, shape in row.sources.items()}
+    copies = {name: wanted[original] for name, original in table.copies.items() if name in tensors}
+    missing = [name for name in wanted if name not in tensors]
+    left_over = [
+        name
+        for name in tensors
+        if name not in wanted and name not in copies and not table.ignored.fullmatch(name)
+    ]
+    misshapen = [
+        f"{name} is {list(tensors[name].shape)}, not {list(shape)}"
+        for name, shape in (wanted | copies).items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    problems = [
+        f"{what} ({len(names)}): {_first(names)}"
+        for what, names in (
+            ("tensors that the model needs are missing", missing),
+            ("tensors that the model has no place for", left_over),
+            ("tensors of a shape that contradicts the config", misshapen),
+        )
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"{where}: does not fit its own config: " + "; ".join(problems))
+
+
+def dummy_weights(abstract: nnx.State, seed: int) -> nnx.State:
+    """Random parameters made on the default device: norm scales 1, all else normal with deviation 0.02.
+
+    A parameter depends on the seed, its path, shape and dtype alone, whatever else the model has.
+    """
+    key = jax.random.key(seed)
+
+    def fill(path: ParameterPath, parameter: nnx.Param[Any]) -> nnx.Param[Any]:
+        if path[-1] == "scale":
+            return parameter.replace(jnp.ones(parameter.shape, parameter.dtype))
+        own_key = jax.random.fold_in(key, zlib.crc32("/".join(map(str, path)).encode()))
+        value = jax.random.normal(own_key, parameter.shape, parameter.dtype)
+        return parameter.replace(value * jnp.asarray(_DUMMY_STD, parameter.dtype))
+
+    return nnx.from_flat_state([(path, fill(path, value)) for path, value in nnx.to_flat_state(abstract)])
+
+
+def _check_table(table: WeightTable, parameters: Mapping[ParameterPath, Any]) -> None:
+    """The table and the model are both ours, so a difference is a bug here and not the checkpoint's fault."""
+    paths = [row.parameter for row in table.rows]
+    assert len(paths) == len(set(paths)), "a parameter has two rows in the weight table"
+    assert set(paths) == set(parameters), f"table and model differ in {set(paths) ^ set(parameters)}"
+
+
+def _check_copies(
+    table: WeightTable, read: Callable[[str], np.ndarray], tensors: Mapping[str, HasShape], where: str
+) -> None:
+    for name, original in table.copies.items():
+        if name in tensors and not np.array_equal(read(name), read(original)):
+            raise CheckpointError(
+                f"{where}: the config ties {name} to {original}, but the checkpoint holds both and they differ; "
+                "if they are meant to, set tie_word_embeddings to false in config.json"
+            )
+
+
+def _num_bytes(parameter: nnx.Param[Any]) -> int:
+    return int(np.prod(parameter.shape)) * np.dtype(parameter.dtype).itemsize
+
+
+def _first(names: Iterable[str]) -> str:
+    names = list(names)
+    rest = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f", and {rest} more" if rest > 0 else "")

@@ -1,0 +1,47 @@
+"""From a family's name to its model class and weight table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from jaxserve.config import ModelConfig
+from jaxserve.errors import ConfigError
+from jaxserve.models.decoder import DecoderModel
+from jaxserve.models.llama import Llama, llama_weights
+from jaxserve.models.mistral import Mistral, mistral_weights
+from jaxserve.models.qwen2 import Qwen2, qwen2_weights
+from jaxserve.models.qwen3 import Qwen3, qwen3_weights
+from jaxserve.models.weight_table import WeightTable
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What serving a model of this family takes."""
+
+    model: type[DecoderModel]
+    weights: Callable[[ModelConfig], WeightTable]
+
+
+FAMILIES = {
+    "llama": Family(Llama, llama_weights),
+    "mistral": Family(Mistral, mistral_weights),
+    "qwen2": Family(Qwen2, qwen2_weights),
+    "qwen3": Family(Qwen3, qwen3_weights),
+}
+
+
+def family_of(config: ModelConfig) -> Family:
+    """The family a config names; ConfigError, listing the known ones, for any other."""
+    if config.family not in FAMILIES:
+        raise ConfigError(
+            f"model config: family {config.family!r} is unknown; known families: {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[config.family]
+
+
+def build_model(config: ModelConfig, dtype: jnp.dtype) -> DecoderModel:
+    """The model with all parameters zero.  Under nnx.eval_shape: its shapes alone, nothing allocated."""
+    return family_of(config).model(config, dtype)

@@ -1,0 +1,47 @@
+"""Every family gives the logits that transformers' own code gives, through config reader, weight table and pages."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxserve.models.loading import load_model
+from tests.models.golden import NAMES, read_golden, run_sequence
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_of_a_whole_prompt(name: str) -> None:
+    golden = read_golden(name)
+    model = nnx.merge(*load_model(golden.checkpoint, jnp.dtype("float32"), progress=False))
+    logits = run_sequence(model, golden.token_ids, [len(golden.token_ids)], jnp.dtype("float32"))
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, golden.logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_of_chunks_and_single_tokens(name: str) -> None:
+    """Positions, windows and the cache carry on from step to step."""
+    golden = read_golden(name)
+    model = nnx.merge(*load_model(golden.checkpoint, jnp.dtype("float32"), progress=False))
+    logits = run_sequence(model, golden.token_ids, [17, 3, 1, 1, 18], jnp.dtype("float32"))
+    np.testing.assert_allclose(logits, golden.logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_bfloat16_stays_near(name: str) -> None:
+    golden = read_golden(name)
+    model = nnx.merge(*load_model(golden.checkpoint, jnp.dtype("bfloat16"), progress=False))
+    logits = run_sequence(model, golden.token_ids, [len(golden.token_ids)], jnp.dtype("bfloat16"))
+    assert logits.dtype == jnp.float32
+    assert np.mean(np.abs(logits - golden.logits)) < 0.03 * np.std(golden.logits)
+
+
+def test_there_are_goldens_of_every_family() -> None:
+    assert {read_golden(name).checkpoint.config.family for name in NAMES} == {
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+    }
