@@ -82,8 +82,8 @@ class GGUFCheckpoint:
         num_parts = Fields(header.fields, str(path)).integer("split.count", absent=1)
         if num_parts > 1:
             raise CheckpointError(
-                f"{path}: one of {num_parts} parts of a split GGUF; join them with `llama-gguf-split --merge` "
-                "and give the result"
+                f"{path}: one of {num_parts} parts of a split GGUF; join them with "
+                "`llama-gguf-split --merge` and give the result"
             )
         self._data = np.memmap(path, np.uint8, "r").view(np.ndarray)
         factors = header.tensors.get(_ROPE_FACTORS)

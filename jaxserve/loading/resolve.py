@@ -84,7 +84,8 @@ def _gguf_file(path: Path) -> Path:
     if len(files) == 1:
         return files[0]
     if not files:
-        raise CheckpointError(f"{path}: holds neither config.json nor a .gguf file")
+        nothing_else = "" if (path / "config.json").exists() else " and no config.json"
+        raise CheckpointError(f"{path}: holds no .gguf file{nothing_else}")
     raise CheckpointError(
         f"{path}: holds {len(files)} .gguf files; give one of them: {', '.join(f.name for f in files)}"
     )

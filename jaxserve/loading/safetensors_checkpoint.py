@@ -79,7 +79,7 @@ def _open_files(directory: Path) -> list[SafetensorsFile]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_path}: has no weight_map from tensor names to files")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
+        if not isinstance(shard, str) or not shard or Path(shard).name != shard:
             raise CheckpointError(
                 f"{index_path}: tensor {name!r} is said to be in {shard!r}, which is no file name"
             )
