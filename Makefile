@@ -1,0 +1,56 @@
+# What each target does: `make help`.  Needs python3 >= 3.11 with pip, and make; nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+MODEL ?= smollm2
+HOST ?= 127.0.0.1
+PORT ?= 8000
+ARGS ?=
+# Extras to install with pip: dev (tests, linters, the openai client), cuda13, tpu, parity.
+EXTRAS ?= dev
+
+BIN := $(VENV)/bin
+comma := ,
+STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test lint format models clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@echo "  Variables: PYTHON=$(PYTHON) MODEL=$(MODEL) PORT=$(PORT) HOST=$(HOST) ARGS=… EXTRAS=$(EXTRAS)"
+
+install: $(STAMP)  ## Create .venv and install jaxserve into it
+
+serve: install  ## Serve MODEL (default: SmolLM2-135M, fetched) on HOST:PORT; ARGS= more flags
+	@if [ "$(MODEL)" = smollm2 ]; then $(BIN)/python -m jaxserve.loading.fetch smollm2 >/dev/null; fi
+	@exec $(BIN)/jaxserve serve "$(MODEL)" --host $(HOST) --port $(PORT) $(ARGS)
+
+test: install  ## Run the tests; ARGS= more pytest arguments
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: install  ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: install  ## Let ruff put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+models: install  ## Fetch the two small models of the real-model tests (590 MB)
+	$(BIN)/python -m jaxserve.loading.fetch smollm2 qwen2.5-coder-0.5b
+
+clean:  ## Remove the environment and caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# Installed again only when pyproject.toml changes.
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; install Python 3.11 or newer, or say PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), and jaxserve needs 3.11 or newer: say make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { \
+	  echo "make: $(PYTHON) cannot make an environment; on Debian and Ubuntu: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'setuptools>=77'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@touch $@

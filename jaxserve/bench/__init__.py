@@ -1,0 +1,1 @@
+"""Measuring: load generator, latency and throughput runs, and the reports they make."""

@@ -1,0 +1,138 @@
+"""The flags that say how the engine runs, shared by every command that loads a model."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from jaxserve.cli.quantities import num_bytes, positive
+from jaxserve.cli.refused_flags import ENGINE_FLAGS, add_refused_flags
+from jaxserve.config import EngineConfig
+from jaxserve.errors import ConfigError
+
+MODEL_HELP = "directory, .gguf file, hub name, or the short name of a bundled model (smollm2)"
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """Add MODEL, which may also be given as `--model MODEL`."""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--model", dest="model_flag", metavar="MODEL", help="the same as MODEL")
+
+
+def model_from(args: argparse.Namespace) -> str:
+    """The model that a parsed command line names; ConfigError when there is none."""
+    model = args.model_flag or args.model
+    if model is None:
+        raise ConfigError(f"MODEL is missing: give a {MODEL_HELP}")
+    return model
+
+
+def add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of EngineConfig, in vLLM's names, and those of vLLM that are refused."""
+    group = parser.add_argument_group("engine")
+    add = group.add_argument
+    add("--tokenizer", metavar="PATH", help="read the tokenizer from here rather than from the model")
+    add(
+        "--load-format",
+        choices=("auto", "safetensors", "gguf", "dummy"),
+        default="auto",
+        help="default: %(default)s",
+    )
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="default: float32 on CPU, bfloat16 on accelerators",
+    )
+    add("--max-model-len", type=positive, metavar="TOKENS", help="prompt + answer, for example 8192 or 8K")
+    add(
+        "--page-size", "--block-size", type=positive, default=16, metavar="TOKENS", help="tokens of a KV page"
+    )
+    add("--max-num-seqs", type=positive, metavar="N", help="sequences in one step")
+    add("--max-num-batched-tokens", type=positive, metavar="TOKENS", help="token budget of one step")
+    add(
+        "--gpu-memory-utilization",
+        type=float,
+        default=0.9,
+        metavar="SHARE",
+        help="share of device memory for weights, activations and KV pages (default: %(default)s)",
+    )
+    add(
+        "--kv-cache-memory",
+        "--kv-cache-memory-bytes",
+        type=num_bytes,
+        metavar="BYTES",
+        help="memory for KV pages, for example 2G or 512M; overrides --gpu-memory-utilization",
+    )
+    add(
+        "--enable-prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the pages of earlier prompts for prompts that begin alike (default: on)",
+    )
+    add("--forbid-recompile", action="store_true", help="make a compile after start-up an error")
+    add(
+        "--compile-cache-dir",
+        metavar="DIR",
+        help='compiled steps on disk (default: ~/.cache/jaxserve/xla; "" for none)',
+    )
+    add("--seed", type=int, help="makes requests without a seed of their own reproducible")
+    add(
+        "--max-logprobs",
+        type=int,
+        default=20,
+        metavar="N",
+        help="logprobs a request may ask for (default: %(default)s)",
+    )
+    add(
+        "--max-num-queued-reqs",
+        type=positive,
+        metavar="N",
+        help="waiting requests beyond which new ones get 429",
+    )
+    add_refused_flags(parser, ENGINE_FLAGS)
+
+
+def engine_config(args: argparse.Namespace) -> EngineConfig:
+    """The EngineConfig of a parsed command line; ConfigError for impossible values."""
+    return EngineConfig(
+        model=model_from(args),
+        tokenizer=args.tokenizer,
+        load_format=args.load_format,
+        dtype=None if args.dtype == "auto" else args.dtype,
+        max_model_len=args.max_model_len,
+        page_size=args.page_size,
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        gpu_memory_utilization=args.gpu_memory_utilization,
+        kv_cache_memory=args.kv_cache_memory,
+        enable_prefix_caching=args.enable_prefix_caching,
+        forbid_recompile=args.forbid_recompile,
+        compile_cache_dir=args.compile_cache_dir,
+        seed=args.seed,
+        max_logprobs=args.max_logprobs,
+        max_num_queued_reqs=args.max_num_queued_reqs,
+    )
+
+
+def engine_argv(config: EngineConfig) -> list[str]:
+    """The flags, MODEL aside, that make another command build `config`."""
+    argv: list[str] = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name == "model" or value == field.default:
+            continue
+        flag = "--" + field.name.replace("_", "-")
+        if isinstance(value, bool):
+            argv.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            argv.append(f"{flag}={value}")
+    return argv
+
+
+def given_engine_flags(args: argparse.Namespace) -> list[str]:
+    """Engine flags whose value is not the default: for commands that may run without an engine."""
+    parser = argparse.ArgumentParser()
+    add_engine_flags(parser)
+    defaults = vars(parser.parse_args([]))
+    return ["--" + name.replace("_", "-") for name, value in defaults.items() if getattr(args, name) != value]

@@ -1,0 +1,89 @@
+"""The `jaxserve` command: parses the command line and hands it to one of the commands."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+
+from jaxserve import __version__
+from jaxserve.cli import bench, chat, generate, plan, serve
+from jaxserve.cli.config_file import apply_config_file
+from jaxserve.errors import ConfigError, JaxserveError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2  # also what argparse exits with
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status.  Errors made on purpose are one line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = parse(arguments)
+        return args.run(args)
+    except ConfigError as error:
+        return _fail(error, EXIT_USAGE)
+    except JaxserveError as error:
+        return _fail(error, EXIT_FAILED)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (`jaxserve … | head`): nothing is left to say, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The parsed command line, with `run` set to the chosen command's function."""
+    parser, commands = build_parser()
+    chosen = _chosen_command(argv, commands)
+    if chosen is not None:
+        apply_config_file(*chosen)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise ConfigError(_unknown_message(unknown, chosen[0] if chosen else parser))
+    return args
+
+
+def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The whole parser, and the parser of each command by name (`bench serve` has two words)."""
+    parser = argparse.ArgumentParser(
+        prog="jaxserve", description="Serve large language models with JAX.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"jaxserve {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands: dict[str, argparse.ArgumentParser] = {}
+    for module in (serve, chat, generate, plan, bench):
+        commands.update(module.add_parser(subparsers))
+    return parser, commands
+
+
+def _chosen_command(
+    argv: Sequence[str], commands: dict[str, argparse.ArgumentParser]
+) -> tuple[argparse.ArgumentParser, Sequence[str]] | None:
+    for words in (2, 1):
+        name = " ".join(argv[:words])
+        if name in commands:
+            return commands[name], argv[words:]
+    return None
+
+
+def _unknown_message(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    known = [option for action in parser._actions for option in action.option_strings]  # no public list
+    parts = []
+    for argument in unknown:
+        near = difflib.get_close_matches(argument.split("=")[0], known, n=1)
+        parts.append(f"{argument} (did you mean {near[0]}?)" if near else argument)
+    return f"unknown arguments: {', '.join(parts)}; `{parser.prog} --help` lists what there is"
+
+
+def _fail(error: JaxserveError, status: int) -> int:
+    print(f"jaxserve: error: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

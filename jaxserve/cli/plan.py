@@ -1,0 +1,151 @@
+"""`jaxserve plan`: what serving a model would compile and hold in memory, without loading its weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from jaxserve.cli.config_file import add_config_flag
+from jaxserve.cli.engine_flags import add_engine_flags, add_model_argument, engine_config
+
+if TYPE_CHECKING:
+    from jaxserve.config import EngineConfig
+    from jaxserve.engine.settle import Settings
+
+
+def add_parser(subparsers: Any) -> dict[str, argparse.ArgumentParser]:
+    """Add the command; returns its parser by name."""
+    parser = subparsers.add_parser(
+        "plan",
+        allow_abbrev=False,
+        help="show compiled shapes, memory and KV capacity without loading weights",
+    )
+    add_model_argument(parser)
+    add_config_flag(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_engine_flags(parser)
+    parser.set_defaults(run=run)
+    return {"plan": parser}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan; ConfigError if the model does not fit, with what it needs."""
+    plan = make_plan(engine_config(args))
+    if args.json:
+        print(json.dumps(plan, indent=2))
+    else:
+        _print(plan)
+    return 0
+
+
+def make_plan(config: EngineConfig) -> dict[str, Any]:
+    """What `config` comes to on this machine's device: settings, memory in bytes, KV capacity, every program."""
+    from jaxserve.engine.client import weights_bytes
+    from jaxserve.engine.settle import settle
+    from jaxserve.loading.resolve import open_config
+
+    model, _, path = open_config(config.model)
+    settings = settle(config, model, weights_bytes(model))
+    return {
+        "model": config.model,
+        "path": str(path),
+        "family": model.family,
+        "device": settings.device_kind,
+        "dtype": settings.dtype,
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "max_num_batched_tokens": settings.max_num_batched_tokens,
+        "memory": _memory(settings),
+        "kv": _kv_capacity(settings),
+        "lattice": {
+            "forwards": [{"name": shape.name, **asdict(shape)} for shape in settings.lattice.forwards],
+            "samples": [{"name": shape.name, **asdict(shape)} for shape in settings.lattice.samples],
+        },
+        "programs": _programs(settings),
+    }
+
+
+def _memory(settings: Settings) -> dict[str, int]:
+    memory = settings.memory
+    return {
+        "available": memory.available,
+        "weights": memory.weights,
+        "activations": memory.activations,
+        "kv_cache": memory.kv_cache,
+        "total": memory.weights + memory.activations + memory.kv_cache,
+    }
+
+
+def _kv_capacity(settings: Settings) -> dict[str, Any]:
+    num_pages = settings.memory.num_pages - 1  # page 0 is the dummy page
+    num_tokens = num_pages * settings.page_size
+    return {
+        "page_size": settings.page_size,
+        "page_bytes": settings.memory.page,
+        "num_pages": num_pages,
+        "num_tokens": num_tokens,
+        "full_length_sequences": round(num_tokens / settings.max_model_len, 2),
+    }
+
+
+def _programs(settings: Settings) -> list[str]:
+    """Names of all programs that start-up compiles."""
+    import jax.numpy as jnp
+
+    from jaxserve.engine.programs import ProgramBook
+    from jaxserve.models.loading import abstract_model
+
+    graphdef, abstract = abstract_model(settings.model, jnp.dtype(settings.dtype))
+    return [program.name for program in ProgramBook(settings, graphdef, abstract)]
+
+
+def _print(plan: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    head = Table(title=f"{plan['model']} ({plan['family']}) on {plan['device']}", show_header=False)
+    head.add_column()
+    head.add_column(justify="right")
+    for label, value in (
+        ("dtype", plan["dtype"]),
+        ("context (max_model_len)", f"{plan['max_model_len']} tokens"),
+        ("sequences in a step (max_num_seqs)", str(plan["max_num_seqs"])),
+        ("tokens in a step (max_num_batched_tokens)", str(plan["max_num_batched_tokens"])),
+    ):
+        head.add_row(label, value)
+    console.print(head)
+
+    memory = Table(title="memory", show_header=False)
+    memory.add_column()
+    memory.add_column(justify="right")
+    for name in ("weights", "activations", "kv_cache", "total", "available"):
+        memory.add_row(name.replace("_", " "), f"{plan['memory'][name] / 2**20:,.0f} MiB")
+    kv = plan["kv"]
+    memory.add_section()
+    memory.add_row(
+        "KV pages", f"{kv['num_pages']:,} of {kv['page_size']} tokens, {kv['page_bytes']:,} bytes each"
+    )
+    memory.add_row("KV capacity", f"{kv['num_tokens']:,} tokens")
+    memory.add_row("sequences of full length", f"{kv['full_length_sequences']:.2f}")
+    console.print(memory)
+
+    shapes = Table("step", "tokens", "rows", "tile", "pages a row", title="forward passes")
+    for shape in plan["lattice"]["forwards"]:
+        numbers = (shape["num_tokens"], shape["num_rows"], shape["tile_size"], shape["max_pages"])
+        shapes.add_row(shape["kind"], *map(str, numbers))
+    console.print(shapes)
+    samplers = Table("sampler", "logprobs", "rows", title="samplers")
+    for variant, with_logprobs in dict.fromkeys(
+        (shape["variant"], shape["with_logprobs"]) for shape in plan["lattice"]["samples"]
+    ):
+        rows = [
+            str(shape["num_rows"])
+            for shape in plan["lattice"]["samples"]
+            if (shape["variant"], shape["with_logprobs"]) == (variant, with_logprobs)
+        ]
+        samplers.add_row(variant, "yes" if with_logprobs else "no", ", ".join(rows))
+    console.print(samplers)
+    console.print(f"{len(plan['programs'])} programs to compile, or to read from the cache on disk")

@@ -1,0 +1,104 @@
+"""Flags of vLLM that mean something we do not do yet: recognised, and refused by name."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxserve.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedFlag:
+    """A flag, the values that ask for nothing (and pass), and what to do instead of it."""
+
+    names: tuple[str, ...]
+    instead: str
+    harmless: tuple[str, ...] = ()
+
+    def check(self, value: object) -> None:
+        """Raise ConfigError unless `value` asks for nothing."""
+        shown = "" if value is None else f" {value}"
+        if value is None or str(value).lower() not in self.harmless:
+            raise ConfigError(f"{self.names[0]}{shown}: not supported; {self.instead}")
+
+
+_TOOLS = "tool calls are not served yet: leave the flag out and do not send `tools`"
+_MULTIMODAL = "models with image or audio input are not served yet; leave it out"
+_ONE_DEVICE = "the model runs on one device; leave it out (or give 1)"
+_LORA = "LoRA adapters are not served yet: merge the adapter into the weights first"
+
+ENGINE_FLAGS: tuple[RefusedFlag, ...] = (
+    RefusedFlag(
+        ("--quantization", "-q"),
+        "weights run in --dtype; a quantised GGUF file is dequantised when it is loaded",
+        ("none",),
+    ),
+    RefusedFlag(
+        ("--kv-cache-dtype",), "the KV cache has the model's --dtype; leave it out (or give auto)", ("auto",)
+    ),
+    RefusedFlag(("--tensor-parallel-size", "-tp"), _ONE_DEVICE, ("1",)),
+    RefusedFlag(("--pipeline-parallel-size", "-pp"), _ONE_DEVICE, ("1",)),
+    RefusedFlag(("--data-parallel-size", "-dp"), "start one server per replica instead", ("1",)),
+    RefusedFlag(("--enable-expert-parallel",), _ONE_DEVICE, ("false",)),
+    RefusedFlag(("--speculative-config",), "there is no speculative decoding yet; leave it out"),
+    RefusedFlag(("--cpu-offload-gb",), "weights stay on the device; leave it out", ("0", "0.0")),
+    RefusedFlag(("--swap-space",), "preempted sequences are recomputed, not swapped; leave it out", ("0",)),
+    RefusedFlag(("--num-gpu-blocks-override",), "give --kv-cache-memory instead"),
+    RefusedFlag(("--enforce-eager",), "every step is compiled ahead of time; leave it out", ("false",)),
+    RefusedFlag(("--trust-remote-code",), "code from checkpoints is never run; leave it out", ("false",)),
+    RefusedFlag(("--enable-lora",), _LORA, ("false",)),
+    RefusedFlag(("--lora-modules",), _LORA),
+    RefusedFlag(("--revision",), "give a directory that holds the revision you want"),
+    RefusedFlag(
+        ("--tokenizer-mode",), "the Hugging Face tokenizer is used; leave it out (or give auto)", ("auto",)
+    ),
+    RefusedFlag(("--hf-overrides",), "edit config.json in a copy of the model instead"),
+)
+
+SERVER_FLAGS: tuple[RefusedFlag, ...] = (
+    RefusedFlag(("--enable-auto-tool-choice",), _TOOLS, ("false",)),
+    RefusedFlag(("--tool-call-parser",), _TOOLS),
+    RefusedFlag(("--tool-parser-plugin",), _TOOLS),
+    RefusedFlag(("--reasoning-parser",), "reasoning is not split from the answer yet: it stays in `content`"),
+    RefusedFlag(("--limit-mm-per-prompt",), _MULTIMODAL),
+    RefusedFlag(("--allowed-local-media-path",), _MULTIMODAL),
+    RefusedFlag(("--allowed-media-domains",), _MULTIMODAL),
+    RefusedFlag(
+        ("--generation-config",),
+        "sampling defaults come from the model; leave it out (or give auto)",
+        ("auto",),
+    ),
+    RefusedFlag(("--override-generation-config",), "send sampling fields with the requests instead", ("{}",)),
+    RefusedFlag(("--api-server-count",), "one process serves HTTP; leave it out (or give 1)", ("1",)),
+    RefusedFlag(
+        ("--headless",), "the engine and its HTTP front end run in one process; leave it out", ("false",)
+    ),
+)
+
+
+def add_refused_flags(parser: argparse.ArgumentParser, flags: Sequence[RefusedFlag]) -> None:
+    """Make `parser` know `flags`, out of sight of --help, so that each is refused by its own name."""
+    for flag in flags:
+        parser.add_argument(*flag.names, action=Refuse, refused=flag)
+
+
+class Refuse(argparse.Action):
+    """Checks the value where the flag stands on the command line."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, refused: RefusedFlag, **kwargs: Any) -> None:
+        super().__init__(
+            option_strings, dest, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **kwargs
+        )
+        self.refused = refused
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        self.refused.check(values)

@@ -1,0 +1,68 @@
+"""`jaxserve serve`: the OpenAI API over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from typing import Any
+
+from jaxserve.cli.config_file import add_config_flag
+from jaxserve.cli.engine_flags import add_engine_flags, add_model_argument, engine_config
+from jaxserve.cli.server_flags import add_server_flags, server_settings
+
+
+def add_parser(subparsers: Any) -> dict[str, argparse.ArgumentParser]:
+    """Add the command; returns its parser by name."""
+    parser = subparsers.add_parser(
+        "serve", allow_abbrev=False, help="serve a model over HTTP with the OpenAI API"
+    )
+    add_model_argument(parser)
+    add_config_flag(parser)
+    add_server_flags(parser)
+    add_engine_flags(parser)
+    parser.set_defaults(run=run)
+    return {"serve": parser}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or Ctrl-C; the exit status is 0 when all requests in flight could end."""
+    config = engine_config(args)
+    settings = server_settings(args)
+
+    from jaxserve.server.listen import bind_socket
+
+    # Before the seconds that loading takes: a port in use is known at once.
+    with bind_socket(settings) as sock:
+        from jaxserve.async_llm import AsyncLLM
+        from jaxserve.cli.banner import banner
+        from jaxserve.server.app import create_app
+        from jaxserve.server.launch import serve
+
+        _log_to_stderr()
+        print(f"loading {config.model} …", file=sys.stderr, flush=True)
+        start = time.monotonic()
+        llm = AsyncLLM.from_engine_config(config)
+        try:
+            app = create_app(llm, settings)
+            seconds = time.monotonic() - start
+            print(f"ready after {seconds:.1f} s", file=sys.stderr, flush=True)
+
+            def greet(url: str) -> None:
+                print(banner(url, settings, llm.info), flush=True)
+
+            return serve(app, settings, llm, sock=sock, on_ready=greet)
+        finally:
+            llm.shutdown()
+
+
+def _log_to_stderr() -> None:
+    """Our own messages from INFO on, those of libraries from WARNING on."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.WARNING,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    logging.getLogger("jaxserve").setLevel(logging.INFO)

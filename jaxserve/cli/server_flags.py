@@ -1,0 +1,146 @@
+"""The flags of `jaxserve serve` that concern HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxserve.cli.quantities import num_bytes
+from jaxserve.cli.refused_flags import SERVER_FLAGS, add_refused_flags
+from jaxserve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jaxserve.server.settings import ServerSettings
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ServerSettings, in vLLM's names where it has them, and vLLM's that are refused."""
+    group = parser.add_argument_group("server")
+    add = group.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on, 0.0.0.0 for all (default: %(default)s)")
+    add("--port", type=int, default=8000, help="0 takes any free one (default: %(default)s)")
+    add("--uds", metavar="PATH", help="listen on a Unix socket instead")
+    add("--served-model-name", nargs="+", default=[], metavar="NAME", help="names that requests may ask for")
+    add("--api-key", nargs="+", default=[], metavar="KEY", help="requests must bring one of these keys")
+    add("--chat-template", metavar="FILE", help="jinja2 template, or its text, instead of the model's own")
+    add(
+        "--chat-template-content-format",
+        choices=("auto", "string", "openai"),
+        default="auto",
+        help="message contents for the template: text, or lists of parts (default: what it can take)",
+    )
+    add("--ssl-keyfile", metavar="FILE")
+    add("--ssl-certfile", metavar="FILE")
+    add("--root-path", default="", metavar="PREFIX", help="prefix under which a proxy publishes the server")
+    add(
+        "--allowed-origins",
+        type=_origins,
+        default=("*",),
+        metavar="JSON",
+        help='browser origins, a JSON list (default: ["*"])',
+    )
+    add(
+        "--shutdown-timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="that running requests get after SIGTERM (default: %(default)s)",
+    )
+    add(
+        "--max-body-bytes",
+        type=num_bytes,
+        default=4 * 2**20,
+        metavar="BYTES",
+        help="of a request (default: 4M)",
+    )
+    add(
+        "--strict-params",
+        action="store_true",
+        help="refuse unknown request fields instead of naming them in a header",
+    )
+    add(
+        "--enable-prompt-tokens-details",
+        action="store_true",
+        help="usage says how many prompt tokens were cached",
+    )
+    add(
+        "--return-tokens-as-token-ids",
+        action="store_true",
+        help='logprobs say "token_id:123" instead of text',
+    )
+    add(
+        "--trust-request-chat-template",
+        action="store_true",
+        help="requests may bring a chat template of their own",
+    )
+    add("--metrics-prefix", default="jaxserve:", help="of metric names; vllm: suits vLLM's dashboards")
+    log = parser.add_mutually_exclusive_group()
+    log.add_argument(
+        "--enable-log-requests",
+        dest="log_requests",
+        action="store_true",
+        default=True,
+        help="log a line per request (default)",
+    )
+    log.add_argument(
+        "--disable-log-requests",
+        "--no-enable-log-requests",
+        dest="log_requests",
+        action="store_false",
+        help="do not",
+    )
+    add_refused_flags(parser, SERVER_FLAGS)
+
+
+def server_settings(args: argparse.Namespace) -> ServerSettings:
+    """The ServerSettings of a parsed command line; ConfigError for impossible values."""
+    from jaxserve.server.settings import ServerSettings
+
+    return ServerSettings(
+        host=args.host,
+        port=args.port,
+        uds=args.uds,
+        api_keys=tuple(args.api_key),
+        served_model_names=tuple(args.served_model_name),
+        ssl_keyfile=args.ssl_keyfile,
+        ssl_certfile=args.ssl_certfile,
+        root_path=args.root_path,
+        chat_template=_chat_template(args.chat_template),
+        chat_template_content_format=args.chat_template_content_format,
+        allowed_origins=args.allowed_origins,
+        shutdown_timeout=args.shutdown_timeout,
+        max_body_bytes=args.max_body_bytes,
+        strict_params=args.strict_params,
+        enable_prompt_tokens_details=args.enable_prompt_tokens_details,
+        return_tokens_as_token_ids=args.return_tokens_as_token_ids,
+        trust_request_chat_template=args.trust_request_chat_template,
+        metrics_prefix=args.metrics_prefix,
+        log_requests=args.log_requests,
+    )
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    try:
+        origins = json.loads(text) if text.startswith("[") else [text]
+    except ValueError:
+        origins = None
+    if not isinstance(origins, list) or not all(isinstance(origin, str) for origin in origins):
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not a list of origins, e.g. ["https://chat.example.com"]'
+        )
+    return tuple(origins)
+
+
+def _chat_template(given: str | None) -> str | None:
+    """The template's text: from a file or, as vLLM has it too, given in place of a file's name."""
+    if given is None or any(mark in given for mark in ("{{", "{%", "\n")):
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(
+            f"--chat-template {given}: {reason}; give a jinja2 file or the template itself"
+        ) from error
