@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from http import HTTPStatus
 
-from quart import Quart, Response, g, redirect, request
+from quart import Quart, Response, g, request
 from werkzeug.exceptions import MethodNotAllowed, NotFound, RequestEntityTooLarge
 
 from jaxserve.async_llm import AsyncLLM
@@ -120,7 +119,7 @@ def _add_hooks(app: Quart, state: ServerState) -> None:
     @app.errorhandler(Exception)
     async def _answer_error(error: Exception) -> Response:
         if isinstance(error, NotFound) and (target := _without_slash(app)) is not None:
-            return redirect(settings.root_path + target, HTTPStatus.TEMPORARY_REDIRECT)  # pyright: ignore[reportReturnType]
+            return Response("", 307, {"Location": settings.root_path + target})
         return error_response(_worded(error, settings))
 
 

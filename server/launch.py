@@ -43,23 +43,24 @@ def serve(
     Raises ConfigError for unusable TLS files.
     """
     sock = sock or bind_socket(settings)
-    server = _Server(_uvicorn_config(app, settings), settings, llm, on_ready)
+    server = HttpServer(app, settings, llm, on_ready)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(server.run_on(sock))
     return 1 if server.force_exit else 0
 
 
-class _Server(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """uvicorn's server with our way of ending."""
 
     def __init__(
         self,
-        config: uvicorn.Config,
+        app: Quart,
         settings: ServerSettings,
         llm: AsyncLLM,
-        on_ready: Callable[[str], None] | None,
+        on_ready: Callable[[str], None] | None = None,
     ) -> None:
-        super().__init__(config)
+        """Raises ConfigError for unusable TLS files."""
+        super().__init__(_uvicorn_config(app, settings))
         self._settings = settings
         self._llm = llm
         self._on_ready = on_ready

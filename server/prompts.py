@@ -22,7 +22,7 @@ async def completion_prompts(
     given = _listed(request.prompt)
     if len(given) * params.n > MAX_ANSWERS:
         raise RequestError(
-            f"prompt has {len(given)} prompts and n is {params.n}: at most {MAX_ANSWERS} answers fit a request.",
+            f"prompt has {len(given)} prompts and n is {params.n}: at most {MAX_ANSWERS} answers fit.",
             param="prompt",
         )
     add_special_tokens = request.add_special_tokens is not False
