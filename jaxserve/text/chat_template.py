@@ -19,7 +19,7 @@ _OWN_NAMES = frozenset(
     ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "raise_exception")
 )
 _CANARY = "jaxservecanary"
-_END_MARK = "JAXSERVE-END-OF-FINAL-MESSAGE"
+_END_MARK = "JAXSERVE-END-OF-FINAL-MESSAGE "  # the space shows whether the template trims
 
 
 class ChatTemplate:
@@ -175,23 +175,25 @@ def _line_of(error: Exception) -> str:
 
 def _mark_final_text(conversation: list[dict[str, Any]]) -> str:
     """Put a mark behind the last message's text, in place, to find its end in the prompt.  The text."""
-    content = conversation[-1].get("content")
+    content = conversation[-1]["content"]
     if isinstance(content, str):
         conversation[-1]["content"] = content + _END_MARK
         return content
-    if content:
-        text = content[-1]["text"]
-        content[-1]["text"] = text + _END_MARK
-        return text
-    raise RequestError("continue_final_message needs a last message with text to continue.", param="messages")
+    if not content:
+        content.append({"type": "text", "text": ""})
+    text = content[-1]["text"]
+    content[-1]["text"] = text + _END_MARK
+    return text
 
 
 def _cut_after_final_text(prompt: str, final_text: str) -> str:
-    end = prompt.rfind(_END_MARK)
+    mark = _END_MARK.rstrip()
+    end = prompt.rfind(mark)
     if end < 0 or final_text.strip() not in prompt:
         raise RequestError(
             "continue_final_message does not work here: the chat template does not write the last message's "
             "text out as it is.",
             param="continue_final_message",
         )
-    return prompt[:end]
+    # A template that trims messages would have trimmed this one's end too, had the mark not been in the way.
+    return prompt[:end] if prompt.startswith(_END_MARK, end) else prompt[:end].rstrip()

@@ -7,7 +7,8 @@ from typing import Any
 
 from jaxserve.errors import CheckpointError
 from jaxserve.text.byte_level import byte_level_backend, pre_tokenizer_named
-from jaxserve.text.sentencepiece import PieceType, SentencePieceModel, added_tokens, sentencepiece_backend
+from jaxserve.text.pieces import PieceType, added_tokens, vocabulary
+from jaxserve.text.sentencepiece import SentencePieceModel, sentencepiece_backend
 from jaxserve.text.tokenizer_parts import TokenizerParts
 
 _TEMPLATE = "tokenizer.chat_template"
@@ -27,11 +28,7 @@ def parts_from_gguf(fields: Mapping[str, Any]) -> TokenizerParts:
     if kind == "gpt2":
         pre_tokenizer = pre_tokenizer_named(fields.get("tokenizer.ggml.pre", "default"))
         merges = [_split_merge(merge) for merge in _need(fields, "tokenizer.ggml.merges")]
-        # Unused tokens only pad the vocabulary; no text has them.
-        vocab = {
-            token: i for i, (token, t) in enumerate(zip(tokens, types, strict=True)) if t != PieceType.UNUSED
-        }
-        backend = byte_level_backend(vocab, merges, pre_tokenizer)
+        backend = byte_level_backend(vocabulary(tokens, types), merges, pre_tokenizer)
         backend.add_tokens(added_tokens(tokens, types))
         adds_bos = pre_tokenizer.add_bos
     elif kind == "llama":

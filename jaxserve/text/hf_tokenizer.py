@@ -10,7 +10,8 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from jaxserve.errors import CheckpointError
-from jaxserve.text.sentencepiece import PieceType, sentencepiece_backend
+from jaxserve.text.pieces import PieceType
+from jaxserve.text.sentencepiece import sentencepiece_backend
 from jaxserve.text.sentencepiece_file import read_sentencepiece_model
 from jaxserve.text.tokenizer_parts import TokenizerParts
 

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 
 from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Backend
 
-from jaxserve.errors import CheckpointError
+from jaxserve.text.pieces import PieceType, added_tokens, vocabulary
 
 SPACE = "▁"  # how a piece writes a space
-
-
-class PieceType(IntEnum):
-    """What a piece is for; SentencePiece's numbers, which GGUF's tokenizer.ggml.token_type shares."""
-
-    UNDEFINED = 0
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,28 +23,9 @@ class SentencePieceModel:
     add_dummy_prefix: bool  # a space is put before the text
 
 
-def added_tokens(pieces: Sequence[str], types: Sequence[int]) -> list[AddedToken]:
-    """The pieces found in raw text before anything is merged: control tokens and user-defined ones."""
-    return [
-        AddedToken(piece, special=kind == PieceType.CONTROL, normalized=False)
-        for piece, kind in zip(pieces, types, strict=True)
-        if piece and kind in (PieceType.CONTROL, PieceType.USER_DEFINED)
-    ]
-
-
 def sentencepiece_backend(model: SentencePieceModel) -> Backend:
-    """A tokenizer that encodes as SentencePiece's BPE does.
-
-    Raises:
-        CheckpointError: the vocabulary repeats a piece.
-    """
-    vocab = {
-        piece: i
-        for i, (piece, kind) in enumerate(zip(model.pieces, model.types, strict=True))
-        if kind != PieceType.UNUSED
-    }
-    if len(vocab) != sum(kind != PieceType.UNUSED for kind in model.types):
-        raise CheckpointError("tokenizer: the vocabulary has the same piece twice")
+    """A tokenizer that encodes as SentencePiece's BPE does.  Raises CheckpointError for a piece given twice."""
+    vocab = vocabulary(model.pieces, model.types)
     unknown = [model.pieces[i] for i, kind in enumerate(model.types) if kind == PieceType.UNKNOWN]
     backend = Backend(
         models.BPE(

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxserve.errors import CheckpointError
-from jaxserve.text.sentencepiece import PieceType, SentencePieceModel
+from jaxserve.text.pieces import PieceType
+from jaxserve.text.sentencepiece import SentencePieceModel
 
 
 def read_sentencepiece_model(path: Path) -> SentencePieceModel:

@@ -16,7 +16,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MAX_LOOP_STEPS = 1_000_000  # of all loops of one rendering together
+MAX_LOOP_STEPS = 200_000  # of all loops of one rendering together
 MAX_CHARACTERS = 64_000_000  # of one rendering, and of any string made by repeating or padding
 
 # The budget travels in the rendering's variables under a name that no template can write.

@@ -110,6 +110,7 @@ def test_chat_templates() -> None:
         ({"merges": None}, "lacks tokenizer.ggml.merges"),
         ({"tokens": None}, "lacks tokenizer.ggml.tokens"),
         ({"merges": ["he"]}, "merges has 'he'"),
+        ({"tokens": [*TOKENS[:-1], "he"], "token_type": [NORMAL] * 261}, "'he' is in the vocabulary twice"),
         ({"eos_token_id": 9999}, "eos_token_id=9999 is outside the vocabulary of 261"),
     ],
 )

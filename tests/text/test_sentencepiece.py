@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jaxserve.errors import CheckpointError
-from jaxserve.text.sentencepiece import PieceType
+from jaxserve.text.pieces import PieceType
 from jaxserve.text.sentencepiece_file import read_sentencepiece_model
 from jaxserve.text.tokenizer import Tokenizer, tokenizer_from_gguf
 
