@@ -18,6 +18,8 @@ from pathlib import Path
 import jax
 from jax.experimental import serialize_executable
 
+from jaxserve.engine.xla_options import compiler_options
+
 _SOURCES = ("engine", "models", "kernels_pallas")
 
 
@@ -41,7 +43,7 @@ class CompileCache:
 
     def compile(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
         """Compile and keep.  Written whole or not at all: two servers may start at once."""
-        compiled = lower().compile()
+        compiled = lower().compile(compiler_options(jax.devices()[0].platform))
         path = self._path(name)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -59,17 +59,17 @@ class Lattice:
         )
 
     def sample(self, num_rows: int, variant: Variant, with_logprobs: bool) -> SampleShape:
-        """The smallest and least sampler that holds `num_rows` and does what `variant` does."""
+        """The least sampler, and of that the smallest, that does what is asked for."""
         wanted = VARIANTS.index(variant)
         return min(
             (
                 s
                 for s in self.samples
-                if s.with_logprobs == with_logprobs
+                if s.with_logprobs >= with_logprobs
                 and s.num_rows >= num_rows
                 and VARIANTS.index(s.variant) >= wanted
             ),
-            key=lambda s: (VARIANTS.index(s.variant), s.num_rows),
+            key=lambda s: (VARIANTS.index(s.variant), s.with_logprobs, s.num_rows),
         )
 
     def prompt_chunk(self, forward: ForwardShape) -> int:
@@ -86,28 +86,37 @@ class Lattice:
 def build_lattice(
     *, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int, page_size: int, platform: str
 ) -> Lattice:
-    """Buckets for one engine.  Fewer on CPU, where two cores do the compiling and padding rows cost little."""
-    on_cpu = platform == "cpu"
-    rows = _buckets(1, max_num_seqs, 4 if on_cpu else 2)
-    if on_cpu:  # 4 -> 16 would double the price of eight chats
-        rows = sorted({*rows, *(n for n in (8, 32) if n <= max_num_seqs)})
-    tokens = _buckets(16 if on_cpu else 64, max_num_batched_tokens, 4)
+    """Buckets for one engine.
+
+    Few on CPU: compiling takes half a minute of processor time a dozen programs, while a padding row costs little
+    beside reading the weights.
+    """
     max_pages = -(-max_model_len // page_size)
+    if platform == "cpu":
+        rows = _buckets((1, 8), max_num_seqs, 4)
+        tokens = _buckets((16,), max_num_batched_tokens, 4)
+        # One program does all that is not greedy: it skips at run time what no row wants.
+        samples = [SampleShape(n, "greedy", False) for n in rows]
+        samples += [SampleShape(n, "full", True) for n in rows]
+    else:
+        rows = _buckets((1,), max_num_seqs, 2)
+        tokens = _buckets((64,), max_num_batched_tokens, 4)
+        # Straight-line programs, as a condition would break the CUDA graph; coarser buckets for what is rarer.
+        coarse = sorted({rows[0], *(n for n in rows if n in (8, 64)), rows[-1]})
+        common: tuple[Variant, ...] = ("greedy", "temperature", "random")
+        samples = [SampleShape(n, variant, False) for variant in common for n in rows]
+        samples += [SampleShape(n, "full", False) for n in coarse]
+        with_logprobs: tuple[Variant, ...] = ("greedy", "random", "full")
+        samples += [SampleShape(n, variant, True) for variant in with_logprobs for n in coarse]
     forwards = [ForwardShape("decode", n, n, 1, max_pages) for n in rows]
     forwards += [ForwardShape("mixed", n, max_num_seqs + 1, min(32, n), max_pages) for n in tokens]
-    # Penalties, masks and log-probabilities are rarer: coarser buckets.
-    coarse = sorted({rows[0], *(n for n in rows if n in (8, 64)), rows[-1]})
-    # On CPU "random" skips at run time what no row wants; elsewhere a condition would break the CUDA graph.
-    common: tuple[Variant, ...] = ("greedy", "random") if on_cpu else ("greedy", "temperature", "random")
-    samples = [SampleShape(n, variant, False) for variant in common for n in rows]
-    samples += [SampleShape(n, "full", with_logprobs) for with_logprobs in (False, True) for n in coarse]
-    samples += [SampleShape(n, variant, True) for variant in ("greedy", "random") for n in coarse]
     return Lattice(tuple(forwards), tuple(samples), max_num_seqs, max_num_batched_tokens)
 
 
-def _buckets(first: int, last: int, factor: int) -> list[int]:
-    sizes = []
-    size = first
+def _buckets(first: tuple[int, ...], last: int, factor: int) -> list[int]:
+    """`first`, then growing by `factor`, up to and including `last`."""
+    sizes = [size for size in first if size < last]
+    size = first[-1] * factor
     while size < last:
         sizes.append(size)
         size *= factor

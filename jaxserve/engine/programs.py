@@ -16,7 +16,7 @@ from jax import lax
 
 from jaxserve.engine.batch import unpack, vector_length
 from jaxserve.engine.lattice import ForwardShape, SampleShape
-from jaxserve.engine.logprobs import Logprobs, prompt_logprobs
+from jaxserve.engine.logprobs import Logprobs, gather_logprobs, prompt_logprobs
 from jaxserve.engine.sampler_state import SamplerState, admit_chunk, init_state
 from jaxserve.engine.sampling import sample
 from jaxserve.engine.sampling_rows import NUM_FLOATS, NUM_INTS, SamplingRows, mask_words
@@ -84,23 +84,27 @@ class ProgramBook:
 
     def _lower_sample(self, shape: SampleShape) -> jax.stages.Lowered:
         settings = self._settings
-        num_logprobs = settings.max_logprobs if shape.with_logprobs else None
+        on_cpu = settings.platform == "cpu"
 
         def sample_rows(leaves, state, hidden, ints, floats, *mask):
             logits = self._merge(leaves).logits(hidden)
             rows = SamplingRows(ints=ints, floats=floats, allowed_mask=mask[0] if mask else None)
             out, new_state = sample(
-                logits,
-                rows,
-                SamplerState(*state),
-                variant=shape.variant,
-                num_logprobs=num_logprobs,
-                on_cpu=settings.platform == "cpu",
+                logits, rows, SamplerState(*state), variant=shape.variant, num_logprobs=None, on_cpu=on_cpu
             )
             results = (out.ids,)
-            if out.logprobs is not None:
-                results += logprobs_to_tuple(out.logprobs)
+            if shape.with_logprobs:
+                results += _logprobs(logits, rows, out.ids)
             return results, state_to_tuple(new_state)
+
+        def _logprobs(logits, rows, ids):
+            def gather():
+                return logprobs_to_tuple(gather_logprobs(logits, ids, settings.max_logprobs))
+
+            if not on_cpu:
+                return gather()
+            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gather))
+            return lax.cond(rows.wants_logprobs.any(), gather, lambda: nothing)
 
         rows = shape.num_rows
         args = [

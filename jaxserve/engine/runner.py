@@ -17,6 +17,7 @@ from jaxserve.engine.protocol import TokenLogprobs
 from jaxserve.engine.sampler_state import init_state
 from jaxserve.engine.sampling_rows import (
     FLAG_ACTIVE,
+    FLAG_LOGPROBS,
     FLAGS,
     NUM_FLOATS,
     NUM_INTS,
@@ -127,6 +128,8 @@ class Runner:
         fill_row(
             self._ints, self._floats, slot, params, slot=slot, position=0, is_active=True, uses_state=uses_state
         )
+        if params.logprobs is not None:
+            self._ints[slot, FLAGS] |= FLAG_LOGPROBS
         self._variants[slot] = VARIANTS.index(variant_of(params))
         self._num_logprobs[slot] = -1 if params.logprobs is None else params.logprobs
         self._num_prompt_logprobs[slot] = params.prompt_logprobs or 0

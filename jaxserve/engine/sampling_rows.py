@@ -28,6 +28,7 @@ TEMPERATURE, TOP_P, MIN_P, PRESENCE, FREQUENCY, REPETITION = range(6)
 NUM_FLOATS = 6
 
 FLAG_ACTIVE = 1  # the row samples a token in this step
+FLAG_LOGPROBS = 4  # somebody reads the row's log-probabilities
 FLAG_STATE = 2  # the row's slot was admitted: its bias and token counts are this sequence's own
 
 _MAX_BIAS = 1e30  # larger biases mean the same, and would overflow float32
@@ -69,6 +70,10 @@ class SamplingRows:
     @property
     def uses_state(self) -> jax.Array:  # [B] bool
         return (self.ints[:, FLAGS] & FLAG_STATE) != 0
+
+    @property
+    def wants_logprobs(self) -> jax.Array:  # [B] bool
+        return (self.ints[:, FLAGS] & FLAG_LOGPROBS) != 0
 
     @property
     def temperature(self) -> jax.Array:  # [B] float32, exactly 0 for greedy rows (vLLM's rule: below 1e-5)
