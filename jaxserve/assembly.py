@@ -27,9 +27,15 @@ def assemble(config: EngineConfig) -> EngineParts:
     Imports jax here and not above, so that a front end of an engine in another process never pays for it.
     """
     from jaxserve.engine.client import build_client
-    from jaxserve.loading.resolve import open_checkpoint
+    from jaxserve.loading.resolve import locate_tokenizer, open_checkpoint, open_config
     from jaxserve.text.tokenizer import load_tokenizer
 
-    checkpoint = open_checkpoint(config)
-    tokenizer = load_tokenizer(config)
-    return EngineParts(build_client(config, checkpoint), tokenizer, checkpoint.defaults)
+    if config.load_format == "dummy":
+        checkpoint = None
+        model, defaults, path = open_config(config.model)
+    else:
+        checkpoint = open_checkpoint(config.model, config.load_format)
+        model, defaults, path = checkpoint.config, checkpoint.defaults, checkpoint.path
+    # Before the weights: it is quick, and a missing tokenizer should not cost a minute of loading.
+    tokenizer = load_tokenizer(locate_tokenizer(config.tokenizer) if config.tokenizer else path)
+    return EngineParts(build_client(config, checkpoint, model), tokenizer, defaults)

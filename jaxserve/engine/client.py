@@ -22,7 +22,7 @@ from jaxserve.engine.protocol import CoreRequest, EngineInfo, EngineStats, Token
 from jaxserve.engine.runner import Runner
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.settle import Settings, settle
-from jaxserve.errors import CheckpointError, EngineDeadError
+from jaxserve.errors import EngineDeadError
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.models.loading import abstract_model, dummy_model, load_model
 
@@ -113,16 +113,12 @@ class InProcessClient:
             self._on_outputs(failures)
 
 
-def build_client(config: EngineConfig, checkpoint: Checkpoint | None, model: ModelConfig | None = None) -> InProcessClient:
+def build_client(config: EngineConfig, checkpoint: Checkpoint | None, model: ModelConfig) -> InProcessClient:
     """Load the weights and compile every program, with progress on stderr.  The client is not started.
 
-    Without a checkpoint (load_format "dummy") the weights are random and `model` tells their shapes.
+    Without a checkpoint (load_format "dummy") the weights are random.
     Raises ConfigError if the model does not fit, CheckpointError if the weights are not the model's.
     """
-    if checkpoint is not None:
-        model = checkpoint.config
-    if model is None:
-        raise CheckpointError("nothing to serve: neither a checkpoint nor a model config")
     settings = settle(config, model, weights_bytes(model))
     dtype = jnp.dtype(settings.dtype)
     if checkpoint is not None:
