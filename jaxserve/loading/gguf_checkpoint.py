@@ -100,8 +100,12 @@ class GGUFCheckpoint:
             if tensor.kind in unreadable:
                 what = f"tensor {tensor.name!r} is stored as {tensor.kind.name}"
                 raise CheckpointError(f"{path}: {what}, which is no supported kind of weights")
+            name = hugging_face_name(tensor.name)
+            if name in self._by_name:
+                both = f"{self._by_name[name].name!r} and {tensor.name!r}"
+                raise CheckpointError(f"{path}: tensors {both} are the same one by different names")
             if tensor.name != _ROPE_FACTORS:
-                self._by_name[hugging_face_name(tensor.name)] = tensor
+                self._by_name[name] = tensor
         self._heads_of_permuted = self._find_permuted()
 
     @property

@@ -17,6 +17,8 @@ from jaxserve.loading.safetensors_checkpoint import (
     read_hf_config,
 )
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
 
 def open_checkpoint(model: str, load_format: LoadFormat = "auto") -> Checkpoint:
     """Find the model, download it if need be, and open it with every header and file size checked.
@@ -49,6 +51,21 @@ def open_config(model: str) -> tuple[ModelConfig, GenerationDefaults, Path]:
         return *read_hf_config(path), path
     checkpoint = GGUFCheckpoint(_gguf_file(path))
     return checkpoint.config, checkpoint.defaults, checkpoint.path
+
+
+def locate_tokenizer(name: str) -> Path:
+    """The directory or .gguf file with the tokenizer of `name`, which is anything open_checkpoint takes.
+
+    From the hub it brings the tokenizer's files without the weights.
+    """
+    path = _find(name, with_weights=False)
+    if (
+        path.is_dir()
+        and not any((path / file).exists() for file in _TOKENIZER_FILES)
+        and any(path.glob("*.gguf"))
+    ):
+        return _gguf_file(path)
+    return path
 
 
 def _find(model: str, *, with_weights: bool) -> Path:

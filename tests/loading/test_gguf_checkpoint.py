@@ -219,6 +219,15 @@ def test_q_of_a_shape_that_has_no_heads(tmp_path: Path) -> None:
         GGUFCheckpoint(tmp_path / "m.gguf")
 
 
+def test_one_tensor_by_two_names(tmp_path: Path) -> None:
+    tensors = random_tensors(gguf_shapes() | {"model.norm.weight": (WIDTH,)})
+    write_gguf(tmp_path / "m.gguf", tensors)
+    with pytest.raises(
+        CheckpointError, match=r"'output_norm\.weight' and 'model\.norm\.weight' are the same"
+    ):
+        GGUFCheckpoint(tmp_path / "m.gguf")
+
+
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nothing\.gguf: no such file"):
         GGUFCheckpoint(tmp_path / "nothing.gguf")

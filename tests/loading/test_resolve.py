@@ -24,7 +24,7 @@ from jaxserve.config import LoadFormat
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading import resolve
 from jaxserve.loading.gguf_checkpoint import GGUFCheckpoint
-from jaxserve.loading.resolve import open_checkpoint, open_config
+from jaxserve.loading.resolve import locate_tokenizer, open_checkpoint, open_config
 from jaxserve.loading.safetensors_checkpoint import SafetensorsCheckpoint
 from tests.loading.builders import (
     HF_CONFIG,
@@ -241,6 +241,20 @@ def test_open_config_of_a_gguf_file(gguf_file: Path) -> None:
     config, _, path = open_config(str(gguf_file))
     assert config == open_checkpoint(str(gguf_file)).config
     assert path == gguf_file
+
+
+def test_tokenizers_are_found_where_models_are(
+    gguf_file: Path, hf_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert locate_tokenizer(str(gguf_file)) == gguf_file
+    assert locate_tokenizer(str(gguf_file.parent)) == gguf_file
+    (gguf_file.parent / "tokenizer.json").write_text("{}")
+    assert locate_tokenizer(str(gguf_file.parent)) == gguf_file.parent
+    assert locate_tokenizer(str(hf_directory)) == hf_directory
+    monkeypatch.setattr(resolve, "fetch_model", lambda name: {"smollm2": gguf_file}[name])
+    assert locate_tokenizer("smollm2") == gguf_file
+    with pytest.raises(CheckpointError, match="nowhere: no such path"):
+        locate_tokenizer("nowhere")
 
 
 def test_an_empty_directory(tmp_path: Path) -> None:
