@@ -24,7 +24,7 @@ class SentencePieceModel:
 
 
 def sentencepiece_backend(model: SentencePieceModel) -> Backend:
-    """A tokenizer that encodes as SentencePiece's BPE does.  Raises CheckpointError for a piece given twice."""
+    """A tokenizer that encodes as SentencePiece does.  Raises CheckpointError for a piece given twice."""
     vocab = vocabulary(model.pieces, model.types)
     unknown = [model.pieces[i] for i, kind in enumerate(model.types) if kind == PieceType.UNKNOWN]
     backend = Backend(
