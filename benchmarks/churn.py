@@ -116,7 +116,7 @@ async def churn(url: str, args: argparse.Namespace) -> list[Check]:
 async def _run(generator: LoadGenerator, count: int, args: argparse.Namespace, seed: int) -> Counter[str]:
     """Send `count` requests, `args.concurrency` at a time; returns how they ended."""
     rng = random.Random(seed)
-    # Exactly a third hang up, each at a moment of its own: before the first token, in the middle, near the end.
+    # Exactly a third hang up, each at its own moment: before the first token, in the middle, near the end.
     hang_up_after = [rng.randrange(MAX_TOKENS) for _ in range(round(count * HUNG_UP_SHARE))]
     plans: list[int | None] = [*hang_up_after, *([None] * (count - len(hang_up_after)))]
     rng.shuffle(plans)

@@ -7,7 +7,8 @@ import gc
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,14 +70,11 @@ async def _run(spec: LoadSpec) -> dict[str, Any]:
             client, api=spec.api, model=model, extra_body=_extra_body(spec), timeout=spec.timeout
         )
         await _warm_up(generator, prompts, spec.num_warmups)
-        # A collection while chunks arrive would show up as a latency of the server.
-        gc.collect()
-        gc.freeze()
-        cpu_start, start = time.process_time(), time.perf_counter()
-        with _progress(len(prompts), spec.show_progress) as on_done:
+        with _quiet_collector(), _progress(len(prompts), spec.show_progress) as on_done:
+            cpu_start, start = time.process_time(), time.perf_counter()
             records = await _send(generator, prompts, spec, on_done)
-        duration = time.perf_counter() - start
-        cpu_share = (time.process_time() - cpu_start) / duration
+            duration = time.perf_counter() - start
+            cpu_share = (time.process_time() - cpu_start) / duration
     finally:
         client.close()
         root.close()
@@ -140,6 +138,17 @@ async def _warm_up(generator: LoadGenerator, prompts: list[Prompt], count: int) 
         record = await generator.ask(prompt)
         if record.error is not None:
             raise JaxserveError(f"the first request failed, so no load was sent: {record.error}")
+
+
+@contextmanager
+def _quiet_collector() -> Iterator[None]:
+    """A collection of everything loaded so far would show up as a latency of the server."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class _progress:

@@ -47,9 +47,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{', '.join(idle)}: has no effect with --url, where the server runs the engine"
             )
         api_key = args.api_key or os.environ.get("OPENAI_API_KEY")
-        backend = HttpBackend(
-            args.url, model=args.model_flag or args.model, api_key=api_key, sampling=sampling
-        )
+        backend = HttpBackend(args.url, model=args.model, api_key=api_key, sampling=sampling)
     else:
         if args.api_key:
             raise ConfigError("--api-key: has no effect without --url")

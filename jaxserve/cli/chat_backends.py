@@ -90,7 +90,7 @@ class LocalBackend:
     """The model, loaded into this process."""
 
     def __init__(self, config: EngineConfig, *, sampling: dict[str, Any]) -> None:
-        """Loads the model.  RequestError names a sampling field that is out of range, before anything is loaded."""
+        """Loads the model.  RequestError, before that, names a sampling field that is out of range."""
         from jaxserve.sampling_params import SamplingParams
 
         SamplingParams(**sampling)
@@ -99,15 +99,13 @@ class LocalBackend:
         from jaxserve.sampling_params import OutputKind
         from jaxserve.text.chat_template import ChatTemplate
 
-        # The runner turns Ctrl-C into a cancelled task, so that the stream is closed before KeyboardInterrupt.
+        # The runner turns Ctrl-C into a cancelled task: the stream is closed before KeyboardInterrupt.
         self._runner = asyncio.Runner()
         self._llm = AsyncLLM.from_engine_config(config)
         tokenizer = self._llm.tokenizer
         if tokenizer.chat_template is None:
             self.close()
-            raise ConfigError(
-                f"{config.model} has no chat template, so it cannot chat; use `jaxserve generate`"
-            )
+            raise ConfigError(f"{config.model} has no chat template: use `jaxserve generate`")
         self._template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
         self._params = self._llm.default_sampling_params(**sampling, output_kind=OutputKind.DELTA)
         self.name = config.model

@@ -82,10 +82,9 @@ def _convert(path: str, name: str, action: argparse.Action, value: Any) -> Any:
     if is_switch:
         if not isinstance(value, bool):
             raise ConfigError(f"{path}: {name}: {value!r} must be true or false")
-        # `no-x: true` is `x: false`
-        return (
-            value != name.startswith("no-") if isinstance(action, argparse.BooleanOptionalAction) else value
-        )
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return value != name.startswith("no-")  # `no-x: true` is `x: false`
+        return action.const if value else not action.const  # of a store_false, const is False
     if value is None:
         return None
     if action.nargs in ("+", "*"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 from jaxserve.cli.quantities import num_bytes, positive
 from jaxserve.cli.refused_flags import ENGINE_FLAGS, add_refused_flags
@@ -15,16 +17,15 @@ MODEL_HELP = "directory, .gguf file, hub name, or the short name of a bundled mo
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """Add MODEL, which may also be given as `--model MODEL`."""
-    parser.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--model", dest="model_flag", metavar="MODEL", help="the same as MODEL")
+    parser.add_argument("model", nargs="?", action=_Model, metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("--model", action=_Model, metavar="MODEL", help="the same as MODEL")
 
 
 def model_from(args: argparse.Namespace) -> str:
     """The model that a parsed command line names; ConfigError when there is none."""
-    model = args.model_flag or args.model
-    if model is None:
+    if args.model is None:
         raise ConfigError(f"MODEL is missing: give a {MODEL_HELP}")
-    return model
+    return args.model
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
@@ -136,3 +137,21 @@ def given_engine_flags(args: argparse.Namespace) -> list[str]:
     add_engine_flags(parser)
     defaults = vars(parser.parse_args([]))
     return ["--" + name.replace("_", "-") for name, value in defaults.items() if getattr(args, name) != value]
+
+
+class _Model(argparse.Action):
+    """Takes the model from either place, and refuses two different ones."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        if values is self.default:
+            return  # argparse calls the positional with its default where there is none
+        given = getattr(namespace, "model_given", values)
+        if given != values:
+            raise ConfigError(f"two models are given: {given} and {values}")
+        namespace.model = namespace.model_given = values

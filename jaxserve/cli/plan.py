@@ -41,12 +41,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_plan(config: EngineConfig) -> dict[str, Any]:
-    """What `config` comes to on this machine's device: settings, memory in bytes, KV capacity, every program."""
-    from jaxserve.engine.client import weights_bytes
-    from jaxserve.engine.settle import settle
+    """What `config` comes to on this machine: settings, memory in bytes, KV capacity, every program."""
     from jaxserve.loading.resolve import open_config
 
     model, _, path = open_config(config.model)
+
+    from jaxserve.engine.client import weights_bytes
+    from jaxserve.engine.settle import settle
+
     settings = settle(config, model, weights_bytes(model))
     return {
         "model": config.model,

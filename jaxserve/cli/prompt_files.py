@@ -55,7 +55,8 @@ def _json_lines(path: Path, lines: Sequence[str]) -> list[Prompt]:
         is_conversation = isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)
         if not prompt or not (isinstance(prompt, str) or is_conversation):
             raise ConfigError(
-                f'--prompts-file {path}, line {number}: give a string, {{"prompt": "…"}} or {{"messages": […]}}'
+                f"--prompts-file {path}, line {number}: give a string, "
+                '{"prompt": "…"} or {"messages": […]}'
             )
         prompts.append(prompt)
     return prompts
