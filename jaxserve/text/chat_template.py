@@ -62,7 +62,7 @@ class ChatTemplate:
 
     @property
     def content_format(self) -> ContentFormat:
-        """ "openai" if the template reads lists of content parts, "string" if it wants plain text."""
+        """What the template reads: lists of content parts ("openai") or plain text ("string")."""
         return "openai" if self._takes_parts else "string"
 
     def render(
@@ -138,7 +138,9 @@ class ChatTemplate:
     def _takes_content(self, content: str | list[dict[str, str]]) -> bool:
         """Whether the template writes out a text that is given in this form, and not the form itself."""
         prompt = self._try([{"role": "user", "content": content}])
-        return prompt is not None and _CANARY in prompt and "'type'" not in prompt and '"type"' not in prompt
+        if prompt is None or _CANARY not in prompt:
+            return False
+        return f"'{_CANARY}'" not in prompt and f'"{_CANARY}"' not in prompt  # the list itself, written out
 
     def _takes_arguments(self, arguments: str | dict[str, int]) -> bool:
         content = "Hello." if self._takes_strings else [{"type": "text", "text": "Hello."}]

@@ -57,6 +57,13 @@ def test_special_tokens_documents_tools_and_kwargs_are_variables() -> None:
     [
         ("{% for m in messages %}{{ m.content }};{% endfor %}", "string", "Hi;", "a\nb;", ";"),
         ("{% for m in messages %}{{ 'u' + m['content'] }};{% endfor %}", "string", "uHi;", "ua\nb;", "u;"),
+        (
+            "{% for m in messages %}{{ m.content | tojson }};{% endfor %}",
+            "string",
+            '"Hi";',
+            '"a\\nb";',
+            '"";',
+        ),
         (IGNORES_PARTS, "string", "Hi;", "a\nb;", ";"),
         (LOOPS_OVER_PARTS, "openai", "user:[Hi];", "user:[a][b];", "user:;"),
         (TAKES_BOTH, "openai", "Hi;", "<a><b>;", ";"),
