@@ -1,0 +1,65 @@
+"""A device made of dictionaries: runs step plans as the runner does, with token ids in place of keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxserve.engine.plan import ON_DEVICE, StepPlan, StepResult
+from jaxserve.engine.protocol import TokenLogprobs
+
+VOCAB_SIZE = 50
+
+
+def next_token(context: Sequence[int]) -> int:
+    """The simulated model: what follows depends on every token and its position."""
+    state = 7
+    for token in context:
+        state = (state * 31 + token + 1) % 1_000_003
+    return state % VOCAB_SIZE
+
+
+def generate_alone(prompt: Sequence[int], max_tokens: int, eos: Sequence[int], stop: Sequence[int], max_len: int) -> list[int]:
+    """What a request must give, whatever else is in the batch."""
+    tokens = list(prompt)
+    while True:
+        tokens.append(next_token(tokens))
+        done = len(tokens) - len(prompt) >= max_tokens or len(tokens) >= max_len
+        if tokens[-1] in eos or tokens[-1] in stop or done:
+            return tokens[len(prompt) :]
+
+
+class SimulatedDevice:
+    """Pages hold (token, position) pairs; a sampled token is a function of what the pages say."""
+
+    def __init__(self, page_size: int) -> None:
+        self._page_size = page_size
+        self._pages: dict[tuple[int, int], int] = {}
+        self._rows: dict[int, list[int]] = {}
+        self._last_token: dict[int, int] = {}
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """All writes of the step first, then all reads, as every layer does."""
+        assert plan.num_tokens > 0
+        assert len({entry.slot for entry in plan.entries}) == len(plan.entries)
+        for entry in plan.entries:
+            row = self._rows.setdefault(entry.slot, [])
+            row[entry.page_offset :] = entry.new_pages
+            for index, token in enumerate(entry.token_ids):
+                page, offset = divmod(entry.start + index, self._page_size)
+                self._pages[row[page], offset] = self._last_token[entry.slot] if token == ON_DEVICE else token
+        sampled, scores = [], []
+        for entry in plan.entries:
+            row = self._rows[entry.slot]
+            length = entry.start + len(entry.token_ids)
+            context = [self._pages[row[p // self._page_size], p % self._page_size] for p in range(length)]
+            token = next_token(context)
+            if entry.samples:
+                self._last_token[entry.slot] = token
+            sampled.append(token if entry.samples else -7)
+            scores.append(
+                [
+                    TokenLogprobs(token_id=target, logprob=float(entry.start + i), rank=1, top_ids=[], top_logprobs=[])
+                    for i, target in enumerate(entry.prompt_targets)
+                ]
+            )
+        return StepResult(token_ids=sampled, logprobs=[None] * len(sampled), prompt_logprobs=scores)

@@ -1,0 +1,276 @@
+"""The scheduler on a simulated device, against generating every request alone."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+
+import pytest
+
+from jaxserve.engine.pages import PageAllocator
+from jaxserve.engine.plan import StepPlan, StepResult
+from jaxserve.engine.protocol import CoreRequest, TokenLogprobs, TokenOutput
+from jaxserve.engine.scheduler import Scheduler
+from jaxserve.sampling_params import SamplingParams
+from tests.engine.simulated_device import VOCAB_SIZE, SimulatedDevice, generate_alone
+
+PAGE_SIZE = 4
+MAX_LEN = 64
+
+
+def make_request(
+    request_id: str,
+    prompt: list[int],
+    *,
+    max_tokens: int = 8,
+    eos: tuple[int, ...] = (),
+    priority: int = 0,
+    arrival: float = 0.0,
+    salt: str | None = None,
+    bad_words: tuple[tuple[int, ...], ...] = (),
+    **params: object,
+) -> CoreRequest:
+    return CoreRequest(
+        request_id=request_id,
+        prompt_token_ids=prompt,
+        params=SamplingParams(max_tokens=max_tokens, seed=0, **params),  # type: ignore[arg-type]  # by name
+        eos_token_ids=eos,
+        bad_word_ids=bad_words,
+        priority=priority,
+        arrival_time=arrival,
+        cache_salt=salt,
+    )
+
+
+@dataclass
+class Rig:
+    """Scheduler and device with up to `depth` steps in flight."""
+
+    num_pages: int = 65
+    max_num_seqs: int = 4
+    budget: int = 16
+    depth: int = 2
+    prefix_caching: bool = True
+    outputs: dict[str, list[TokenOutput]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.allocator = PageAllocator(self.num_pages, enable_prefix_caching=self.prefix_caching)
+        self.scheduler = Scheduler(
+            self.allocator,
+            page_size=PAGE_SIZE,
+            max_num_seqs=self.max_num_seqs,
+            token_budget=self.budget,
+            max_model_len=MAX_LEN,
+        )
+        self.device = SimulatedDevice(PAGE_SIZE)
+        self.in_flight: deque[tuple[StepPlan, StepResult]] = deque()
+
+    def step(self) -> StepPlan | None:
+        plan = self.scheduler.schedule()
+        if plan is not None:
+            assert plan.num_tokens <= self.budget
+            assert len(plan.entries) <= self.max_num_seqs
+            self.in_flight.append((plan, self.device.run(plan)))
+        if self.in_flight and (plan is None or len(self.in_flight) >= self.depth):
+            for output in self.scheduler.commit(*self.in_flight.popleft()):
+                self.outputs.setdefault(output.request_id, []).append(output)
+        return plan
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.in_flight) or self.scheduler.num_running + self.scheduler.num_waiting > 0
+
+    def run(self, limit: int = 5000) -> None:
+        for _ in range(limit):
+            if not self.is_busy:
+                assert self.allocator.num_free == self.allocator.num_pages
+                return
+            self.step()
+        raise AssertionError("no progress")
+
+    def tokens(self, request_id: str) -> list[int]:
+        return [token for output in self.outputs.get(request_id, []) for token in output.token_ids]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_load_gives_what_each_request_gives_alone(seed: int) -> None:
+    rng = random.Random(seed)
+    rig = Rig(
+        num_pages=rng.choice([17, 20, 33, 65]),
+        max_num_seqs=rng.randint(1, 6),
+        budget=rng.choice([6, 8, 16, 64]),
+        depth=rng.randint(1, 3),
+        prefix_caching=rng.random() < 0.8,
+    )
+    shared = [rng.randrange(VOCAB_SIZE) for _ in range(24)]
+    requests: dict[str, CoreRequest] = {}
+    aborted: set[str] = set()
+    for index in range(25):
+        prompt = shared[: rng.randint(0, 24)] + [rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 12))]
+        eos = (rng.randrange(VOCAB_SIZE),) if rng.random() < 0.7 else ()
+        stop = (rng.randrange(VOCAB_SIZE),) if rng.random() < 0.3 else ()
+        request = make_request(
+            f"r{index}",
+            prompt,
+            max_tokens=rng.randint(1, 40),
+            eos=eos,
+            priority=rng.choice([0, 0, 0, 1, -1]),
+            arrival=float(index),
+            salt=rng.choice([None, None, "a"]),
+            stop_token_ids=stop,
+            bad_words=((1, 2, 3),) if rng.random() < 0.2 else (),
+            prompt_logprobs=0 if rng.random() < 0.2 else None,
+        )
+        requests[request.request_id] = request
+        rig.scheduler.add(request)
+        for _ in range(rng.randint(0, 4)):
+            rig.step()
+        if rng.random() < 0.2:
+            victim = rng.choice(list(requests))
+            if rig.scheduler.abort(victim):
+                aborted.add(victim)
+    rig.run()
+    for request_id, request in requests.items():
+        expected = generate_alone(
+            request.prompt_token_ids,
+            request.params.max_tokens or 0,
+            request.eos_token_ids,
+            request.params.stop_token_ids,
+            MAX_LEN,
+        )
+        tokens = rig.tokens(request_id)
+        if request_id in aborted:
+            assert tokens == expected[: len(tokens)]
+            continue
+        assert tokens == expected
+        reasons = [output.finish_reason for output in rig.outputs[request_id]]
+        assert set(reasons[:-1]) <= {None}
+        ended_by_token = expected[-1] in (*request.eos_token_ids, *request.params.stop_token_ids)
+        assert reasons[-1] == ("stop" if ended_by_token else "length")
+        if request.params.prompt_logprobs is not None:
+            scores = rig.outputs[request_id][0].prompt_logprobs
+            assert scores is not None
+            assert [score.token_id for score in scores] == request.prompt_token_ids[1:]
+            assert [score.logprob for score in scores] == [float(i) for i in range(len(scores))]
+
+
+def test_small_caches_preempt_and_still_answer() -> None:
+    rig = Rig(num_pages=18, max_num_seqs=4, budget=64)
+    for index in range(4):
+        rig.scheduler.add(make_request(f"r{index}", [index] * 6, max_tokens=40, arrival=float(index)))
+    rig.run()
+    assert rig.scheduler.counters.num_preemptions > 0
+    for index in range(4):
+        assert rig.tokens(f"r{index}") == generate_alone([index] * 6, 40, (), (), MAX_LEN)
+
+
+def test_a_prefix_is_computed_once_even_within_one_step() -> None:
+    rig = Rig(budget=64)
+    prompt = list(range(17))
+    rig.scheduler.add(make_request("a", prompt))
+    rig.scheduler.add(make_request("b", prompt))
+    plan = rig.step()
+    assert plan is not None
+    assert [len(entry.token_ids) for entry in plan.entries] == [1, 17]
+    rig.run()
+    assert rig.tokens("a") == rig.tokens("b")
+    assert [rig.outputs[name][0].num_cached_tokens for name in "ab"] == [0, 16]
+    assert (rig.scheduler.counters.prefix_cache_queries, rig.scheduler.counters.prefix_cache_hits) == (34, 16)
+
+
+def test_the_last_prompt_token_always_runs() -> None:
+    rig = Rig()
+    for name in "ab":
+        rig.scheduler.add(make_request(name, list(range(8)), max_tokens=1))
+        rig.run()
+    assert rig.outputs["b"][0].num_cached_tokens == 4
+    assert rig.tokens("a") == rig.tokens("b")
+
+
+def test_answers_are_cached_too() -> None:
+    rig = Rig()
+    rig.scheduler.add(make_request("a", list(range(6)), max_tokens=7))
+    rig.run()
+    follow_up = list(range(6)) + rig.tokens("a") + [9]
+    rig.scheduler.add(make_request("b", follow_up, max_tokens=2))
+    rig.run()
+    assert rig.outputs["b"][0].num_cached_tokens == 12
+    assert rig.tokens("b") == generate_alone(follow_up, 2, (), (), MAX_LEN)
+
+
+def test_salts_share_nothing() -> None:
+    rig = Rig()
+    for name, salt in (("a", None), ("b", "s"), ("c", "s")):
+        rig.scheduler.add(make_request(name, list(range(9)), salt=salt))
+        rig.run()
+    assert [rig.outputs[name][0].num_cached_tokens for name in "abc"] == [0, 0, 8]
+
+
+def test_decodes_go_on_while_a_long_prompt_is_read_in_chunks() -> None:
+    rig = Rig(budget=8, depth=1)
+    rig.scheduler.add(make_request("short", [1], max_tokens=30))
+    rig.step()
+    rig.scheduler.add(make_request("long", list(range(30)), max_tokens=2, arrival=1.0))
+    counts = []
+    while "long" not in rig.outputs:
+        plan = rig.step()
+        assert plan is not None
+        counts.append([len(entry.token_ids) for entry in plan.entries])
+    assert counts == [[1, 7], [1, 7], [1, 7], [1, 7], [1, 2]]
+
+
+def test_priority_goes_before_arrival() -> None:
+    rig = Rig(max_num_seqs=1, depth=1)
+    rig.scheduler.add(make_request("late", [1], max_tokens=1, priority=1, arrival=0.0))
+    rig.scheduler.add(make_request("soon", [2], max_tokens=1, priority=0, arrival=1.0))
+    rig.run()
+    assert list(rig.outputs) == ["soon", "late"]
+
+
+def test_no_step_is_spent_on_a_sequence_that_is_certainly_done() -> None:
+    rig = Rig()
+    rig.scheduler.add(make_request("a", [1, 2], max_tokens=3))
+    rig.run()
+    assert rig.scheduler.counters.num_steps == 3
+
+
+def test_an_aborted_request_frees_its_pages_at_once() -> None:
+    rig = Rig()
+    rig.scheduler.add(make_request("a", list(range(20)), max_tokens=30))
+    rig.step()
+    rig.step()
+    assert rig.allocator.num_free < rig.allocator.num_pages
+    assert rig.scheduler.abort("a")
+    assert rig.allocator.num_free == rig.allocator.num_pages
+    assert not rig.scheduler.abort("a")
+    rig.run()
+
+
+def test_a_reused_request_id_does_not_get_the_old_ones_tokens() -> None:
+    rig = Rig()
+    rig.scheduler.add(make_request("a", [1, 2, 3], max_tokens=30))
+    rig.step()
+    rig.scheduler.abort("a")
+    rig.scheduler.add(make_request("a", [4, 5], max_tokens=4))
+    rig.run()
+    assert rig.tokens("a") == generate_alone([4, 5], 4, (), (), MAX_LEN)
+
+
+def test_min_tokens_keeps_the_end_token_from_ending() -> None:
+    rig = Rig()
+    expected = generate_alone([3], 20, (), (), MAX_LEN)
+    rig.scheduler.add(make_request("a", [3], max_tokens=20, eos=(expected[2],), min_tokens=3))
+    rig.run()
+    # The simulated device knows no masks: it may sample the end token early, and the scheduler must not stop there.
+    assert rig.tokens("a")[:4] == expected[:4]
+
+
+def test_prompt_logprobs_type_is_what_the_protocol_says() -> None:
+    rig = Rig(budget=6)
+    rig.scheduler.add(make_request("a", list(range(15)), prompt_logprobs=1))
+    rig.run()
+    scores = rig.outputs["a"][0].prompt_logprobs
+    assert scores is not None
+    assert all(isinstance(score, TokenLogprobs) for score in scores)
+    assert all(output.prompt_logprobs is None for output in rig.outputs["a"][1:])
