@@ -1,0 +1,80 @@
+"""Packing a plan and taking it apart again."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from jaxserve.engine.batch import ForwardBatch, pack, unpack, vector_length
+from jaxserve.engine.lattice import ForwardShape, build_lattice
+from jaxserve.engine.plan import ON_DEVICE, PlanEntry, StepPlan
+
+DUMMY = 4
+
+
+def entry(slot: int, start: int, token_ids: tuple[int, ...]) -> PlanEntry:
+    return PlanEntry(
+        seq_id=slot, slot=slot, start=start, token_ids=token_ids, samples=True, num_generated=0, page_offset=0, new_pages=()
+    )
+
+
+def round_trip(entries: list[PlanEntry], shape: ForwardShape) -> ForwardBatch:
+    table = np.arange(DUMMY * shape.max_pages, dtype=np.int32).reshape(DUMMY, shape.max_pages) + 1
+    vector = pack(StepPlan(step_id=1, admissions=(), entries=tuple(entries)), shape, table, DUMMY)
+    assert vector.shape == (vector_length(shape),)
+    return unpack(jax.numpy.asarray(vector), shape)
+
+
+def test_decode() -> None:
+    shape = ForwardShape("decode", 4, 4, 1, 3)
+    batch = round_trip([entry(2, 5, (ON_DEVICE,)), entry(0, 9, (7,))], shape)
+    assert batch.token_ids.tolist() == [ON_DEVICE, 7, 0, 0]
+    assert batch.slots.tolist() == [2, 0, DUMMY, DUMMY]
+    assert batch.meta.positions.tolist() == [5, 9, 0, 0]
+    assert batch.meta.kv_lens.tolist() == [6, 10, 0, 0]
+    assert batch.meta.token_rows.tolist() == [0, 1, 2, 3]
+    assert batch.meta.page_table.tolist() == [[7, 8, 9], [1, 2, 3], [0, 0, 0], [0, 0, 0]]
+
+
+def test_mixed() -> None:
+    shape = ForwardShape("mixed", 8, 5, 2, 3)
+    batch = round_trip([entry(1, 5, (ON_DEVICE,)), entry(3, 2, (7, 8, 9)), entry(0, 0, (4, 5))], shape)
+    meta = batch.meta
+    assert batch.token_ids.tolist() == [ON_DEVICE, 7, 8, 9, 4, 5, 0, 0]
+    assert batch.slots.tolist() == [1, 3, 3, 3, 0, 0, DUMMY, DUMMY]
+    assert meta.positions.tolist() == [5, 2, 3, 4, 0, 1, 0, 0]
+    assert meta.token_rows.tolist() == [0, 1, 1, 1, 2, 2, 4, 4]
+    assert meta.kv_lens.tolist() == [6, 5, 2, 0, 0]
+    assert meta.query_starts.tolist() == [0, 1, 4, 6, 6, 6]
+    assert batch.sample_index.tolist()[:3] == [0, 3, 5]
+    assert int(meta.num_tiles) == 4
+    assert meta.tile_rows.tolist()[:4] == [0, 1, 1, 2]
+    assert meta.tile_starts.tolist()[:4] == [0, 1, 3, 4]
+    assert meta.page_table[4].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize(("seqs", "tokens"), [(1, 1), (4, 16), (32, 256), (256, 8192), (100, 300)])
+def test_every_step_finds_a_shape(platform: str, seqs: int, tokens: int) -> None:
+    lattice = build_lattice(
+        max_num_seqs=seqs, max_num_batched_tokens=tokens, max_model_len=100, page_size=16, platform=platform
+    )
+    for count in range(1, seqs + 1):
+        shape = lattice.forward("decode", count)
+        assert shape.num_tokens >= count
+        for variant in ("greedy", "temperature", "random", "full"):
+            for with_logprobs in (False, True):
+                sampler = lattice.sample(count, variant, with_logprobs)
+                assert sampler.num_rows >= count
+                assert sampler.with_logprobs >= with_logprobs
+                given = {shape.num_tokens, seqs}
+                assert all(g == sampler.num_rows or (g, sampler.num_rows) in lattice.resizes() for g in given)
+    for count in range(1, tokens + 1):
+        shape = lattice.forward("mixed", count)
+        assert shape.num_tokens >= count
+        assert shape.num_rows == seqs + 1
+        # The worst case: every sequence ends in a tile of one token.
+        assert shape.num_tiles >= min(seqs, count) + (count - min(seqs, count)) // shape.tile_size
+    names = [shape.name for shape in (*lattice.forwards, *lattice.samples)]
+    assert len(names) == len(set(names))
