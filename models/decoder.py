@@ -43,15 +43,17 @@ class DecoderModel(nnx.Module):
         for name, value in self.fixed.items():
             if getattr(config, name) != value:
                 raise ConfigError(
-                    f"model config: {name} is {getattr(config, name)!r}; in family {config.family!r} it is {value!r}"
+                    f"model config: {name} is {getattr(config, name)!r}; "
+                    f"in family {config.family!r} it is {value!r}"
                 )
         if not self.may_slide and any(window is not None for window in config.layer_windows):
             raise ConfigError(
-                f"model config: layer_windows is {config.layer_windows}; family {config.family!r} has no windows"
+                f"model config: layer_windows is {config.layer_windows}; "
+                f"family {config.family!r} has no windows"
             )
         self.config = config
         self.embedding = parameter((config.vocab_size, config.hidden_size), ("vocab", "embed"), dtype)
-        # Unrolled: scanning over stacked layers makes XLA copy every weight slice, at twice the time of a step.
+        # Unrolled: scanning over stacked layers makes XLA copy every weight slice, at twice a step's time.
         self.layers = nnx.List(DecoderLayer(config, window, dtype) for window in config.layer_windows)
         self.norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
         tied = config.tie_word_embeddings
@@ -61,7 +63,7 @@ class DecoderModel(nnx.Module):
     def __call__(
         self, token_ids: jax.Array, kv_pages: tuple[jax.Array, ...], meta: AttentionMetadata
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """One step: token_ids [T] int32 and each layer's pages [P, S, K, 2, H] to hidden [T, D] and the pages.
+        """One step: token_ids [T] int32, each layer's pages [P, S, K, 2, H] to hidden [T, D] and the pages.
 
         `hidden` has passed the final norm; give the rows that need logits to `logits`.
         """

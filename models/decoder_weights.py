@@ -41,7 +41,7 @@ def block_norm_rows(config: ModelConfig, layer: int) -> Iterator[WeightRow]:
 
 
 def attention_rows(config: ModelConfig, layer: int, *, qkv_bias: bool, o_bias: bool) -> Iterator[WeightRow]:
-    """q, k and v fused to [D, K, G + 2, H] (see Attention), o as [N, H, D], and their biases where there are any."""
+    """q, k and v fused to [D, K, G + 2, H] (see Attention), o as [N, H, D], and their biases if any."""
     embed, heads, kv_heads = config.hidden_size, config.num_heads, config.num_kv_heads
     head_dim = config.head_dim
     name, path = f"model.layers.{layer}.self_attn", ("layers", layer, "attention")

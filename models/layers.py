@@ -13,14 +13,14 @@ from jaxserve.models.rope import RopeTable, rotate
 
 
 def parameter(shape: tuple[int, ...], axes: tuple[str, ...], dtype: jnp.dtype) -> nnx.Param[jax.Array]:
-    """A parameter yet without a value worth having; `axes` names each dimension for the mesh to be laid over."""
+    """A parameter without a value worth having yet; `axes` names each dimension, to lay a mesh over."""
     return nnx.Param(jnp.zeros(shape, dtype), axes=axes)
 
 
 def project(
     x: jax.Array, weight: jax.Array, num_axes: int = 1, *, out_dtype: jnp.dtype | None = None
 ) -> jax.Array:
-    """Contract the last `num_axes` axes of x with the first of weight: one GEMM, whatever the number of axes."""
+    """Contract the last `num_axes` axes of x with the first of weight: one GEMM, however many axes."""
     contracted = (tuple(range(x.ndim - num_axes, x.ndim)), tuple(range(num_axes)))
     return jax.lax.dot_general(
         x, weight, (contracted, ((), ())), precision=precision_of(x.dtype), preferred_element_type=out_dtype
@@ -49,8 +49,9 @@ class RMSNorm(nnx.Module):
 class Attention(nnx.Module):
     """Grouped-query self-attention over paged keys and values.
 
-    The projections of queries, keys and values are one weight, [D, K, G + 2, H]: kv head k's G = N / K query heads
-    (k * G .. k * G + G - 1), then its key, then its value, so that splitting K over devices keeps groups together.
+    The projections of queries, keys and values are one weight, [D, K, G + 2, H]: kv head k's G = N / K query
+    heads (k * G .. k * G + G - 1), then its key, then its value, so that splitting K over devices keeps
+    groups together.
     """
 
     def __init__(self, config: ModelConfig, window: int | None, dtype: jnp.dtype) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 from jaxserve.config import ModelConfig
 from jaxserve.models.decoder import DecoderModel
@@ -13,7 +14,7 @@ from jaxserve.models.weight_table import WeightRow, WeightTable
 class Llama(DecoderModel):
     """The plain decoder: full attention; biases on all projections of a kind or on none; any rope scaling."""
 
-    fixed = {"qk_norm": False}
+    fixed: ClassVar = {"qk_norm": False}
 
 
 def llama_weights(config: ModelConfig) -> WeightTable:

@@ -84,29 +84,31 @@ def load_weights(
 ) -> nnx.State:
     """The state with every parameter read, laid out and placed; its dtypes are those of `abstract`.
 
-    `read` gives a tensor of `tensors` in Hugging Face orientation and is called from several threads, as is `place`,
-    which gets each parameter in its final dtype (not always contiguous) and puts it where it belongs.
-    `where` names the checkpoint in errors.  Raises CheckpointError before the first read if a tensor is missing, left
-    over or of another shape than the table says; `progress` shows a bar on stderr.
+    `read` gives a tensor of `tensors` in Hugging Face orientation and is called from several threads, as is
+    `place`, which gets each parameter in its final dtype (not always contiguous), and puts it in place.
+    `where` names the checkpoint in errors; `progress` shows a bar on stderr.  Raises CheckpointError before
+    the first read if a tensor is missing, left over or of another shape than the table says.
     """
-    parameters: dict[ParameterPath, nnx.Param[Any]] = dict(nnx.to_flat_state(abstract))
+    parameters: dict[ParameterPath, nnx.Variable[Any]] = dict(nnx.to_flat_state(abstract))
     _check_table(table, parameters)
     check_tensors(table, tensors, where)
 
-    def fill(row: WeightRow) -> tuple[ParameterPath, nnx.Param[Any]]:
+    def fill(row: WeightRow) -> tuple[ParameterPath, nnx.Variable[Any]]:
         parameter = parameters[row.parameter]
         value = row.build(*(read(name) for name in row.sources))
         assert value.shape == parameter.shape, f"{row.parameter}: {value.shape} built for {parameter.shape}"
-        # Keeping the strides leaves the transposition to the transfer, which is several times faster than numpy.
+        # Keeping the strides leaves the transposition to the transfer, which is much faster at it than numpy.
         value = value.astype(parameter.dtype, order="K", copy=False)
         return row.parameter, parameter.replace(place(row.parameter, value))
 
     filled = {}
     total = sum(_num_bytes(parameter) for parameter in parameters.values())
+    # The largest first, so that no thread is left alone with one at the end.
+    rows = sorted(table.rows, key=lambda row: -_num_bytes(parameters[row.parameter]))
     bar = tqdm(total=total, desc="Loading weights", unit="B", unit_scale=True, disable=not progress)
     with bar, ThreadPoolExecutor(_NUM_THREADS, "weights") as pool:
         try:
-            for future in as_completed([pool.submit(fill, row) for row in table.rows]):
+            for future in as_completed([pool.submit(fill, row) for row in rows]):
                 path, parameter = future.result()
                 filled[path] = parameter
                 bar.update(_num_bytes(parameter))
@@ -152,7 +154,7 @@ def dummy_weights(abstract: nnx.State, seed: int) -> nnx.State:
     """
     key = jax.random.key(seed)
 
-    def fill(path: ParameterPath, parameter: nnx.Param[Any]) -> nnx.Param[Any]:
+    def fill(path: ParameterPath, parameter: nnx.Variable[Any]) -> nnx.Variable[Any]:
         if path[-1] == "scale":
             return parameter.replace(jnp.ones(parameter.shape, parameter.dtype))
         own_key = jax.random.fold_in(key, zlib.crc32("/".join(map(str, path)).encode()))
@@ -175,12 +177,12 @@ def _check_copies(
     for name, original in table.copies.items():
         if name in tensors and not np.array_equal(read(name), read(original)):
             raise CheckpointError(
-                f"{where}: the config ties {name} to {original}, but the checkpoint holds both and they differ; "
-                "if they are meant to, set tie_word_embeddings to false in config.json"
+                f"{where}: the config ties {name} to {original}, but the checkpoint holds both and they "
+                "differ; if they are meant to, set tie_word_embeddings to false in config.json"
             )
 
 
-def _num_bytes(parameter: nnx.Param[Any]) -> int:
+def _num_bytes(parameter: nnx.Variable[Any]) -> int:
     return int(np.prod(parameter.shape)) * np.dtype(parameter.dtype).itemsize
 
 

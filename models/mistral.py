@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 from jaxserve.config import ModelConfig
 from jaxserve.models.decoder import DecoderModel
@@ -13,7 +14,7 @@ from jaxserve.models.weight_table import WeightRow, WeightTable
 class Mistral(DecoderModel):
     """Llama's block without any bias; version 0.1 slides a window over every layer, later ones over none."""
 
-    fixed = {"qkv_bias": False, "o_bias": False, "mlp_bias": False, "qk_norm": False}
+    fixed: ClassVar = {"qkv_bias": False, "o_bias": False, "mlp_bias": False, "qk_norm": False}
     may_slide = True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 from jaxserve.config import ModelConfig
 from jaxserve.models.decoder import DecoderModel
@@ -13,7 +14,7 @@ from jaxserve.models.weight_table import WeightRow, WeightTable
 class Qwen2(DecoderModel):
     """Llama's block with biases on queries, keys and values alone; upper layers may slide a window."""
 
-    fixed = {"qkv_bias": True, "o_bias": False, "mlp_bias": False, "qk_norm": False}
+    fixed: ClassVar = {"qkv_bias": True, "o_bias": False, "mlp_bias": False, "qk_norm": False}
     may_slide = True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 from jaxserve.config import ModelConfig
 from jaxserve.models.decoder import DecoderModel
@@ -17,9 +18,9 @@ from jaxserve.models.weight_table import WeightRow, WeightTable
 
 
 class Qwen3(DecoderModel):
-    """Every query and key head is RMS-normed before the rotation; head_dim is not D / N; upper layers may slide."""
+    """Llama's block, but every query and key head is RMS-normed before rotation; upper layers may slide."""
 
-    fixed = {"mlp_bias": False, "qk_norm": True}
+    fixed: ClassVar = {"mlp_bias": False, "qk_norm": True}
     may_slide = True
 
 

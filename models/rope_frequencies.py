@@ -12,8 +12,8 @@ from jaxserve.config import ModelConfig, RopeScaling
 def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
     """Radians a position adds to each rotated pair, [H/2] float32, and the factor on cos and sin.
 
-    The arithmetic is float32 in the order of the models' reference code: those are the frequencies they were trained
-    with, and at position 100,000 one unit in the last place already turns a pair by 0.01 radians.
+    The arithmetic is float32 in the order of the models' reference code: those are the frequencies they were
+    trained with, and at position 100,000 one unit in the last place already turns a pair by 0.01 radians.
     """
     frequencies = plain_frequencies(config.rope_theta, config.head_dim)
     scaling = config.rope_scaling
@@ -32,7 +32,7 @@ def plain_frequencies(theta: float, head_dim: int) -> np.ndarray:
 
 
 def llama3_frequencies(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
-    """Llama 3.1's scheme on plain frequencies [H/2]: long waves are slowed by `factor`, short ones kept, those between interpolated."""
+    """Llama 3.1's scheme for [H/2]: long waves slowed by `factor`, short ones kept, interpolated between."""
     assert scaling.low_freq_factor is not None
     assert scaling.high_freq_factor is not None
     low, high = np.float32(scaling.low_freq_factor), np.float32(scaling.high_freq_factor)
@@ -53,7 +53,7 @@ def _wavelengths_over_2pi(theta: float, head_dim: int) -> np.ndarray:
 
 
 def _yarn(theta: float, head_dim: int, scaling: RopeScaling) -> tuple[np.ndarray, float]:
-    """arXiv:2309.00071, section 3.2: pairs that turn often keep their frequency, slow ones are interpolated."""
+    """arXiv:2309.00071, section 3.2: pairs that turn often keep their frequency, slow ones are stretched."""
     assert scaling.beta_fast is not None
     assert scaling.beta_slow is not None
     assert scaling.attention_factor is not None

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-ParameterPath = tuple[str | int, ...]  # ("layers", 3, "attention", "qkv"), as flax numbers nnx.List
+ParameterPath = tuple[Any, ...]  # str and int: ("layers", 3, "attention", "qkv"), as flax numbers nnx.List
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class WeightRow:
 
 @dataclass(frozen=True, slots=True)
 class WeightTable:
-    """All parameters of a model.  Whatever else a checkpoint holds is an error, save for the two exceptions."""
+    """All parameters of a model.  Whatever else a checkpoint holds is an error, save for two exceptions."""
 
     rows: tuple[WeightRow, ...]
     ignored: re.Pattern[str] = re.compile(r"(?!)")  # names of tensors that are no weights

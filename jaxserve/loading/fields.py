@@ -57,7 +57,9 @@ class Fields:
         """One id or a list of them as a tuple, empty where the key is missing or null."""
         value = self.values.get(key)
         ids = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(isinstance(item, Integral) and not isinstance(item, bool) and item >= 0 for item in ids):
+        if not all(
+            isinstance(item, Integral) and not isinstance(item, bool) and int(item) >= 0 for item in ids
+        ):
             raise self.error(f"{key} is {value!r}; it must be a token id or a list of them")
         return tuple(int(item) for item in ids)
 

@@ -27,8 +27,9 @@ def model_config_from_gguf(
 ) -> ModelConfig:
     """The numbers in a GGUF file's metadata `fields`, which `where` names in errors.
 
-    `tensor_names` are the file's own ("blk.0.attn_q.bias"): which biases there are and whether the head is tied shows
-    only there.  `rope_factors` [H/2] are the values of the tensor rope_freqs.weight, and needed where it exists.
+    `tensor_names` are the file's own ("blk.0.attn_q.bias"): which biases there are and whether the head is
+    tied shows only there.  `rope_factors` [H/2] are the values of the tensor rope_freqs.weight, and needed
+    where it exists.
     Raises CheckpointError for an unsupported architecture, a missing key or a value that cannot be served.
     """
     general = Fields(fields, where)
@@ -85,7 +86,7 @@ def generation_defaults_from_gguf(fields: Mapping[str, Any]) -> GenerationDefaul
         for key in ("eos_token_id", "eot_token_id", "eom_token_id")
         for token_id in read.token_ids(f"tokenizer.ggml.{key}")
     ]
-    # Converters of some models name only the end of text as EOS, though their chat template ends turns otherwise.
+    # Some converters name only the end of text as EOS, though the chat template ends turns otherwise.
     tokens = fields.get("tokenizer.ggml.tokens") or []
     types = fields.get("tokenizer.ggml.token_type") or []
     ids += [

@@ -17,7 +17,8 @@ def rope_scaling_from_gguf(
 ) -> RopeScaling | None:
     """The scaling that keys rope.scaling.* and the divisors of the tensor rope_freqs.weight [H/2] amount to.
 
-    Raises CheckpointError for one that is not supported, and for divisors that are not those of Llama 3.1's scheme.
+    Raises CheckpointError for one that is not supported, and for divisors that do not follow Llama 3.1's
+    scheme.
     """
     for key, plain in (
         ("rope.scaling.yarn_ext_factor", 1.0),
@@ -67,7 +68,7 @@ def _from_keys(read: Fields) -> RopeScaling | None:
 
 
 def _from_factors(read: Fields, theta: float, head_dim: int, rope_factors: np.ndarray) -> RopeScaling:
-    """The converter keeps only what each frequency is divided by, so Llama 3.1's parameters are found by trying."""
+    """The converter keeps only what each frequency is divided by: try whether Llama 3.1's scheme gives it."""
     if rope_factors.shape != (head_dim // 2,):
         raise read.error(
             f"rope_freqs.weight is {list(rope_factors.shape)}, not [{head_dim // 2}], half a head"
@@ -80,6 +81,7 @@ def _from_factors(read: Fields, theta: float, head_dim: int, rope_factors: np.nd
     if not np.allclose(plain / llama3_frequencies(plain, scaling), rope_factors, rtol=1e-4, atol=0):
         raise read.error(
             f"rope_freqs.weight (largest divisor {factor:g}) does not follow Llama 3.1's scheme "
-            f"(original context {_LLAMA3_CONTEXT}, factors {_LLAMA3_LOW:g} and {_LLAMA3_HIGH:g}); no other is supported"
+            f"(original context {_LLAMA3_CONTEXT}, factors {_LLAMA3_LOW:g} and {_LLAMA3_HIGH:g}); "
+            "no other is supported"
         )
     return scaling

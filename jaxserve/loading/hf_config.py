@@ -25,8 +25,9 @@ _SAMPLING = {  # generation_config.json -> SamplingParams
 def model_config_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
     """The numbers in a config.json, which `where` names in errors.
 
-    Raises CheckpointError for an unsupported architecture, a missing key or a value that cannot be served.  A missing
-    key has a meaning only where the format gives it one for this architecture (transformers' configuration_*.py).
+    Raises CheckpointError for an unsupported architecture, a missing key or a value that cannot be served.
+    A missing key has a meaning only where the format gives it one for this architecture (transformers'
+    configuration_*.py).
     """
     fields = Fields(config, where)
     architecture = _architecture(fields)
@@ -79,8 +80,8 @@ def generation_defaults_from_hf(
 ) -> GenerationDefaults:
     """End tokens and sampling defaults of a checkpoint.
 
-    End tokens are generation_config.json's, or config.json's where that is silent.  Sampling fields count as they
-    stand, under do_sample false too, as in vLLM.  Raises CheckpointError for a value of the wrong type.
+    End tokens are generation_config.json's, or config.json's where that is silent.  Sampling fields count as
+    they stand, under do_sample false too, as in vLLM.  Raises CheckpointError for a value of the wrong type.
     """
     fields = Fields(generation_config or {}, "generation_config.json")
     eos = fields.token_ids("eos_token_id") or Fields(config, "config.json").token_ids("eos_token_id")
@@ -98,7 +99,7 @@ def _no_windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
 
 
 def _mistral_windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
-    """One window for all layers.  null means none, but a missing key would mean 4096: too easily a mistake."""
+    """One window for all layers.  null means none; a missing key would mean 4096: too easily a mistake."""
     if fields.has("layer_types") and len(set(fields.strings("layer_types"))) > 1:
         raise fields.error("layer_types mixes kinds of attention, which MistralForCausalLM does not have")
     if "sliding_window" not in fields.values:
@@ -155,7 +156,7 @@ class _Architecture:
 
 
 _ARCHITECTURES = {
-    # Llama's files are the oldest: those of Llama 1 and 2 know neither rope_theta nor, in part, grouped queries.
+    # Llama's files are the oldest: Llama 1 and 2 know neither rope_theta nor, in part, grouped queries.
     "LlamaForCausalLM": _Architecture(
         family="llama",
         windows=_no_windows,
@@ -182,5 +183,6 @@ def _architecture(fields: Fields) -> _Architecture:
         if name in _ARCHITECTURES:
             return _ARCHITECTURES[name]
     raise fields.error(
-        f"architecture {', '.join(names) or '(none given)'} is not supported; supported: {', '.join(_ARCHITECTURES)}"
+        f"architecture {', '.join(names) or '(none given)'} is not supported; "
+        f"supported: {', '.join(_ARCHITECTURES)}"
     )

@@ -22,8 +22,8 @@ class Rope:
 def rope_from_hf(fields: Fields, theta_absent: float | None) -> Rope:
     """Base, scaling and context of a config.json.
 
-    transformers 4 writes rope_theta beside rope_scaling {type | rope_type, factor, ...}; transformers 5 puts all of it
-    into rope_parameters.  `theta_absent` is the base where the file has none, if the format says one.
+    transformers 4 writes rope_theta beside rope_scaling {type | rope_type, factor, ...}; transformers 5 puts
+    all of it into rope_parameters.  `theta_absent` is the base where the file has none, if there is one.
     Raises CheckpointError for a scaling that is not supported, by its name.
     """
     rope, theta = _rope_fields(fields, theta_absent)

@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def randomise(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """Weights large enough that every part shows in the logits, representable in float16; and what was set."""
+    """Set weights large enough that every part shows in the logits; float16 holds them."""
     weights = {}
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape)
