@@ -51,6 +51,5 @@ $(STAMP): pyproject.toml
 	  echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), and jaxserve needs 3.11 or newer: say make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { \
 	  echo "make: $(PYTHON) cannot make an environment; on Debian and Ubuntu: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'setuptools>=77'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@touch $@

@@ -69,7 +69,9 @@ async def _run(spec: LoadSpec) -> dict[str, Any]:
         generator = LoadGenerator(
             client, api=spec.api, model=model, extra_body=_extra_body(spec), timeout=spec.timeout
         )
-        await _warm_up(generator, prompts, spec.num_warmups)
+        # Prompts of their own: those that are measured must not lie in the prefix cache.
+        warm_ups, prompts = prompts[: spec.num_warmups], prompts[spec.num_warmups :]
+        await _warm_up(generator, warm_ups)
         with _quiet_collector(), _progress(len(prompts), spec.show_progress) as on_done:
             cpu_start, start = time.process_time(), time.perf_counter()
             records = await _send(generator, prompts, spec, on_done)
@@ -104,16 +106,18 @@ async def _first_model(client: HttpClient) -> str:
 
 
 async def _prompts(spec: LoadSpec, client: HttpClient, root: HttpClient, model: str) -> list[Prompt]:
+    """Prompts to warm up with, then those to measure."""
+    count = spec.num_warmups + spec.num_prompts
     if spec.dataset_path is not None:
         return prompt_sources.dataset_prompts(
-            spec.dataset_path, spec.num_prompts, output_len=spec.dataset_output_len, seed=spec.seed
+            spec.dataset_path, count, output_len=spec.dataset_output_len, seed=spec.seed
         )
     if spec.tokenizer:
         count_tokens = prompt_sources.local_token_counter(spec.tokenizer)
     else:
         count_tokens = prompt_sources.server_token_counter(client, root, model)
     return await prompt_sources.random_prompts(
-        spec.num_prompts,
+        count,
         input_len=spec.input_len,
         output_len=spec.output_len,
         count_tokens=count_tokens,
@@ -132,9 +136,9 @@ def _extra_body(spec: LoadSpec) -> dict[str, Any]:
     return body
 
 
-async def _warm_up(generator: LoadGenerator, prompts: list[Prompt], count: int) -> None:
-    """Send the first prompts once; a server that fails here gets no load."""
-    for prompt in (prompts * count)[:count]:
+async def _warm_up(generator: LoadGenerator, prompts: list[Prompt]) -> None:
+    """Send prompts one by one; a server that fails here gets no load."""
+    for prompt in prompts:
         record = await generator.ask(prompt)
         if record.error is not None:
             raise JaxserveError(f"the first request failed, so no load was sent: {record.error}")

@@ -32,6 +32,7 @@ def test_closed_loop(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureF
         assert len(body["prompt"].split()) + 1 == 12  # as the server's /tokenize counts
         assert body["ignore_eos"] is True
         assert body["max_tokens"] == 9
+    assert len({body["prompt"] for body in server.bodies}) == 11
     assert server.max_open == 2
     out = capsys.readouterr().out
     assert "Inter-token latency" in out
