@@ -1,0 +1,205 @@
+"""The engine as a whole, on a tiny model: right tokens in any company, clean ends, contained failures."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from jaxserve.engine.client import InProcessClient
+from jaxserve.engine.protocol import CoreRequest
+from jaxserve.engine.runner import Runner
+from jaxserve.errors import EngineDeadError, RecompileError
+from tests.engine.tiny_engine import Collector, DenseModel, build_tiny, request
+
+Engine = tuple[InProcessClient, Collector]
+
+
+def run(engine: Engine, *requests: CoreRequest) -> list[list[int]]:
+    client, collector = engine
+    client.submit(requests)
+    ids = [r.request_id for r in requests]
+    collector.wait(*ids)
+    assert collector.error is None
+    return [collector.tokens(i) for i in ids]
+
+
+def prompts(count: int, seed: int = 0) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(100) for _ in range(rng.choice([1, 3, 8, 17, 40, 70]))] for _ in range(count)]
+
+
+def test_greedy_tokens_are_those_of_a_dense_pass(engine: Engine, dense: DenseModel) -> None:
+    wanted = [dense.greedy(prompt, 8) for prompt in prompts(9)]
+    assert run(engine, *(request(f"g{i}", prompt) for i, prompt in enumerate(prompts(9)))) == wanted
+    assert engine[0].stats().num_free_pages == engine[0].stats().num_pages
+
+
+def test_a_request_gives_the_same_tokens_alone_and_in_company(engine: Engine) -> None:
+    mixes: list[dict[str, object]] = [
+        {},
+        {"temperature": 0.9, "seed": 5},
+        {"temperature": 1.3, "top_k": 7, "top_p": 0.8, "seed": 6},
+        {"temperature": 0.7, "min_p": 0.05, "seed": 7, "repetition_penalty": 1.3},
+        {"temperature": 1.0, "seed": 8, "logit_bias": {3: 4.0, 5: -100.0}, "frequency_penalty": 0.5},
+        {"temperature": 1.0, "seed": 9, "allowed_token_ids": (1, 2, 3, 50, 99)},
+        {"temperature": 0.0, "presence_penalty": 1.5, "logprobs": 2},
+    ]
+    requests = [request(f"c{i}", prompt, **mixes[i % 7], max_tokens=20) for i, prompt in enumerate(prompts(14, seed=1))]
+    together = run(engine, *requests)
+    client, collector = engine
+    for wanted, one in zip(together, requests, strict=True):
+        collector.outputs.clear()
+        assert client.reset_prefix_cache()
+        assert run(engine, one) == [wanted]
+
+
+def test_preempted_requests_give_the_same_tokens(engine: Engine, cache_dir: str) -> None:
+    requests = [
+        request(f"p{i}", prompt[:20], temperature=0.8, seed=i, max_tokens=60, frequency_penalty=0.3)
+        for i, prompt in enumerate(prompts(8, seed=2))
+    ]
+    wanted = run(engine, *requests)
+    small, collector = build_tiny(cache_dir, kv_cache_memory=17 * 2 * 8 * 2 * 2 * 8 * 4, max_model_len=100), Collector()
+    small.start(collector.on_outputs, collector.on_dead)
+    assert run((small, collector), *requests) == wanted
+    assert small.stats().num_preemptions > 0
+    assert small.stats().num_free_pages == small.stats().num_pages
+    small.shutdown()
+
+
+def test_logprobs_are_those_of_a_dense_pass(engine: Engine, dense: DenseModel) -> None:
+    prompt = prompts(1, seed=4)[0] + [7] * 30
+    (tokens,) = run(engine, request("l", prompt, temperature=1.0, seed=1, logprobs=3, prompt_logprobs=2, max_tokens=6))
+    table = dense.log_probs(prompt + tokens)
+    outputs = engine[1].outputs["l"]
+    for position, output in enumerate(outputs, start=len(prompt) - 1):
+        assert output.logprobs is not None
+        (item,) = output.logprobs
+        row = table[position]
+        assert item.token_id == output.token_ids[0]
+        assert item.logprob == pytest.approx(row[item.token_id], abs=1e-4)
+        assert item.rank == 1 + int((row > row[item.token_id]).sum())
+        assert item.top_ids == np.argsort(-row)[:3].tolist()
+        assert item.top_logprobs == pytest.approx(np.sort(row)[::-1][:3].tolist(), abs=1e-4)
+    scores = outputs[0].prompt_logprobs
+    assert scores is not None
+    assert [score.token_id for score in scores] == prompt[1:]
+    assert [score.logprob for score in scores] == pytest.approx(
+        [table[i, token] for i, token in enumerate(prompt[1:])], abs=1e-4
+    )
+    assert all(len(score.top_ids) == 2 for score in scores)
+
+
+def test_masks_hold_token_by_token(engine: Engine) -> None:
+    one = request("free", [5, 6], max_tokens=12, temperature=1.0, seed=4)
+    (free,) = run(engine, one)
+    banned_pair = (free[2], free[3])
+    assert banned_pair not in list(zip(free[:3], free[1:3], strict=False))
+    (tokens,) = run(engine, replace(one, request_id="pair", bad_word_ids=(banned_pair,)))
+    assert tokens[:3] == free[:3]
+    assert banned_pair not in list(zip(tokens, tokens[1:], strict=False))
+    (tokens,) = run(engine, replace(one, request_id="single", bad_word_ids=((free[0],),)))
+    assert free[0] not in tokens
+
+
+def test_min_tokens_holds_back_the_end(engine: Engine) -> None:
+    (free,) = run(engine, request("free", [9, 1], max_tokens=12))
+    end = free[0]
+    (short,) = run(engine, request("short", [9, 1], eos=(end,), max_tokens=12))
+    assert short == [end]
+    (long,) = run(engine, request("long", [9, 1], eos=(end,), max_tokens=12, min_tokens=5))
+    assert end not in long[:5]
+    assert len(long) > 5
+
+
+def test_stop_tokens_and_limits_say_why(engine: Engine) -> None:
+    (free,) = run(engine, request("free", [4], max_tokens=10))
+    run(engine, request("stopped", [4], max_tokens=10, stop_token_ids=(free[-1],)))
+    last = engine[1].outputs["stopped"][-1]
+    assert (last.finish_reason, last.stop_token_id) == ("stop", free[-1])
+    assert engine[1].outputs["free"][-1].finish_reason == "length"
+    (tokens,) = run(engine, request("context", [1] * 120, max_tokens=100))
+    assert len(tokens) == 8
+    assert engine[1].outputs["context"][-1].finish_reason == "length"
+
+
+def test_an_aborted_request_says_nothing_more_and_leaves_nothing(engine: Engine) -> None:
+    client, collector = engine
+    client.submit([request("gone", [1, 2, 3], max_tokens=120)])
+    collector.wait_for_output("gone")
+    client.abort(["gone", "never seen"])
+    run(engine, request("next", [1], max_tokens=3))
+    said = len(collector.outputs["gone"])
+    run(engine, request("after", [1], max_tokens=3))
+    assert len(collector.outputs["gone"]) == said < 120
+    assert client.stats().num_free_pages == client.stats().num_pages
+    assert client.stats().num_running == client.stats().num_waiting == 0
+
+
+def test_an_impossible_request_fails_alone(engine: Engine) -> None:
+    client, collector = engine
+    broken = replace(request("broken", [1]), prompt_token_ids=[])
+    client.submit([broken, request("fine", [1, 2])])
+    collector.wait("broken", "fine")
+    assert collector.outputs["broken"][-1].finish_reason == "error"
+    assert len(collector.tokens("fine")) == 8
+    # The sampler refuses a row without a seed: that is found when the sequence takes its slot.
+    client.submit([request("seedless", [1], seed=None), request("also fine", [1, 2])])
+    collector.wait("seedless", "also fine")
+    assert "seed" in (collector.outputs["seedless"][-1].error or "")
+    assert collector.tokens("also fine") == collector.tokens("fine")
+    assert client.stats().num_free_pages == client.stats().num_pages
+
+
+def test_nothing_compiles_after_ready(engine: Engine) -> None:
+    before = engine[0].stats().compiles_after_ready
+    run(engine, *(request(f"v{i}", [i], temperature=float(i % 2), seed=i, top_p=0.9, logprobs=i) for i in range(6)))
+    assert engine[0].stats().compiles_after_ready == before == 0
+
+
+class TestDeath:
+    """What happens when a step fails on the device."""
+
+    def start(self, cache_dir: str, **options: object) -> Engine:
+        client, collector = build_tiny(cache_dir, **options), Collector()
+        client.start(collector.on_outputs, collector.on_dead)
+        return client, collector
+
+    def test_everybody_is_told_at_once(self, cache_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        client, collector = self.start(cache_dir)
+
+        def fail(*_: object) -> None:
+            raise jax.errors.JaxRuntimeError("device lost")
+
+        monkeypatch.setattr(Runner, "dispatch", fail)
+        client.submit([request("a", [1]), request("b", [2])])
+        collector.wait("a", "b")
+        assert "device lost" in str(collector.error)
+        with pytest.raises(EngineDeadError, match="device lost"):
+            client.submit([request("c", [3])])
+        client.shutdown()
+
+    @pytest.mark.parametrize("forbid", [False, True])
+    def test_a_compile_is_counted_and_on_request_refused(
+        self, cache_dir: str, monkeypatch: pytest.MonkeyPatch, forbid: bool
+    ) -> None:
+        client, collector = self.start(cache_dir, forbid_recompile=forbid)
+        honest = Runner.dispatch
+
+        def compile_something(self: Runner, plan: object) -> object:
+            jax.jit(lambda x: x * 3.25 + float(forbid))(np.ones(7, np.float32))
+            return honest(self, plan)  # type: ignore[arg-type]  # passed through
+
+        monkeypatch.setattr(Runner, "dispatch", compile_something)
+        client.submit([request("a", [1])])
+        collector.wait("a")
+        assert client.stats().compiles_after_ready >= 1
+        if forbid:
+            assert isinstance(collector.error, RecompileError)
+        else:
+            assert len(collector.tokens("a")) == 8
+        client.shutdown()

@@ -1,0 +1,149 @@
+"""A two-layer model with random weights in a real engine, and what it must answer, computed densely."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxserve.config import EngineConfig, ModelConfig
+from jaxserve.engine.client import InProcessClient, build_client
+from jaxserve.engine.protocol import CoreRequest, TokenOutput
+from jaxserve.kernels_pallas.metadata import AttentionMetadata
+from jaxserve.models.loading import dummy_model
+from jaxserve.sampling_params import SamplingParams
+
+TINY = ModelConfig(
+    family="llama",
+    num_layers=2,
+    hidden_size=32,
+    intermediate_size=48,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    vocab_size=100,
+    max_position_embeddings=128,
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+    rope_scaling=None,
+    tie_word_embeddings=True,
+    layer_windows=(None, None),
+    qkv_bias=False,
+    o_bias=False,
+    mlp_bias=False,
+    qk_norm=False,
+    hidden_act="silu",
+)
+
+
+def tiny_config(cache_dir: str, **options: object) -> EngineConfig:
+    """An engine of 4 sequences, 32 tokens a step and pages of 8 tokens."""
+    settings: dict[str, object] = {
+        "page_size": 8,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 32,
+        "compile_cache_dir": cache_dir,
+        "seed": 3,
+    }
+    return EngineConfig(model="tiny", load_format="dummy", **(settings | options))  # type: ignore[arg-type]  # by name
+
+
+def build_tiny(cache_dir: str, **options: object) -> InProcessClient:
+    """The unstarted client."""
+    return build_client(tiny_config(cache_dir, **options), None, TINY)
+
+
+def request(request_id: str, prompt: Sequence[int], *, eos: tuple[int, ...] = (), **params: object) -> CoreRequest:
+    """A request; greedy unless told otherwise."""
+    settings = {"temperature": 0.0, "max_tokens": 8, "seed": 0} | params
+    return CoreRequest(
+        request_id=request_id,
+        prompt_token_ids=list(prompt),
+        params=SamplingParams(**settings),  # type: ignore[arg-type]  # by name
+        eos_token_ids=eos,
+    )
+
+
+@dataclass
+class Collector:
+    """Callbacks of a client, and a wait for the end of requests."""
+
+    outputs: dict[str, list[TokenOutput]] = field(default_factory=dict)
+    error: Exception | None = None
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def on_outputs(self, batch: Sequence[TokenOutput]) -> None:
+        with self._changed:
+            for output in batch:
+                self.outputs.setdefault(output.request_id, []).append(output)
+            self._changed.notify_all()
+
+    def on_dead(self, error: Exception) -> None:
+        with self._changed:
+            self.error = error
+            self._changed.notify_all()
+
+    def wait(self, *request_ids: str) -> None:
+        """Until all of them ended or the engine died."""
+
+        def done() -> bool:
+            ended = all(self.outputs.get(i) and self.outputs[i][-1].finish_reason for i in request_ids)
+            return ended or self.error is not None
+
+        with self._changed:
+            assert self._changed.wait_for(done, timeout=60)
+
+    def wait_for_output(self, request_id: str) -> None:
+        """Until the request gave its first token."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: bool(self.outputs.get(request_id)), timeout=60)
+
+    def tokens(self, request_id: str) -> list[int]:
+        return [token for output in self.outputs[request_id] for token in output.token_ids]
+
+
+class DenseModel:
+    """The same weights, one whole forward pass per question."""
+
+    def __init__(self, seed: int) -> None:
+        graphdef, state = dummy_model(TINY, jnp.dtype(jnp.float32), seed)
+
+        @jax.jit
+        def logits(token_ids: jax.Array) -> jax.Array:
+            size = token_ids.shape[0]
+            meta = AttentionMetadata(
+                positions=jnp.arange(size),
+                token_rows=jnp.zeros(size, jnp.int32),
+                page_table=jnp.arange(1, 1 + size // 8)[None],
+                kv_lens=jnp.asarray([size]),
+                query_starts=jnp.asarray([0, size]),
+                tile_rows=jnp.zeros(1, jnp.int32),
+                tile_starts=jnp.zeros(1, jnp.int32),
+                num_tiles=jnp.int32(1),
+                kind="mixed",
+                tile_size=size,
+            )
+            model = nnx.merge(graphdef, state)
+            pages = tuple(jnp.zeros((1 + size // 8, 8, 2, 2, 8)) for _ in range(TINY.num_layers))
+            hidden, _ = model(token_ids, pages, meta)
+            return model.logits(hidden)
+
+        self._logits = logits
+
+    def log_probs(self, tokens: Sequence[int]) -> np.ndarray:
+        """Log-probabilities [T, V] after each token; causal, so padding behind does not matter."""
+        padded = np.zeros(TINY.max_position_embeddings, np.int32)
+        padded[: len(tokens)] = tokens
+        logits = np.asarray(self._logits(padded), np.float64)[: len(tokens)]
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+    def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
+        tokens = list(prompt)
+        for _ in range(count):
+            tokens.append(int(self.log_probs(tokens)[-1].argmax()))
+        return tokens[len(prompt) :]
