@@ -106,13 +106,15 @@ def _add_hooks(app: Quart, state: ServerState) -> None:
         state.metrics.count_http(request.method, route, response.status_code)
         if settings.log_requests:
             elapsed_ms = (time.monotonic() - g.started_at) * 1000
+            labels = "".join(f" {name}={value!r:.200}" for name, value in g.labels.items())
             _log.info(
-                "%s %r %d %.1f ms %s",
+                "%s %r %d %.1f ms %s%s",
                 request.method,
                 request.path,
                 response.status_code,
                 elapsed_ms,
                 g.request_id,
+                labels,
             )
         return response
 

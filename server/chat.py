@@ -42,7 +42,7 @@ async def chat_completions(state: ServerState, request: Request) -> Response:
     prompt = fit(
         state.llm, TokenizedPrompt(token_ids, text), params, fields.truncate_prompt_tokens, param="messages"
     )
-    answer_id = f"chatcmpl-{name_request(fields.request_id)}"
+    answer_id = f"chatcmpl-{name_request(fields)}"
     envelope = Envelope.of(state, fields, taken.model, answer_id)
     choices = ChatChoices(envelope, fields, prompt, params.n)
     streams, headers = start(state, fields, [prompt], params, answer_id, uuid.uuid4().hex[:8])

@@ -33,7 +33,7 @@ async def completions(state: ServerState, request: Request) -> Response:
     check_stream_options(fields)
     params = completion_sampling(state.llm, fields)
     prompts = await completion_prompts(state.llm, fields, params)
-    answer_id = f"cmpl-{name_request(fields.request_id)}"
+    answer_id = f"cmpl-{name_request(fields)}"
     envelope = Envelope.of(state, fields, taken.model, answer_id)
     choices = CompletionChoices(envelope, fields, params, prompts)
     streams, headers = start(state, fields, prompts, params, answer_id, uuid.uuid4().hex[:8])

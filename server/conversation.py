@@ -13,9 +13,6 @@ from jaxserve.text.chat_template import ChatTemplate
 
 LONG_CONVERSATION = 64 * 1024  # bytes of a request beyond which rendering would hold up the event loop
 
-# Template variables that have request fields of their own.
-_OWN_FIELDS = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
-
 
 async def render(state: ServerState, messages: Sequence[Any], fields: TemplateFields, num_bytes: int) -> str:
     """The prompt of a conversation; a long one (`num_bytes` of the request) is rendered on another thread.
@@ -23,12 +20,6 @@ async def render(state: ServerState, messages: Sequence[Any], fields: TemplateFi
     Raises RequestError naming the field at fault.
     """
     kwargs = dict(fields.chat_template_kwargs or {})
-    for name in _OWN_FIELDS:
-        if name in kwargs:
-            raise RequestError(
-                f"chat_template_kwargs must not hold {name!r}: it is a field of the request.",
-                param="chat_template_kwargs",
-            )
     if fields.reasoning_effort is not None:
         kwargs.setdefault("reasoning_effort", fields.reasoning_effort)
     continues = bool(fields.continue_final_message)
@@ -41,7 +32,7 @@ async def render(state: ServerState, messages: Sequence[Any], fields: TemplateFi
             documents=fields.documents,
             add_generation_prompt=adds_prompt,
             continue_final_message=continues,
-            **kwargs,
+            template_kwargs=kwargs,
         )
 
     if num_bytes > LONG_CONVERSATION or fields.chat_template is not None:

@@ -80,7 +80,7 @@ def to_api_error(error: BaseException, request_id: str | None = None) -> ApiErro
     if isinstance(error, QueueFullError):
         return ApiError(429, str(error), headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
     if isinstance(error, EngineDeadError):
-        return unavailable(f"The engine cannot go on: {error}")
+        return unavailable(str(error))
     if isinstance(error, ShuttingDownError):
         return unavailable(str(error))
     if isinstance(error, RequestFailedError):
@@ -96,9 +96,6 @@ def _from_http(error: HTTPException) -> ApiError:
     """Routing's and the body reader's own errors."""
     status = error.code or 500
     phrase = HTTPStatus(status).phrase
-    return ApiError(status, f"{phrase}.", headers=_allow_header(error))
-
-
-def _allow_header(error: HTTPException) -> dict[str, str]:
-    methods = getattr(error, "valid_methods", None)
-    return {"Allow": ", ".join(sorted(methods))} if methods else {}
+    if status == HTTPStatus.REQUEST_TIMEOUT:
+        return ApiError(status, "The request body did not arrive in time.", param="body")
+    return ApiError(status, f"{phrase}.")

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from quart import Request, g
 
 from jaxserve.server.errors import ApiError
+from jaxserve.server.protocol import GenerationRequest
 from jaxserve.server.state import ServerState
 from jaxserve.server.unsupported import refuse_unsupported
 from jaxserve.server.validation import ignored_fields, ignored_header, parse, read_object, refuse_ignored
@@ -53,17 +54,21 @@ def begin_request_id(request: Request) -> None:
 
     Raises ApiError 400 for one that no header can carry back.
     """
-    g.request_id = uuid.uuid4().hex
+    g.request_id, g.labels = uuid.uuid4().hex, {}
     given = request.headers.get("X-Request-Id")
     g.is_request_id_given = given is not None
     if given is not None:
         g.request_id = _checked("X-Request-Id", given)
 
 
-def name_request(request_id: str | None) -> str:
-    """The id of the current request: the header's, else the body's `request_id`, else the made-up one."""
-    if request_id is not None and not g.is_request_id_given:
-        g.request_id = _checked("request_id", request_id)
+def name_request(fields: GenerationRequest) -> str:
+    """The id of the current request: the header's, else the body's `request_id`, else the made-up one.
+
+    `user` and `metadata` are noted for the log, which is what they are good for on one's own server.
+    """
+    if fields.request_id is not None and not g.is_request_id_given:
+        g.request_id = _checked("request_id", fields.request_id)
+    g.labels = {name: value for name in ("user", "metadata") if (value := getattr(fields, name)) is not None}
     return g.request_id
 
 

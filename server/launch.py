@@ -46,7 +46,7 @@ def serve(
     server = HttpServer(app, settings, llm, on_ready)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(server.run_on(sock))
-    return 1 if server.force_exit else 0
+    return 1 if server.is_cut_short else 0
 
 
 class HttpServer(uvicorn.Server):
@@ -64,6 +64,7 @@ class HttpServer(uvicorn.Server):
         self._settings = settings
         self._llm = llm
         self._on_ready = on_ready
+        self.is_cut_short = False  # told twice to stop
         self._drain: asyncio.Task[None] | None = None
 
     async def run_on(self, sock: socket.socket) -> None:
@@ -102,22 +103,24 @@ class HttpServer(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def stop(self, reason: str = "stop") -> None:
-        """Drain and end; called again, end at once.  On the server's loop only."""
+        """Drain and end; called again, cut the answers off and end.  On the server's loop only."""
         if self._drain is None:
+            seconds = self._settings.shutdown_timeout
             _log.info(
                 "%s: %d requests in flight get up to %g s; once more ends at once",
                 reason,
                 self._llm.num_in_flight,
-                self._settings.shutdown_timeout,
+                seconds,
             )
-            self._drain = asyncio.get_running_loop().create_task(self._drain_and_exit())
         else:
             _log.warning("%s again: ending at once", reason)
-            self.force_exit = self.should_exit = True
             self._drain.cancel()
+            self.is_cut_short, seconds = True, 0.0
+            self.config.timeout_graceful_shutdown = 1
+        self._drain = asyncio.get_running_loop().create_task(self._drain_and_exit(seconds))
 
-    async def _drain_and_exit(self) -> None:
-        await self._llm.drain(self._settings.shutdown_timeout)
+    async def _drain_and_exit(self, seconds: float) -> None:
+        await self._llm.drain(seconds)
         self.should_exit = True
 
 

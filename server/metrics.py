@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +15,6 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from jaxserve.async_llm import AsyncLLM
-from jaxserve.errors import ConfigError
 from jaxserve.outputs import RequestOutput
 
 # The counter that must stay at zero; its name is fixed, whatever the prefix.
@@ -114,12 +114,7 @@ class ServerMetrics:
         self._labels = {"model_name": model_name}
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
-        try:
-            self.registry.register(_EngineCollector(prefix, self._labels, llm))
-        except ValueError as error:
-            raise ConfigError(
-                f"metrics_prefix={prefix!r}: use letters, digits, _ and :, not beginning with a digit"
-            ) from error
+        self.registry.register(_EngineCollector(prefix, self._labels, llm))
 
         def histogram(name: str, what: str, buckets: Sequence[float]) -> Histogram:
             metric = Histogram(prefix + name, what, ["model_name"], registry=self.registry, buckets=buckets)
@@ -225,6 +220,7 @@ class _EngineCollector(Collector):
         yield self._gauge("num_requests_running", "Sequences that the engine works on.", stats.num_running)
         yield self._gauge("num_requests_waiting", "Sequences that wait for the engine.", stats.num_waiting)
         yield self._gauge("kv_cache_usage_perc", "Share of KV pages in use; 1 is all.", used)
+        yield self._gauge("asyncio_tasks", "Tasks on the server's event loop.", len(asyncio.all_tasks()))
         for name, what, value in (
             (
                 "prefix_cache_queries",

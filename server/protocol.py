@@ -63,7 +63,7 @@ class GenerationRequest(BaseModel):
     priority: int | None = None
     cache_salt: str | None = None
     request_id: str | None = None
-    user: str | None = None
+    user: str | None = None  # like metadata: for the log
     metadata: dict[str, Any] | None = None
 
 
@@ -87,8 +87,8 @@ class ChatRequest(GenerationRequest, TemplateFields):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tool_choice: Any = None
-    parallel_tool_calls: bool | None = None
-    include_reasoning: bool | None = None
+    parallel_tool_calls: bool | None = None  # says nothing without tool calls
+    include_reasoning: bool | None = None  # says nothing where reasoning is not told apart from the answer
 
 
 class CompletionRequest(GenerationRequest):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -56,6 +57,11 @@ class ServerSettings:
             (self.ssl_keyfile is None) == (self.ssl_certfile is None),
             "ssl_keyfile",
             f"needs ssl_certfile beside it (which is {self.ssl_certfile!r}), and the other way round",
+        )
+        need(
+            re.fullmatch(r"([a-zA-Z_:][a-zA-Z0-9_:]*)?", self.metrics_prefix) is not None,
+            "metrics_prefix",
+            "use letters, digits, _ and :, not beginning with a digit",
         )
         need(
             self.chat_template_content_format in ("auto", "string", "openai"),

@@ -1,4 +1,4 @@
-"""Answers recorded from a vLLM server (tests/data/vllm), and a script that makes the engine say the same texts."""
+"""Answers recorded from a vLLM server (tests/data/vllm), and a script that says the same texts."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def load(name: str) -> Recording:
 
 
 def replay(recording: Recording) -> tuple[Script, Any, list[dict[str, Any]]]:
-    """A script that makes the byte-token engine give the recorded texts, the request, and the choices to expect.
+    """A script that makes the engine give the recorded texts, the request, and the choices to expect.
 
-    A token is a byte here: max_tokens grows to match, and texts that it cut at different lengths are filled with x.
+    A token is a byte here: max_tokens grows to match, and shorter texts that it cut are filled with x.
     """
     choices = [dict(choice) for choice in recording.choices]
     if not choices:

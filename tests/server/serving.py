@@ -1,4 +1,4 @@
-"""A server around the scripted engine: in-process for Quart's test client, or listening on a loopback port."""
+"""A server around the scripted engine: for Quart's test client, or listening on a loopback port."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.scripted import Script, ScriptedClient, saying, scripted_info
 from tests.tiny import CHAT_TEMPLATE, EOS, byte_tokenizer
 
 PARIS = "The capital of France is Paris."
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Our answers beside recorded ones of vLLM: the same statuses, keys, order and reasons, but for what we do better."""
+"""Our answers beside recorded ones of vLLM: the same statuses, keys, order and reasons."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def load_choices(answer: Any) -> list[dict[str, Any]]:
 
 
 def outline(chunks: list[Any]) -> list[Any]:
-    """The chunks by kind, runs of text of one choice taken together, choices apart (their order is chance)."""
+    """The chunks by kind, runs of text taken together, choices apart (their order is chance)."""
     lines: dict[int, list[Any]] = {}
     for chunk in chunks:
         if not chunk["choices"]:
@@ -134,9 +134,9 @@ def outline(chunks: list[Any]) -> list[Any]:
                 line.append(kind)
             if piece["finish_reason"] is not None:
                 line.append(piece["finish_reason"])
-    first_is_end = [-1 in lines and chunks[-1]["choices"] == []]
-    # With one piece of text in the chunk that ends it, a run of text may be missing; that is the same outline.
-    return [[step for step in lines[i] if step != "text"] for i in sorted(lines)] + first_is_end
+    ends_with_usage = [-1 in lines and chunks[-1]["choices"] == []]
+    # Text may come with the chunk that ends the choice, so its absence before means nothing.
+    return [[step for step in lines[i] if step != "text"] for i in sorted(lines)] + ends_with_usage
 
 
 def keys_with_values(value: Any) -> set[str]:
@@ -168,6 +168,7 @@ def assert_same_keys(theirs: Any, ours: Any, unasked: set[str], where: str) -> N
     assert full <= set(ours), f"{where}: {full - set(ours)} missing"
     extra = set(ours) - full
     for key in extra:
-        assert ours[key] is None and key in NULLABLE, f"{where}.{key} is not there in vLLM's answer"
+        assert key in NULLABLE, f"{where}.{key} is not there in vLLM's answer"
+        assert ours[key] is None, f"{where}.{key} is null in vLLM's answer"
     for key in full:
         assert_same_keys(theirs[key], ours[key], unasked, f"{where}.{key}")

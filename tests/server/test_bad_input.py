@@ -1,0 +1,311 @@
+"""Requests that cannot be answered: each is told which field is wrong, and nothing else is disturbed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from jaxserve.errors import EngineDeadError, QueueFullError
+from jaxserve.server.errors import to_api_error
+from tests.server.serving import PARIS, QUESTION, serving
+
+JSON = {"Content-Type": "application/json"}
+
+CHAT = [
+    ({"messages": []}, "messages", "messages must have at least one message"),
+    ({"messages": None}, "messages", "messages must be a list, got None"),
+    ({"messages": "hello"}, "messages", "messages must be a list, got 'hello'"),
+    ({"messages": [{"content": "hi"}]}, "messages", "messages[0] must be an object with a role"),
+    ({"messages": ["hi"]}, "messages", "messages[0] must be an object with a role"),
+    ({"messages": [{"role": "user", "content": 3}]}, "messages", "messages[0].content must be a string"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        "messages",
+        "messages[0].content[0] is of type 'image_url'",
+    ),
+    ({"messages": [{"role": "user", "content": "x" * 600}]}, "messages", "512 tokens"),
+    ({"max_tokens": -1}, "max_tokens", "max_tokens must be at least 1, got -1."),
+    ({"max_tokens": 0}, "max_tokens", "max_tokens must be at least 1, got 0."),
+    (
+        {"max_completion_tokens": 0},
+        "max_completion_tokens",
+        "max_completion_tokens must be at least 1, got 0.",
+    ),
+    ({"max_tokens": "ten"}, "max_tokens", "max_tokens must be an integer, got 'ten'."),
+    ({"max_tokens": 1.5}, "max_tokens", "max_tokens must be an integer, got 1.5."),
+    (
+        {"max_tokens": 513},
+        "max_tokens",
+        "max_tokens must be at most the model's context of 512 tokens, got 513.",
+    ),
+    ({"max_tokens": 2, "min_tokens": 3}, "min_tokens", "min_tokens must be at most max_tokens (2), got 3."),
+    ({"min_tokens": -1}, "min_tokens", "min_tokens must be at least 0, got -1."),
+    ({"temperature": 3}, "temperature", "temperature must be in [0, 2], got 3.0."),
+    ({"temperature": -1}, "temperature", "temperature must be in [0, 2], got -1.0."),
+    ({"temperature": "hot"}, "temperature", "temperature must be a number, got 'hot'."),
+    ({"temperature": "inf"}, "temperature", "temperature must be in [0, 2], got inf."),
+    ({"top_p": 0}, "top_p", "top_p must be in (0, 1], got 0.0."),
+    ({"top_p": 1.5}, "top_p", "top_p must be in (0, 1], got 1.5."),
+    ({"top_k": -2}, "top_k", "top_k must be"),
+    ({"min_p": 2}, "min_p", "min_p must be in [0, 1], got 2.0."),
+    ({"presence_penalty": 2.5}, "presence_penalty", "presence_penalty must be in [-2, 2], got 2.5."),
+    ({"frequency_penalty": -3}, "frequency_penalty", "frequency_penalty must be in [-2, 2], got -3.0."),
+    ({"repetition_penalty": 0}, "repetition_penalty", "repetition_penalty must be above 0"),
+    ({"n": 0}, "n", "n must be at least 1, got 0."),
+    ({"n": -1}, "n", "n must be at least 1, got -1."),
+    ({"n": 129}, "n", "n must be at most 128, got 129."),
+    ({"seed": "abc"}, "seed", "seed must be an integer, got 'abc'."),
+    ({"seed": 2**70}, "seed", "seed must be"),
+    ({"stop": ""}, "stop", "stop must be non-empty strings"),
+    ({"stop": ["a", ""]}, "stop", "stop must be non-empty strings"),
+    ({"stop": 5}, "stop", "stop must be a list, got 5."),
+    ({"stop": [5]}, "stop", "stop[0] must be a string, got 5."),
+    ({"stop_token_ids": ["a"]}, "stop_token_ids", "stop_token_ids[0] must be an integer, got 'a'."),
+    ({"stop_token_ids": [999]}, "stop_token_ids", "outside the vocabulary of 262: [999]"),
+    ({"allowed_token_ids": [999]}, "allowed_token_ids", "outside the vocabulary of 262: [999]"),
+    ({"allowed_token_ids": []}, "allowed_token_ids", "allowed_token_ids must be at least one token id"),
+    ({"bad_words": [""]}, "bad_words", "bad_words must be non-empty strings"),
+    ({"logit_bias": {"Paris": 5}}, "logit_bias", "'Paris' is not a token id"),
+    ({"logit_bias": {"99999": 5}}, "logit_bias", "outside the vocabulary of 262: [99999]"),
+    ({"logit_bias": {"-1": 5}}, "logit_bias", "outside the vocabulary of 262: [-1]"),
+    ({"logit_bias": {"5": "much"}}, "logit_bias", "logit_bias.5 must be a number, got 'much'."),
+    ({"logit_bias": [1]}, "logit_bias", "logit_bias must be an object, got a list of 1."),
+    ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "top_logprobs must be from 0 to 20, got 21."),
+    ({"top_logprobs": -1, "logprobs": True}, "top_logprobs", "top_logprobs must be from 0 to 20, got -1."),
+    ({"top_logprobs": 2}, "top_logprobs", "top_logprobs needs logprobs: true."),
+    ({"prompt_logprobs": 21}, "prompt_logprobs", "prompt_logprobs must be at most 20, got 21."),
+    ({"prompt_logprobs": -1}, "prompt_logprobs", "prompt_logprobs must be at least 0, got -1."),
+    (
+        {"prompt_logprobs": 1, "stream": True},
+        "prompt_logprobs",
+        "prompt_logprobs is not available in a stream",
+    ),
+    ({"stream": "perhaps"}, "stream", "stream must be true or false, got 'perhaps'."),
+    ({"stream_options": {"include_usage": True}}, "stream_options", "stream_options needs stream: true."),
+    ({"stream_options": 3, "stream": True}, "stream_options", "stream_options must be an object, got 3."),
+    (
+        {"stream_options": {"include_usage": "x"}, "stream": True},
+        "stream_options",
+        "stream_options.include_usage must be true or false",
+    ),
+    (
+        {"continue_final_message": True, "add_generation_prompt": True},
+        "continue_final_message",
+        "continue_final_message and add_generation_prompt cannot both be true.",
+    ),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "truncate_prompt_tokens must be -1"),
+    ({"truncate_prompt_tokens": 513}, "truncate_prompt_tokens", "to the context of 512 tokens, got 513"),
+    ({"chat_template": "{{ messages }}"}, "chat_template", "chat_template is not accepted from requests"),
+    ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs", "must not have 'tools'"),
+    ({"reasoning_effort": "most"}, "reasoning_effort", "reasoning_effort must be one of 'none', 'minimal'"),
+    ({"metadata": "x"}, "metadata", "metadata must be an object, got 'x'."),
+    ({"request_id": "two words"}, "request_id", "request_id must be 1 to 128 printable ASCII characters"),
+    ({"tools": []}, "tools", "tools must not be an empty array"),
+    ({"tools": 3}, "tools", "tools must be a list, got 3."),
+    ({"tools": [{"type": "function"}]}, "tools", "does not serve"),
+    ({"tools": [{}], "tool_choice": "auto"}, "tool_choice", "'auto' is not supported"),
+    ({"tools": [{}], "tool_choice": {"type": "function"}}, "tool_choice", "is not supported"),
+    ({"tool_choice": "auto"}, "tool_choice", "tool_choice needs tools"),
+    ({"response_format": {"type": "json_object"}}, "response_format", "asks for structured output"),
+    ({"response_format": {"type": "yaml"}}, "response_format", 'type is "text"'),
+    ({"response_format": "text please"}, "response_format", 'type is "text"'),
+    ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs", "structured_outputs is not supported"),
+    ({"use_beam_search": True}, "use_beam_search", "use_beam_search is not supported"),
+    ({"length_penalty": 2}, "length_penalty", "length_penalty is not supported"),
+    ({"logprob_token_ids": [1]}, "logprob_token_ids", "logprob_token_ids is not supported"),
+    ({"functions": []}, "functions", "functions is not supported"),
+    ({"function_call": "auto"}, "function_call", "function_call is not supported"),
+    ({"modalities": ["text", "audio"]}, "modalities", "modalities is not supported"),
+    ({"audio": {"voice": "alloy"}}, "audio", "audio is not supported"),
+    ({"web_search_options": {}}, "web_search_options", "web_search_options is not supported"),
+    ({"mm_processor_kwargs": {}}, "mm_processor_kwargs", "mm_processor_kwargs is not supported"),
+    ({"media_io_kwargs": {}}, "media_io_kwargs", "media_io_kwargs is not supported"),
+    ({"kv_transfer_params": {}}, "kv_transfer_params", "kv_transfer_params is not supported"),
+]
+
+COMPLETION = [
+    ({"prompt": None}, "prompt", "prompt is required"),
+    ({"prompt": ""}, "prompt", "must not be empty"),
+    ({"prompt": []}, "prompt", "must not be empty"),
+    ({"prompt": ["a", ""]}, "prompt", "prompt[1] must not be empty."),
+    ({"prompt": [[1], []]}, "prompt", "prompt[1] must not be empty."),
+    ({"prompt": ["a", 1]}, "prompt", "prompt must be a string, a list of strings"),
+    ({"prompt": [True]}, "prompt", "prompt must be a string, a list of strings"),
+    ({"prompt": [1.5]}, "prompt", "prompt must be a string, a list of strings"),
+    ({"prompt": {"text": "a"}}, "prompt", "prompt must be a string, a list of strings"),
+    ({"prompt": [1, 99999999]}, "prompt", "outside the vocabulary of 262: [99999999]"),
+    ({"prompt": [-1]}, "prompt", "outside the vocabulary of 262: [-1]"),
+    ({"prompt": [65] * 512}, "prompt", "prompt has 512 tokens"),
+    ({"prompt": "x" * 700}, "prompt", "512 tokens, prompt and answer together. However, your prompt has 700"),
+    ({"prompt": ["a"] * 17, "n": 128}, "prompt", "at most 2048 answers"),
+    ({"max_tokens": 0}, "max_tokens", "max_tokens must be at least 1, got 0."),
+    ({"max_tokens": -1, "echo": True}, "max_tokens", "max_tokens must be at least 1, got -1."),
+    ({"logprobs": 21}, "logprobs", "logprobs must be at most 20, got 21."),
+    ({"logprobs": -1}, "logprobs", "logprobs must be at least 0, got -1."),
+    (
+        {"prompt_logprobs": 1, "stream": True},
+        "prompt_logprobs",
+        "prompt_logprobs is not available in a stream",
+    ),
+    ({"suffix": "end"}, "suffix", "suffix is not supported"),
+    ({"prompt_embeds": "AAAA"}, "prompt_embeds", "prompt_embeds is not supported"),
+    ({"use_beam_search": True}, "use_beam_search", "use_beam_search is not supported"),
+    ({"response_format": {"type": "json_schema"}}, "response_format", "asks for structured output"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "message"), CHAT, ids=lambda value: str(value)[:40])
+async def test_chat(fields: dict[str, Any], param: str, message: str):
+    with serving() as served:
+        answer = await served.chat(**fields)
+        assert answer.status == 400
+        assert answer.error["type"] == "BadRequestError"
+        assert answer.error["param"] == param
+        assert message in answer.error["message"]
+        assert served.engine.submitted == []
+        assert (await served.chat()).json["choices"][0]["message"]["content"] == PARIS
+
+
+@pytest.mark.parametrize(("fields", "param", "message"), COMPLETION, ids=lambda value: str(value)[:40])
+async def test_completion(fields: dict[str, Any], param: str, message: str):
+    with serving() as served:
+        answer = await served.complete(**fields)
+        assert answer.status == 400
+        assert answer.error["type"] == "BadRequestError"
+        assert answer.error["param"] == param
+        assert message in answer.error["message"]
+        assert served.engine.num_unfinished == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "must be a JSON object, got nothing"),
+        (b"{", "not valid JSON"),
+        (b'{"messages": ]}', "not valid JSON"),
+        (b'{"a": NaN}', "not valid JSON"),
+        (b'{"a": "\xff"}', "not valid JSON"),
+        (b'{"a": "\\ud800"}', "not valid JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[1, 2]", "must be a JSON object, got a list of 2"),
+        (b'"hello"', "must be a JSON object, got 'hello'"),
+        (b"null", "must be a JSON object, got None"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
+async def test_body_that_is_no_object(path: str, data: bytes, message: str):
+    with serving() as served:
+        answer = await served.request("POST", path, data=data, headers=JSON)
+        assert answer.status == 400
+        assert answer.error["param"] == "body"
+        assert message in answer.error["message"]
+
+
+@pytest.mark.parametrize(
+    "content_type", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"]
+)
+async def test_wrong_content_type(content_type: str | None):
+    headers = {"Content-Type": content_type} if content_type else {}
+    with serving() as served:
+        answer = await served.request("POST", "/v1/completions", data=b'{"prompt": "a"}', headers=headers)
+        assert answer.status == 400
+        assert answer.error["param"] == "Content-Type"
+        assert "application/json" in answer.error["message"]
+
+
+@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "application/vnd.api+json"])
+async def test_content_types_of_json(content_type: str):
+    with serving() as served:
+        answer = await served.request(
+            "POST", "/v1/completions", data=b'{"prompt": "a"}', headers={"Content-Type": content_type}
+        )
+        assert answer.status == 200
+
+
+async def test_unknown_model():
+    with serving(served_model_names=("small", "alias")) as served:
+        for answer in (await served.chat(model="big"), await served.complete(model="big")):
+            assert answer.status == 404
+            assert answer.error["type"] == "NotFoundError"
+            assert answer.error["param"] == "model"
+            assert answer.error["code"] == "model_not_found"
+            assert answer.error["message"] == "The model `big` does not exist. Served here: `small`, `alias`."
+        for name in ("small", "alias"):
+            assert (await served.chat(model=name)).json["model"] == name
+        for name in ("", None):
+            assert (await served.chat(model=name)).json["model"] == "small"
+
+
+async def test_context_error_has_a_code():
+    with serving() as served:
+        answer = await served.complete(prompt="x" * 700)
+        assert answer.error["code"] == "context_length_exceeded"
+
+
+async def test_wrong_path_and_method():
+    with serving() as served:
+        missing = await served.request("GET", "/v1/nothing-here")
+        assert missing.status == 404
+        assert missing.error["type"] == "NotFoundError"
+        assert "/v1/nothing-here" in missing.error["message"]
+        wrong = await served.request("PUT", "/v1/completions", data=b"{}")
+        assert wrong.status == 405
+        assert wrong.headers["allow"] == "POST"
+        assert wrong.error["message"] == "PUT is not allowed for '/v1/completions': use POST."
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/responses", "/v1/messages", "/v1/moderations"])
+async def test_routes_of_other_servers(path: str):
+    with serving() as served:
+        answer = await served.post(path, {"model": "scripted", "input": "x"})
+        assert answer.status == 404
+        assert answer.error["type"] == "NotFoundError"
+
+
+async def test_body_above_the_limit():
+    with serving(max_body_bytes=4096) as served:
+        answer = await served.chat(messages=[{"role": "user", "content": "x" * 5000}])
+        assert answer.status == 413
+        assert answer.error["type"] == "RequestTooLargeError"
+        assert answer.error["param"] == "body"
+        assert "4096 bytes" in answer.error["message"]
+
+
+async def test_unexpected_errors_tell_the_client_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(*arguments: Any, **options: Any) -> Any:
+        raise KeyError("a secret of the implementation")
+
+    with serving() as served:
+        monkeypatch.setattr(served.llm, "generate", broken)
+        answer = await served.post(
+            "/v1/chat/completions", {"messages": QUESTION}, **{"X-Request-Id": "the-request"}
+        )
+        assert answer.status == 500
+        assert answer.error["type"] == "InternalServerError"
+        assert "secret" not in json.dumps(answer.json)
+        assert "Traceback" not in json.dumps(answer.json)
+        assert "the-request" in answer.error["message"]
+    assert "the-request" in caplog.text
+    assert "a secret of the implementation" in caplog.text
+
+
+def test_overload_and_death_ask_to_come_back():
+    for error, status in ((QueueFullError("full"), 429), (EngineDeadError("gone"), 503)):
+        answer = to_api_error(error)
+        assert answer.status == status
+        assert int(answer.headers["Retry-After"]) >= 1
+
+
+async def test_a_full_queue_is_429():
+    with serving(engine={"stalled": True}, info={"max_num_seqs": 1}, max_num_queued_reqs=1) as served:
+        answer = await served.complete(prompt=["a", "b", "c"])
+        assert answer.status == 429
+        assert answer.error["type"] == "RateLimitError"
+        assert answer.headers["retry-after"] == "1"
+        served.engine.wait_until(lambda: served.engine.num_unfinished == 0)  # the first two were taken back
+        served.engine.resume()
+        assert (await served.complete()).status == 200

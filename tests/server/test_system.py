@@ -1,0 +1,186 @@
+"""Health, models, tokenizing, counters."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import jaxserve
+from tests.server.serving import PARIS, Serving, serving
+from tests.tiny import BOS
+
+
+async def test_health_of_a_living_server():
+    with serving() as served:
+        for method, path in (("GET", "/health"), ("HEAD", "/health"), ("GET", "/ping"), ("POST", "/ping")):
+            answer = await served.request(method, path)
+            assert answer.status == 200
+            assert answer.data == b""
+
+
+async def test_a_dead_engine_fails_everything_at_once():
+    with serving(engine={"stalled": True}) as served:
+        served.engine.die(RuntimeError("the device is lost"))
+        waiting = await served.chat()  # submitted before or after the news, it must not hang
+        assert waiting.status == 503
+        while not served.llm.is_dead:  # noqa: ASYNC110  # the news comes from the engine's thread
+            await asyncio.sleep(0)
+        for answer in (
+            await served.request("GET", "/health"),
+            await served.request("GET", "/ping"),
+            await served.chat(),
+            await served.complete(stream=True),
+        ):
+            assert answer.status == 503
+            assert answer.error["type"] == "ServiceUnavailableError"
+            assert "the device is lost" in answer.error["message"]
+            assert "retry-after" in answer.headers
+        assert (await served.request("GET", "/metrics")).status == 200
+        assert (await served.request("GET", "/version")).status == 200
+
+
+async def test_version():
+    with serving() as served:
+        assert (await served.request("GET", "/version")).json == {"version": jaxserve.__version__}
+
+
+async def test_models():
+    with serving(served_model_names=("one", "org/two")) as served:
+        body = (await served.request("GET", "/v1/models")).json
+        assert body["object"] == "list"
+        assert [card["id"] for card in body["data"]] == ["one", "org/two"]
+        card = body["data"][0]
+        assert (card["object"], card["owned_by"], card["root"]) == ("model", "jaxserve", "scripted")
+        assert card["max_model_len"] == 512
+        assert (await served.request("GET", "/v1/models/org/two")).json["id"] == "org/two"
+        missing = await served.request("GET", "/v1/models/three")
+        assert missing.status == 404
+        assert missing.error["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        ({"prompt": "aé"}, [BOS, 97, 195, 169]),
+        ({"prompt": "a", "add_special_tokens": False}, [97]),
+        (
+            {"messages": [{"role": "u", "content": "a"}], "add_generation_prompt": False},
+            [258, 117, 10, 97, 259, 10],
+        ),
+        ({"prompt": ""}, [BOS]),
+    ],
+)
+async def test_tokenize_and_back(body: dict[str, Any], tokens: list[int]):
+    with serving() as served:
+        served.llm.tokenizer._put_bos_eos(True, False)
+        answer = (await served.post("/tokenize", body)).json
+        assert answer == {"count": len(tokens), "max_model_len": 512, "tokens": tokens, "token_strs": None}
+        strings = (await served.post("/tokenize", {**body, "return_token_strs": True})).json["token_strs"]
+        assert len(strings) == len(tokens)
+        back = await served.post("/detokenize", {"tokens": tokens})
+        assert (
+            await served.post("/tokenize", {"prompt": back.json["prompt"], "add_special_tokens": False})
+        ).json["tokens"] == tokens
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param"),
+    [
+        ("/tokenize", {}, 400, "prompt"),
+        ("/tokenize", {"prompt": "a", "messages": []}, 400, "prompt"),
+        ("/tokenize", {"prompt": 3}, 400, "prompt"),
+        ("/tokenize", {"messages": []}, 400, "messages"),
+        ("/tokenize", {"prompt": "a", "model": "other"}, 404, "model"),
+        ("/detokenize", {}, 400, "tokens"),
+        ("/detokenize", {"tokens": "a"}, 400, "tokens"),
+        ("/detokenize", {"tokens": [99999]}, 400, "tokens"),
+        ("/detokenize", {"tokens": [-1]}, 400, "tokens"),
+    ],
+)
+async def test_what_cannot_be_tokenized(path: str, body: dict[str, Any], status: int, param: str):
+    with serving() as served:
+        answer = await served.post(path, body)
+        assert answer.status == status
+        assert answer.error["param"] == param
+
+
+async def test_load():
+    with serving(engine={"stalled": True}, info={"max_num_seqs": 1}) as served:
+        assert (await served.request("GET", "/load")).json["server_load"] == 0
+
+
+async def counters(served: Serving) -> dict[tuple[str, frozenset[Any]], float]:
+    answer = await served.request("GET", "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(answer.data.decode())
+        for sample in family.samples
+    }
+
+
+MODEL = ("model_name", "scripted")
+
+
+@pytest.mark.parametrize("prefix", ["jaxserve:", "vllm:"])
+async def test_metrics(prefix: str):
+    with serving(metrics_prefix=prefix) as served:
+        await served.chat()
+        await served.chat(stream=True, max_tokens=5)
+        await served.complete(prompt=["a", "b"], n=2, max_tokens=3)
+        assert (await served.chat(temperature=9)).status == 400
+        assert (await served.request("GET", "/no/such/path")).status == 404
+        values = await counters(served)
+
+    def value(name: str, *labels: tuple[str, str]) -> float:
+        return values[prefix + name, frozenset({MODEL, *labels})]
+
+    assert value("prompt_tokens_total") == 49 + 49 + 2
+    assert value("generation_tokens_total") == len(PARIS) + 1 + 5 + 12
+    assert value("request_success_total", ("finished_reason", "stop")) == 1
+    assert value("request_success_total", ("finished_reason", "length")) == 5
+    assert value("time_to_first_token_seconds_count") == 1
+    assert value("e2e_request_latency_seconds_count") == 4
+    assert value("request_prompt_tokens_count") == 4
+    assert value("request_generation_tokens_sum") == len(PARIS) + 1 + 5 + 12
+    for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
+        assert value(name) == 0
+    for name in ("prefix_cache_queries", "prefix_cache_hits", "num_preemptions", "compiles_after_ready"):
+        assert value(f"{name}_total") == 0
+    assert values["jaxserve_compiles_after_ready_total", frozenset({MODEL})] == 0
+    route = frozenset({("handler", "/v1/chat/completions"), ("method", "POST"), ("status", "400")})
+    assert values["http_requests_total", route] == 1
+    assert (
+        values["http_requests_total", frozenset({("handler", "none"), ("method", "GET"), ("status", "404")})]
+        == 1
+    )
+    assert all("no/such" not in str(labels) for _, labels in values)
+
+
+async def test_every_streamed_token_is_timed():
+    with serving(engine={"stalled": True}) as served:
+        asking = asyncio.create_task(served.complete(stream=True, max_tokens=4))
+        await asyncio.to_thread(served.engine.wait_until, lambda: len(served.engine.submitted) == 1)
+        await asyncio.to_thread(served.engine.step, 4)
+        await asking
+        values = await counters(served)
+        first = values["jaxserve:time_to_first_token_seconds_count", frozenset({MODEL})]
+        # Tokens that came in one output with the first one have no time between them.
+        between = values["jaxserve:inter_token_latency_seconds_count", frozenset({MODEL})]
+        assert first == 1
+        assert 0 <= between <= 3
+
+
+async def test_log_line(caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", "jaxserve")
+    with serving() as served:
+        await served.chat(request_id="logged-one", user="me\n", metadata={"a": "b"})
+        assert "POST '/v1/chat/completions' 200" in caplog.text
+        assert "logged-one user='me\\n' metadata={'a': 'b'}" in caplog.text
+    caplog.clear()
+    with serving(log_requests=False) as served:
+        await served.chat()
+        assert "POST" not in caplog.text
