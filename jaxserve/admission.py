@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jaxserve.engine.protocol import CoreRequest
 from jaxserve.errors import RequestError
-from jaxserve.inputs import Prompt, TokenizedPrompt, check_prompt, tokenize_prompt
+from jaxserve.inputs import AnyPrompt, TokenizedPrompt, check_prompt, tokenize_prompt
 from jaxserve.output_processor import RequestState
 from jaxserve.sampling_params import SamplingParams
+from jaxserve.text.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     from jaxserve.engine.protocol import EngineInfo
@@ -38,15 +39,52 @@ class Admission:
         if tokenizer.eos_token_id is not None:
             eos.add(tokenizer.eos_token_id)
         self.eos_token_ids = tuple(sorted(eos))
+        self._last_template: ChatTemplate | None = None  # compiling one costs milliseconds
 
     def default_sampling_params(self, **overrides: Any) -> SamplingParams:
         """The model's own sampling defaults (generation_config.json), and `overrides` over them."""
         return SamplingParams(**{**self.defaults.sampling, **overrides})
 
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> TokenizedPrompt:
+        """The prompt of a conversation, by the model's chat template or the one given (jinja2 source).
+
+        Raises RequestError naming the field: see ChatTemplate.render.
+        """
+        text = self._template(chat_template).render(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            template_kwargs=chat_template_kwargs,
+        )
+        # The template has written the special tokens, BOS among them, where they belong.
+        return TokenizedPrompt(self.tokenizer.encode(text, add_special_tokens=False, param="messages"), text)
+
+    def _template(self, source: str | None) -> ChatTemplate:
+        source = source or self.tokenizer.chat_template
+        if source is None:
+            raise RequestError(
+                "chat_template is missing: the model has none, so give one, or use generate with plain text.",
+                param="chat_template",
+            )
+        template = self._last_template  # read once: another thread may replace it
+        if template is None or template.source != source:
+            self._last_template = template = ChatTemplate(source, self.tokenizer.special_tokens)
+        return template
+
     def admit(
         self,
         request_id: str,
-        prompt: Prompt | TokenizedPrompt,
+        prompt: AnyPrompt,
         params: SamplingParams,
         *,
         priority: int = 0,

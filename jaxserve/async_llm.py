@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jaxserve.admission import Admission
 from jaxserve.assembly import assemble
 from jaxserve.errors import EngineDeadError, QueueFullError, ShuttingDownError
-from jaxserve.inputs import Prompt, TokenizedPrompt, tokenize_prompt
+from jaxserve.inputs import AnyPrompt, TokenizedPrompt, tokenize_prompt
 from jaxserve.output_processor import OutputProcessor
 from jaxserve.request_stream import Inbox, RequestStream
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from jaxserve.loading.checkpoint import GenerationDefaults
     from jaxserve.sampling_params import SamplingParams
     from jaxserve.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 LONG_TEXT = 8192  # characters beyond which tokenizing would hold up the event loop (about 2 ms)
 
@@ -112,7 +114,27 @@ class AsyncLLM:
         """The model's own sampling defaults (generation_config.json), and `overrides` over them."""
         return self._admission.default_sampling_params(**overrides)
 
-    async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> TokenizedPrompt:
+        """The prompt of a conversation, for `generate`.  Raises RequestError naming the field at fault."""
+        return self._admission.render_chat(
+            messages,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+
+    async def tokenize(self, prompt: AnyPrompt) -> TokenizedPrompt:
         """Token ids of a prompt; a long text is tokenized on another thread.  `generate` takes the result."""
         text = prompt.get("prompt") if isinstance(prompt, dict) else prompt
         if isinstance(text, str) and len(text) > LONG_TEXT:
@@ -121,7 +143,7 @@ class AsyncLLM:
 
     def generate(
         self,
-        prompt: Prompt | TokenizedPrompt,
+        prompt: AnyPrompt,
         params: SamplingParams,
         request_id: str | None = None,
         *,
@@ -245,7 +267,7 @@ class AsyncLLM:
             self._forget(request_id)
             inbox.fail(dead)
 
-    def _call_on_loop(self, function: Any, argument: Any) -> None:
+    def _call_on_loop(self, function: Callable[[T], None], argument: T) -> None:
         """Run on the loop's thread; when the loop is gone, so is everybody who could listen."""
         if self._loop is None:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 from jaxserve.errors import RequestError
 
@@ -37,7 +37,10 @@ class TokenizedPrompt:
     text: str | None = None
 
 
-def tokenize_prompt(prompt: Prompt | TokenizedPrompt, tokenizer: Tokenizer) -> TokenizedPrompt:
+AnyPrompt = Prompt | TokenizedPrompt
+
+
+def tokenize_prompt(prompt: AnyPrompt, tokenizer: Tokenizer) -> TokenizedPrompt:
     """Token ids of a prompt in any accepted shape; text gets the tokenizer's own special tokens (BOS).
 
     Raises RequestError (param "prompt") for any other shape.  Safe to call from any thread.
@@ -70,11 +73,19 @@ def check_prompt(prompt: TokenizedPrompt, info: EngineInfo) -> None:
         )
 
 
-def is_single_prompt(prompts: object) -> bool:
-    """Whether an argument is one prompt rather than a list of them ([1, 2, 3] is one, of token ids)."""
+def prompt_list(prompts: AnyPrompt | Sequence[AnyPrompt]) -> list[AnyPrompt]:
+    """One prompt or several, as a list of prompts; [1, 2, 3] is one, of token ids."""
     if isinstance(prompts, str | Mapping | TokenizedPrompt):
-        return True
-    return isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], int)
+        return [cast(AnyPrompt, prompts)]
+    try:
+        several = list(prompts)
+    except TypeError:
+        raise RequestError(
+            f"prompts must be one prompt or a list of them, got {type(prompts).__name__}.", param="prompt"
+        ) from None
+    if several and hasattr(several[0], "__index__"):
+        return [cast(AnyPrompt, prompts)]
+    return cast(list[AnyPrompt], several)
 
 
 def _from_mapping(prompt: Mapping[str, Any], tokenizer: Tokenizer) -> TokenizedPrompt:

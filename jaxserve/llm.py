@@ -15,7 +15,7 @@ from jaxserve.admission import Admission
 from jaxserve.assembly import EngineParts, assemble
 from jaxserve.config import EngineConfig
 from jaxserve.errors import ConfigError, EngineDeadError, RequestError
-from jaxserve.inputs import Prompt, TokenizedPrompt, is_single_prompt
+from jaxserve.inputs import AnyPrompt, prompt_list
 from jaxserve.output_processor import OutputProcessor, RequestState
 from jaxserve.progress import TokenBar
 from jaxserve.sampling_params import OutputKind, SamplingParams
@@ -31,8 +31,8 @@ Message = Mapping[str, Any]
 class LLM:
     """A model loaded into this process.
 
-    Answers come from the engine's own thread and are collected on the caller's, without an event loop, so that
-    scripts and notebooks work alike.  Calls from several threads run one after another.
+    Answers come from the engine's own thread and are collected on the caller's, without an event loop, so
+    that scripts and notebooks work alike.  Calls from several threads run one after another.
     """
 
     def __init__(self, model: str, **engine_options: Any) -> None:
@@ -72,7 +72,7 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | TokenizedPrompt | Sequence[Prompt | TokenizedPrompt],
+        prompts: AnyPrompt | Sequence[AnyPrompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
@@ -81,27 +81,59 @@ class LLM:
         `prompts` is one prompt or a list: text, token ids, {"prompt": …} or {"prompt_token_ids": …}.  One
         SamplingParams serves all prompts, a list gives one each, None means the model's defaults.
 
-        Raises RequestError before anything runs when a prompt or parameter is wrong, RequestFailedError when the
-        engine gave up on a request, EngineDeadError when it died.
+        Raises RequestError before anything runs when a prompt or parameter is wrong, RequestFailedError when
+        the engine gave up on a request, EngineDeadError when it died.
         """
-        if is_single_prompt(prompts):
-            prompts = [prompts]  # pyright: ignore[reportAssignmentType]  # is_single_prompt said so
-        all_params = self._params_for(len(prompts), sampling_params)
+        all_prompts = prompt_list(prompts)
+        all_params = self._params_for(len(all_prompts), sampling_params)
         requests = []
-        for i, (prompt, params) in enumerate(zip(prompts, all_params, strict=True)):
+        for i, (prompt, params) in enumerate(zip(all_prompts, all_params, strict=True)):
             final_only = dataclasses.replace(params, output_kind=OutputKind.FINAL_ONLY)
             try:
                 requests.append(self._admission.admit(next(self._request_ids), prompt, final_only))
             except RequestError as error:
-                if len(prompts) == 1:
-                    raise
-                raise RequestError(f"prompts[{i}]: {error}", param=error.param) from error
+                raise _said_of(error, "prompts", i, len(all_prompts)) from error
         with self._lock:
             return self._run(requests, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer a conversation (a list of messages) or a list of conversations, through the chat template.
+
+        See ChatTemplate.render for the template's arguments, `generate` for the rest.
+        """
+        conversations: Sequence[Any] = (
+            [messages] if not messages or isinstance(messages[0], Mapping) else messages
+        )
+        prompts = []
+        for i, conversation in enumerate(conversations):
+            try:
+                prompt = self._admission.render_chat(
+                    conversation,
+                    chat_template=chat_template,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_final_message,
+                    tools=tools,
+                    chat_template_kwargs=chat_template_kwargs,
+                )
+            except RequestError as error:
+                raise _said_of(error, "conversations", i, len(conversations)) from error
+            prompts.append(prompt)
+        return self.generate(prompts, sampling_params, use_tqdm)
 
     def shutdown(self) -> None:
         """Stop the engine.  Happens by itself when the LLM is no longer used or the interpreter ends."""
         self._finalizer()
+        self._events.put(EngineDeadError("it was shut down"))  # for a call that waits on another thread
 
     def __enter__(self) -> LLM:
         return self
@@ -157,6 +189,12 @@ class LLM:
         num_prompt_tokens = sum(len(output.prompt_token_ids) for output in finished)
         bar.update(len(finished), num_prompt_tokens, sum(len(output.token_ids) for output in event))
         return finished
+
+
+def _said_of(error: RequestError, what: str, index: int, count: int) -> RequestError:
+    """The error, told of which of several it is."""
+    where = f"{what}[{index}]: " if count > 1 else ""
+    return RequestError(f"{where}{error}", param=error.param)
 
 
 def engine_config(model: str, options: Mapping[str, Any]) -> EngineConfig:

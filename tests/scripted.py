@@ -68,7 +68,7 @@ def scripted_logprobs(token_id: int, num_top: int, vocab_size: int) -> TokenLogp
 @dataclass
 class _Running:
     request: CoreRequest
-    script: Sequence[int]
+    script: Sequence[int] = ()
     token_ids: list[int] = field(default_factory=list)
 
 
@@ -124,6 +124,7 @@ class ScriptedClient:
             self.submitted.extend(requests)
             self._waiting.extend(requests)
             self._waiting.sort(key=lambda request: request.priority)
+            self._admit()
             self._changed.notify_all()
 
     def abort(self, request_ids: Sequence[str]) -> None:
@@ -227,14 +228,18 @@ class ScriptedClient:
             return True
         return self._steps_left != 0 and bool(self._waiting or self._running)
 
-    def _step(self) -> list[TokenOutput]:
-        outputs = []
+    def _admit(self) -> None:
         while self._waiting and len(self._running) < self.info.max_num_seqs:
             request = self._waiting.pop(0)
+            running = self._running[request.request_id] = _Running(request)
             try:
-                self._running[request.request_id] = _Running(request, self._script(request))
+                running.script = self._script(request)
             except ValueError as error:
-                outputs.append(TokenOutput(request_id=request.request_id, token_ids=[], error=str(error)))
+                self._failures[request.request_id] = str(error)
+
+    def _step(self) -> list[TokenOutput]:
+        self._admit()
+        outputs = []
         for running in list(self._running.values()):
             output = self._advance(running)
             if output.finish_reason is not None or output.error is not None:

@@ -8,7 +8,7 @@ import pytest
 
 from jaxserve.admission import Admission, bad_word_ids
 from jaxserve.errors import RequestError
-from jaxserve.inputs import TokenizedPrompt, is_single_prompt
+from jaxserve.inputs import TokenizedPrompt, prompt_list
 from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.sampling_params import SamplingParams
 from tests.scripted import scripted_info
@@ -143,4 +143,4 @@ def test_defaults_are_the_models_own():
     [("a", True), ([1, 2], True), ({"prompt": "a"}, True), (["a"], False), ([[1]], False), ([], False)],
 )
 def test_one_prompt_or_many(prompts: Any, is_one: bool):
-    assert is_single_prompt(prompts) is is_one
+    assert prompt_list(prompts) == ([prompts] if is_one else prompts)
