@@ -90,6 +90,15 @@ class FakeServer:
         if model == "plain-error":
             writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 11\r\n\r\nbad gateway")
             return True
+        if not body.get("stream"):
+            message = {"role": "assistant", "content": "".join(WORDS)}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            _send_json(
+                writer,
+                200,
+                {"id": "1", "object": "chat.completion", "created": 1, "model": model, "choices": [choice]},
+            )
+            return True
         writer.write(
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
         )

@@ -1,0 +1,68 @@
+"""`jaxserve plan` on a model that is nothing but a config."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxserve.cli.main import main
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_hidden_layers": 3,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 320,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    return str(tmp_path)
+
+
+def test_json(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--max-model-len", "256", "--max-num-seqs", "8", "--kv-cache-memory", "1M", "--dtype", "float32")
+    assert main(["plan", model, "--json", *flags]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    # Embeddings, and per layer q, k, v, o, three of the MLP and two norms; one norm at the end; float32.
+    layer = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 128 + 2 * 64
+    assert plan["memory"]["weights"] == 4 * (320 * 64 + 3 * layer + 64)
+    assert plan["kv"]["page_bytes"] == 3 * 16 * 2 * 2 * 16 * 4  # layers, tokens, K, keys and values, H, bytes
+    assert plan["memory"]["kv_cache"] <= 2**20
+    assert plan["kv"]["num_pages"] == plan["memory"]["kv_cache"] // plan["kv"]["page_bytes"] - 1
+    assert plan["kv"]["num_tokens"] == plan["kv"]["num_pages"] * 16
+    assert plan["max_num_seqs"] == 8
+    assert {"decode", "mixed"} == {shape["kind"] for shape in plan["lattice"]["forwards"]}
+    forwards = {shape["name"] for shape in plan["lattice"]["forwards"]}
+    assert forwards <= set(plan["programs"])
+
+
+def test_tables(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", model]) == 0
+    out = capsys.readouterr().out
+    assert "KV capacity" in out
+    assert "programs to compile" in out
+
+
+def test_too_little_memory_says_what_it_takes(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", model, "--kv-cache-memory", "1k"]) == 2
+    err = capsys.readouterr().err
+    assert "kv_cache_memory=1000" in err
+    assert err.count("\n") == 1
