@@ -10,6 +10,7 @@ Noise is added in logit units, x + temperature * gumbel, so temperature 0 is the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -46,16 +47,7 @@ def draw_filtered(x: jax.Array, filters: Filters, keys: Keys, *, on_cpu: bool) -
     the code is one straight line, as a CUDA graph needs it.  Both draw the same tokens, up to the rounding of
     top_p's sums.
     """
-    if not on_cpu:
-        return _draw_straight(x, filters, keys)
-    has_filter = (
-        (filters.top_p < 1) | (filters.min_p > 0) | ((filters.top_k > 0) & (filters.top_k < x.shape[1]))
-    )
-    return lax.cond(
-        (has_filter & (filters.temperature > 0)).any(),
-        lambda: _draw_branching(x, filters, keys),
-        lambda: draw(x, filters.temperature, keys, on_cpu=True),
-    )
+    return _draw_branching(x, filters, keys) if on_cpu else _draw_straight(x, filters, keys)
 
 
 def _draw_straight(x: jax.Array, filters: Filters, keys: Keys) -> jax.Array:
@@ -74,14 +66,68 @@ def _draw_straight(x: jax.Array, filters: Filters, keys: Keys) -> jax.Array:
     return vocab_search.argmax(scores, on_cpu=False)
 
 
-def _draw_branching(x: jax.Array, filters: Filters, keys: Keys) -> jax.Array:
-    """Settle each row among its largest logits if its filters allow, else over the whole vocabulary.
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["values", "ids", "is_narrow", "threshold", "is_open", "target"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class _Settled:
+    """What is known of B rows once their C largest logits were looked at."""
 
-    What a row's threshold is never depends on the other rows; they only decide whether the wide path runs.
+    values: jax.Array  # [B, C] float32, the candidates' logits
+    ids: jax.Array  # [B, C] int32
+    is_narrow: jax.Array  # [B] bool, every kept token is a candidate
+    threshold: (
+        jax.Array
+    )  # [B] float32, smallest logit to keep; where is_open, what min_p and top_k alone keep
+    is_open: jax.Array  # [B] bool, top_p reaches past the candidates
+    target: jax.Array  # [B] float32, the mass that top_p keeps, in units of _weights
+
+
+def _draw_branching(x: jax.Array, filters: Filters, keys: Keys) -> jax.Array:
+    """Draw among each row's largest logits if all rows' filters allow, else from the whole vocabulary."""
+    batch, size = x.shape
+    num = min(_NUM_CANDIDATES, size)
+    has_filter = (filters.top_p < 1) | (filters.min_p > 0) | (_clipped_k(filters, size) < size)
+    nothing_dropped = _Settled(
+        values=jnp.zeros((batch, num), jnp.float32),
+        ids=jnp.zeros((batch, num), jnp.int32),
+        is_narrow=jnp.zeros(batch, bool),
+        threshold=jnp.full(batch, -jnp.inf),
+        is_open=jnp.zeros(batch, bool),
+        target=jnp.zeros(batch, jnp.float32),
+    )
+    settled = lax.cond(
+        (has_filter & (filters.temperature > 0)).any(),
+        lambda: _settle(x, filters, num),
+        lambda: nothing_dropped,
+    )
+    threshold = settled.threshold[:, None]
+
+    def draw_narrow() -> jax.Array:
+        scores = _scores(settled.values, filters.temperature, keys, settled.ids)
+        scores = jnp.where(settled.values >= threshold, scores, -jnp.inf)
+        is_best = scores == scores.max(-1, keepdims=True)
+        return jnp.where(is_best, settled.ids, size - 1).min(-1)
+
+    def draw_wide() -> jax.Array:
+        scores = jnp.where(x >= threshold, _scores(x, filters.temperature, keys), -jnp.inf)
+        winner = vocab_search.argmax(scores, on_cpu=True)
+        return lax.cond(
+            settled.is_open.any(), lambda: _redraw(x, scores, filters, settled, winner), lambda: winner
+        )
+
+    return lax.cond(settled.is_narrow.all(), draw_narrow, draw_wide)
+
+
+def _settle(x: jax.Array, filters: Filters, num: int) -> _Settled:
+    """Find each row's threshold among its `num` largest logits; only rows whose top_k is larger search on.
+
+    A row's result never depends on the other rows; they only decide which of the wide passes run.
     """
     size = x.shape[1]
-    values, ids = vocab_search.top_k(x, min(_NUM_CANDIDATES, size))  # [B, C]
-    num = values.shape[1]
+    values, ids = vocab_search.top_k(x, num)
     best, last = values[:, 0], values[:, -1]
     is_greedy = filters.temperature == 0
 
@@ -116,54 +162,38 @@ def _draw_branching(x: jax.Array, filters: Filters, keys: Keys) -> jax.Array:
     mass = jnp.cumsum(weights, axis=-1)
     num_kept = 1 + (mass[:, :-1] < target[:, None]).sum(-1, dtype=jnp.int32)
     nucleus = jnp.maximum(floor, jnp.take_along_axis(values, num_kept[:, None] - 1, axis=1)[:, 0])
-    is_open = (
-        wants_top_p & ~is_inside(floor) & ~(mass[:, -1] >= target)
-    )  # the nucleus reaches past the candidates
+    is_open = wants_top_p & ~is_inside(floor) & ~(mass[:, -1] >= target)
     threshold = jnp.where(wants_top_p & ~is_open, nucleus, floor)
     threshold = jnp.where(is_greedy, best, threshold)
-
-    def draw_narrow() -> jax.Array:
-        scores = _scores(values, filters.temperature, keys, ids)
-        scores = jnp.where(values >= threshold[:, None], scores, -jnp.inf)
-        is_best = scores == scores.max(-1, keepdims=True)
-        return jnp.where(is_best, ids, size - 1).min(-1)
-
-    def draw_wide() -> jax.Array:
-        scores = jnp.where(x >= threshold[:, None], _scores(x, filters.temperature, keys), -jnp.inf)
-        winner = vocab_search.argmax(scores, on_cpu=True)
-        return lax.cond(
-            is_open.any(),
-            lambda: _redraw(x, scores, _weights(x, best, floor, filters), target, winner, is_open),
-            lambda: winner,
-        )
-
-    return lax.cond((is_inside(threshold) & ~is_open).all(), draw_narrow, draw_wide)
+    return _Settled(
+        values=values,
+        ids=ids,
+        is_narrow=is_inside(threshold) & ~is_open,
+        threshold=threshold,
+        is_open=is_open,
+        target=target,
+    )
 
 
 def _redraw(
-    x: jax.Array,
-    scores: jax.Array,
-    weights: jax.Array,
-    target: jax.Array,
-    winner: jax.Array,
-    is_open: jax.Array,
+    x: jax.Array, scores: jax.Array, filters: Filters, settled: _Settled, winner: jax.Array
 ) -> jax.Array:
-    """Replace winners that top_p drops, for rows where its threshold is not known.
+    """Replace winners that top_p drops, in rows where its threshold is not known.
 
     A winner with `target` or more of the mass strictly above it is dropped with all tokens at or below its
     logit, and the best score of the rest wins: the same token as if the threshold had been applied first.  A
     draw is dropped with probability 1 - top_p at most, so this takes few rounds.
     """
+    weights = _weights(x, x.max(-1), settled.threshold, filters)
 
     def body(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         winner, is_open = carry
-        value = jnp.take_along_axis(x, winner[:, None], axis=1)  # [B, 1]
-        is_above = x > value
-        is_dropped = is_open & (jnp.where(is_above, weights, 0.0).sum(-1) >= target)
+        is_above = x > jnp.take_along_axis(x, winner[:, None], axis=1)
+        is_dropped = is_open & (jnp.where(is_above, weights, 0.0).sum(-1) >= settled.target)
         rest = vocab_search.argmax(jnp.where(is_above, scores, -jnp.inf), on_cpu=True)
         return jnp.where(is_dropped, rest, winner), is_dropped
 
-    return lax.while_loop(lambda carry: carry[1].any(), body, (winner, is_open))[0]
+    return lax.while_loop(lambda carry: carry[1].any(), body, (winner, settled.is_open))[0]
 
 
 def _scores(

@@ -135,8 +135,12 @@ def sampled_ids(
     on_cpu: bool = True,
     allowed_mask: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Ids [B] sampled from logits [B, V] with a fresh state."""
-    rows = make_rows(params, positions, allowed_mask=allowed_mask)
-    state = init_state(len(params), logits.shape[1])
-    out, _ = compiled(variant, None, on_cpu)(jnp.asarray(logits, jnp.float32), rows, state)
-    return np.asarray(out.ids)
+    """Ids [B] sampled from logits [B, V], fresh state; padded to few buckets: compiling takes time."""
+    count, size = logits.shape
+    bucket = next(b for b in (8, 64, 512, 20_000) if b >= count)
+    if allowed_mask is not None:
+        allowed_mask = np.pad(allowed_mask, ((0, bucket - count), (0, 0)))
+    rows = make_rows(params, positions, bucket=bucket, num_slots=bucket, allowed_mask=allowed_mask)
+    padded = np.pad(logits.astype(np.float32), ((0, bucket - count), (0, 0)))
+    out, _ = compiled(variant, None, on_cpu)(jnp.asarray(padded), rows, init_state(bucket, size))
+    return np.asarray(out.ids)[:count]

@@ -69,19 +69,26 @@ def test_a_row_gets_the_same_token_in_any_company(size, on_cpu):
     """Alone, in other buckets, orders and slots, with other neighbours."""
     logits = random_logits(len(MIXED), size)
     positions = list(range(10, 10 + len(MIXED)))
-    alone = [
-        int(sampled_ids(logits[i : i + 1], [p], [positions[i]], on_cpu=on_cpu)[0])
-        for i, p in enumerate(MIXED)
-    ]
+    step = compiled("random", None, on_cpu)
+    alone = []
+    for i, params in enumerate(MIXED):
+        out, _ = step(
+            jnp.asarray(logits[i : i + 1]), make_rows([params], positions[i : i + 1]), init_state(1, size)
+        )
+        alone.append(int(out.ids[0]))
     rng = np.random.default_rng(1)
-    for bucket in (8, 16):
+    for bucket, num_slots in ((8, 8), (8, 8), (16, 40))[: 3 if on_cpu else 2]:
         order = rng.permutation(len(MIXED)).tolist()
-        slots = rng.permutation(40)[: len(MIXED)].tolist()
+        slots = rng.permutation(num_slots)[: len(MIXED)].tolist()
         rows = make_rows(
-            [MIXED[i] for i in order], [positions[i] for i in order], slots=slots, num_slots=40, bucket=bucket
+            [MIXED[i] for i in order],
+            [positions[i] for i in order],
+            slots=slots,
+            num_slots=num_slots,
+            bucket=bucket,
         )
         padded = np.concatenate([logits[order], random_logits(bucket - len(order), size, seed=bucket)])
-        out, state = compiled("random", None, on_cpu)(jnp.asarray(padded), rows, init_state(40, size))
+        out, state = step(jnp.asarray(padded), rows, init_state(num_slots, size))
         assert np.asarray(out.ids)[: len(order)].tolist() == [alone[i] for i in order]
         assert np.asarray(state.last_token)[slots].tolist() == [alone[i] for i in order]
 
@@ -125,20 +132,19 @@ def test_variants_agree_on_what_they_all_honour():
 def test_penalties_and_bias_over_a_generation(fields, on_cpu):
     """Sampling again and again from near-flat logits, greedy and drawn, follows the formulas step by step."""
     rng = np.random.default_rng(5)
-    logits = random_logits(4, V) / 3
+    logits = random_logits(8, V) / 3
     params = [SamplingParams(seed=i, temperature=t, **fields) for i, t in enumerate((0.0, 1.0))]
     histories: list[tuple[list[int], list[int]]] = [
         (rng.integers(0, V, 21).tolist(), []),
         (rng.integers(0, V, 3).tolist(), rng.integers(0, 20, 30).tolist()),  # resumed after a preemption
     ]
-    state = init_state(5, V)
+    state = init_state(8, V)
     for slot, (prompt, output), p in zip((3, 1), histories, params, strict=True):
         state = admit_sequence(state, slot, [9, 8, 7], [1, 1, 2], params[0])  # the slot's former sequence
         state = admit_sequence(state, slot, prompt, output, p)
     step = compiled("full", None, on_cpu)
     for position in range(12):
-        mask = np.full((4, mask_words(V)), 0xFFFFFFFF, np.uint32)
-        rows = make_rows(params, [position] * 2, slots=[3, 1], num_slots=5, bucket=4, allowed_mask=mask)
+        rows = make_rows(params, [position] * 2, slots=[3, 1], num_slots=8, bucket=8)
         out, state = step(jnp.asarray(logits), rows, state)
         for row, ((prompt, output), p) in enumerate(zip(histories, params, strict=True)):
             s = scores(penalised(logits[row], p, prompt, output), p, position)
@@ -148,13 +154,12 @@ def test_penalties_and_bias_over_a_generation(fields, on_cpu):
 
 
 def test_a_row_without_state_ignores_what_its_slot_held():
-    logits = random_logits(2, V)
+    logits = random_logits(8, V)
     former = SamplingParams(seed=0, logit_bias={5: 100.0}, repetition_penalty=2.0)
-    state = admit_sequence(init_state(2, V), 1, [1, 2, 3], [4, 5], former)
+    state = admit_sequence(init_state(8, V), 1, [1, 2, 3], [4, 5], former)
     seen = np.asarray(state.tokens_seen)
-    plain = [SamplingParams(seed=0, temperature=0)] * 2
-    mask = np.full((2, mask_words(V)), 0xFFFFFFFF, np.uint32)
-    out, state = compiled("full")(jnp.asarray(logits), make_rows(plain, allowed_mask=mask), state)
+    plain = [SamplingParams(seed=0, temperature=0)] * 8
+    out, state = compiled("full")(jnp.asarray(logits), make_rows(plain), state)
     assert np.asarray(out.ids).tolist() == logits.argmax(-1).tolist()
     np.testing.assert_array_equal(state.tokens_seen, seen)
 
@@ -194,8 +199,7 @@ def test_mask_is_refused_where_it_would_be_ignored():
         sampled_ids(random_logits(1, V), [SamplingParams(seed=1)], allowed_mask=mask)
 
 
-@pytest.mark.parametrize("num_logprobs", [0, 1, 5])
-@pytest.mark.parametrize("variant", ["greedy", "full"])
+@pytest.mark.parametrize(("variant", "num_logprobs"), [("greedy", 0), ("greedy", 1), ("full", 5)])
 def test_logprobs_are_of_the_raw_logits(variant, num_logprobs):
     logits = np.round(random_logits(6, V), 1)  # rounded: ranks and alternatives meet ties
     params = [SamplingParams(seed=s, temperature=s / 3, logit_bias={s: 50.0}) for s in range(6)]
@@ -255,18 +259,18 @@ def test_admit_leaves_out_ids_beyond_the_vocabulary():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_only_active_rows_touch_their_slots(variant):
     params = [SamplingParams(seed=s, temperature=0, presence_penalty=0.1) for s in range(3)]
-    state = init_state(4, V)
-    for slot in range(4):
+    state = init_state(8, V)
+    for slot in range(8):
         state = admit_sequence(state, slot, [1], [], params[0])
-    rows = make_rows(params, slots=[2, 0, 3], num_slots=4, bucket=8)
+    rows = make_rows(params, slots=[2, 0, 3], num_slots=8, bucket=8)
     ints = np.array(rows.ints)
     ints[1, -1] = 0  # the row at slot 0 is a prefill that does not end in this step
     rows = type(rows)(jnp.asarray(ints), rows.floats)
     logits = np.zeros((8, V), np.float32)
     logits[np.arange(8), [10, 20, 30, 40, 50, 60, 70, 80]] = 5
     _, state = compiled(variant)(jnp.asarray(logits), rows, state)
-    assert np.asarray(state.last_token)[:4].tolist() == [0, 0, 10, 30]
-    counts = np.asarray(state.tokens_seen)[:4] & COUNT_MASK
+    assert np.asarray(state.last_token)[:8].tolist() == [0, 0, 10, 30, 0, 0, 0, 0]
+    counts = np.asarray(state.tokens_seen)[:8] & COUNT_MASK
     assert np.argwhere(counts).tolist() == ([[2, 10], [3, 30]] if variant == "full" else [])
 
 
