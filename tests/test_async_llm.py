@@ -130,7 +130,7 @@ class TestStreams:
 
     async def test_stop_string_aborts_in_the_engine(self, open_llm: Open):
         llm, client = open_llm(saying([*b"one two three"]))
-        stream = llm.generate("hi", params(OutputKind.FINAL_ONLY, stop=[" t"], ignore_eos=True), "r")
+        stream = llm.generate("hi", params(OutputKind.FINAL_ONLY, stop=(" t",), ignore_eos=True), "r")
         (output,) = await collect(stream)
         assert (output.outputs[0].text, output.outputs[0].stop_reason) == ("one", " t")
         await reaches(client, lambda: client.aborted == ["r"])
