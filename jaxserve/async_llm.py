@@ -106,9 +106,9 @@ class AsyncLLM:
         """The engine's counters."""
         return self._client.stats()
 
-    def reset_prefix_cache(self) -> bool:
+    async def reset_prefix_cache(self) -> bool:
         """Forget cached prefixes; False when pages are in use."""
-        return self._client.reset_prefix_cache()
+        return await asyncio.to_thread(self._client.reset_prefix_cache)  # waits for the step that runs
 
     def default_sampling_params(self, **overrides: Any) -> SamplingParams:
         """The model's own sampling defaults (generation_config.json), and `overrides` over them."""

@@ -186,8 +186,9 @@ class LLM:
         if aborts:
             self._client.abort(aborts)
         finished = [output for request in changed if (output := request.take()) is not None]
-        num_prompt_tokens = sum(len(output.prompt_token_ids) for output in finished)
-        bar.update(len(finished), num_prompt_tokens, sum(len(output.token_ids) for output in event))
+        for request in changed:
+            bar.see_prompt(request.request_id, request.num_prompt_tokens)
+        bar.update(len(finished), sum(len(output.token_ids) for output in event))
         return finished
 
 

@@ -151,6 +151,11 @@ class RequestState:
         """Whether all answers have ended."""
         return self._num_unfinished == 0
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self._prompt.token_ids)
+
     def push(self, index: int, output: TokenOutput) -> bool:
         """Take a step's output for answer `index`; True when that answer has ended."""
         sequence = self._sequences[index]

@@ -16,6 +16,7 @@ class TokenBar:
         self._bar = tqdm(total=num_requests, desc="Generating", unit="req", disable=not enabled)
         self._started_at = time.perf_counter()
         self._refreshed_at = 0.0
+        self._seen: set[str] = set()  # requests whose prompt is counted
         self._num_prompt_tokens = 0
         self._num_answer_tokens = 0
 
@@ -25,9 +26,14 @@ class TokenBar:
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
 
-    def update(self, num_finished: int, num_prompt_tokens: int, num_answer_tokens: int) -> None:
-        """Add requests that have finished, their prompt tokens, and answer tokens of any request."""
-        self._num_prompt_tokens += num_prompt_tokens
+    def see_prompt(self, request_id: str, num_tokens: int) -> None:
+        """A request has given something, so its prompt is done; counts once."""
+        if request_id not in self._seen:
+            self._seen.add(request_id)
+            self._num_prompt_tokens += num_tokens
+
+    def update(self, num_finished: int, num_answer_tokens: int) -> None:
+        """Add requests that have finished, and answer tokens of any request."""
         self._num_answer_tokens += num_answer_tokens
         now = time.perf_counter()
         if num_finished or now - self._refreshed_at > REFRESH_SECONDS:

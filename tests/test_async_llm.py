@@ -384,4 +384,4 @@ async def test_the_face_of_the_engine(open_llm: Open):
     assert llm.tokenizer is TOKENIZER
     assert llm.default_sampling_params(top_k=2) == SamplingParams(temperature=0.25, top_k=2)
     assert llm.stats().num_running == 0
-    assert llm.reset_prefix_cache()
+    assert await llm.reset_prefix_cache()
