@@ -30,6 +30,7 @@ MAX_TOKENS = 48
 SETTLE_SECONDS = (
     10.0  # a vanished client is noticed within a step; a server that needs longer than this fails
 )
+CLOSE_SECONDS = 0.5  # until the server has noticed that idle connections are closed
 QUESTION = "What is the capital of France? Answer in one sentence."
 TOPICS = (
     "the sea",
@@ -100,11 +101,11 @@ async def churn(url: str, args: argparse.Namespace) -> list[Check]:
         answer_before = await _ask(asker)
         print(f"warm-up: {args.warmup} requests", flush=True)
         await _run(generator, args.warmup, args, seed=args.seed + 1)
-        before = await _settled_state(root)
+        before = await _settled_state(root, client)
         start = time.perf_counter()
         outcomes = await _run(generator, args.requests, args, seed=args.seed)
         seconds = time.perf_counter() - start
-        after = await _settled_state(root)
+        after = await _settled_state(root, client)
         answer_after = await _ask(asker)
     finally:
         client.close()
@@ -175,8 +176,10 @@ async def _ask(generator: LoadGenerator) -> str:
     return record.text
 
 
-async def _settled_state(root: HttpClient) -> ServerState:
-    """The state once the server is idle, or after SETTLE_SECONDS."""
+async def _settled_state(root: HttpClient, client: HttpClient) -> ServerState:
+    """The state once the server is idle, or after SETTLE_SECONDS; without our own connections."""
+    client.close()
+    await asyncio.sleep(CLOSE_SECONDS)
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
         state = await _state(root)
