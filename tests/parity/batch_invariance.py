@@ -4,7 +4,8 @@
 
 Requests of mixed lengths, half greedy and half seeded, run together in a KV cache too small for them, so that
 prefixes are shared and sequences preempted.  Then each runs alone, with an empty prefix cache.  In float32
-the tokens must be the same.  Exits with 0 if they are and prefix hits and a preemption did happen, else with 1.
+the tokens must be the same.  Exits with 0 if they are and prefixes were shared and sequences preempted, else
+with 1.
 """
 
 from __future__ import annotations

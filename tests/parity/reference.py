@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]  # comes with the extra parity
 from prompts import Prompt
+from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # GGUF tensor name → Hugging Face name, for the two families under test ({} is the layer).
@@ -70,6 +71,12 @@ class Score:
 def load_reference(gguf_path: Path) -> Reference:
     """Load the model in float32 and make sure that its weights are exactly what `gguf` dequantises."""
     tokenizer = AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name)
+    if _word_rule(gguf_path) == "smollm":
+        # transformers takes GPT-2's word rule for every GGUF tokenizer of that kind; SmolLM2's own
+        # tokenizer.json cuts digits apart first, which decides where the spaces before a number go.
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
     model = AutoModelForCausalLM.from_pretrained(
         gguf_path.parent,
         gguf_file=gguf_path.name,
@@ -157,6 +164,12 @@ def score(model: Any, token_ids: Sequence[int], num_top: int) -> Score:
         top_logits=top.values[:, :num_top].numpy(),
         log_sum_exp=log_sum_exp.numpy(),
     )
+
+
+def _word_rule(gguf_path: Path) -> str:
+    """Which rule cuts text into words before the merges, by llama.cpp's name."""
+    field = gguf.GGUFReader(gguf_path).get_field("tokenizer.ggml.pre")
+    return str(field.contents()) if field is not None else ""
 
 
 def _hugging_face_name(name: str) -> str:
