@@ -54,7 +54,15 @@ class ModelConfig:
     hidden_act: Literal["silu"]
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size"):
+        for name in (
+            "num_layers",
+            "hidden_size",
+            "intermediate_size",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "vocab_size",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model config: {name} is {getattr(self, name)}; it must be at least 1")
         if self.num_heads % self.num_kv_heads:
@@ -101,7 +109,13 @@ class EngineConfig:
             refuse("load_format", "use auto, safetensors, gguf or dummy")
         if self.page_size < 8 or self.page_size & (self.page_size - 1):
             refuse("page_size", "use a power of two, at least 8")
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory", "max_num_queued_reqs"):
+        for name in (
+            "max_model_len",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "kv_cache_memory",
+            "max_num_queued_reqs",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 refuse(name, "must be at least 1")

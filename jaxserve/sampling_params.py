@@ -86,7 +86,8 @@ class SamplingParams:
         need(self.min_tokens >= 0, "min_tokens", "at least 0")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(
-                f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}.", param="min_tokens"
+                f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}.",
+                param="min_tokens",
             )
         need(all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings")
         need(all(isinstance(s, str) and s for s in self.bad_words), "bad_words", "non-empty strings")
@@ -102,7 +103,8 @@ class SamplingParams:
             for token_id, bias in self.logit_bias.items():
                 if not is_number(bias):
                     raise RequestError(
-                        f"logit_bias must map token ids to numbers, got {bias!r} for {token_id!r}.", param="logit_bias"
+                        f"logit_bias must map token ids to numbers, got {bias!r} for {token_id!r}.",
+                        param="logit_bias",
                     )
         if self.stop and not self.detokenize:
             raise RequestError("stop needs detokenize=True.", param="stop")

@@ -13,7 +13,16 @@ StepKind = Literal["decode", "mixed"]
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["positions", "token_rows", "page_table", "kv_lens", "query_starts", "tile_rows", "tile_starts", "num_tiles"],
+    data_fields=[
+        "positions",
+        "token_rows",
+        "page_table",
+        "kv_lens",
+        "query_starts",
+        "tile_rows",
+        "tile_starts",
+        "num_tiles",
+    ],
     meta_fields=["kind", "tile_size"],
 )
 @dataclass(frozen=True)

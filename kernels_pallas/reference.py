@@ -22,7 +22,11 @@ def paged_attention(
     kv_pages = np.array(kv_pages)
     page_size = kv_pages.shape[1]
     group = q.shape[1] // k.shape[1]
-    table, rows, positions = np.asarray(meta.page_table), np.asarray(meta.token_rows), np.asarray(meta.positions)
+    table, rows, positions = (
+        np.asarray(meta.page_table),
+        np.asarray(meta.token_rows),
+        np.asarray(meta.positions),
+    )
     kv_lens = np.asarray(meta.kv_lens)
     live = [t for t in range(q.shape[0]) if kv_lens[rows[t]] > 0]
     for t in live:
@@ -33,7 +37,9 @@ def paged_attention(
         position = positions[t]
         first = 0 if window is None else max(0, position - window + 1)
         where = np.arange(first, position + 1)
-        cached = kv_pages[table[rows[t], where // page_size], where % page_size].astype(np.float32)  # [C, K, 2, H]
+        cached = kv_pages[table[rows[t], where // page_size], where % page_size].astype(
+            np.float32
+        )  # [C, K, 2, H]
         for head in range(q.shape[1]):
             keys, values = cached[:, head // group, 0], cached[:, head // group, 1]
             scores = keys @ q[t, head].astype(np.float32) * scale

@@ -53,25 +53,36 @@ def _attend_decode(
 ) -> jax.Array:
     """One query a row.  Rows go in groups, so that one long sequence makes only its own group loop long."""
     num_rows = q.shape[0]
-    outputs = []
-    for start in range(0, num_rows, _DECODE_GROUP):
-        stop = min(start + _DECODE_GROUP, num_rows)
-        lens = meta.kv_lens[start:stop]
-        outputs.append(
-            _attend_blocks(
-                q[start:stop, None],
-                kv_pages,
-                meta.page_table[start:stop],
-                positions=(lens - 1)[:, None],
-                first_key=jnp.int32(0) if window is None else jnp.min(jnp.where(lens > 0, lens, _NO_KEY)) - window,
-                num_keys=jnp.max(lens),
-                block=_DECODE_BLOCK,
-                scale=scale,
-                window=window,
-                soft_cap=soft_cap,
-            )[:, 0]
-        )
-    return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs)
+    group = min(_DECODE_GROUP, num_rows)
+    num_groups = -(-num_rows // group)
+    spare = num_groups * group - num_rows
+    q = jnp.pad(q, ((0, spare), (0, 0), (0, 0)))
+    kv_lens = jnp.pad(meta.kv_lens, (0, spare))
+    page_table = jnp.pad(meta.page_table, ((0, spare), (0, 0)))
+
+    def attend_group(start: jax.Array | int) -> jax.Array:
+        lens = lax.dynamic_slice_in_dim(kv_lens, start, group)
+        shortest = jnp.min(jnp.where(lens > 0, lens, _NO_KEY))
+        return _attend_blocks(
+            lax.dynamic_slice_in_dim(q, start, group)[:, None],
+            kv_pages,
+            lax.dynamic_slice_in_dim(page_table, start, group),
+            positions=(lens - 1)[:, None],
+            first_key=jnp.int32(0) if window is None else shortest - window,
+            num_keys=jnp.max(lens),
+            block=_DECODE_BLOCK,
+            scale=scale,
+            window=window,
+            soft_cap=soft_cap,
+        )[:, 0]
+
+    if num_groups == 1:
+        return attend_group(0)
+
+    def body(index: jax.Array, out: jax.Array) -> jax.Array:
+        return lax.dynamic_update_slice_in_dim(out, attend_group(index * group), index * group, axis=0)
+
+    return lax.fori_loop(0, num_groups, body, jnp.zeros_like(q))[:num_rows]
 
 
 def _attend_tiles(

@@ -98,7 +98,9 @@ def unpack(vector: jax.Array, shape: ForwardShape) -> ForwardBatch:
         token_rows=rows if decode else part["token_rows"],
         page_table=part["page_table"],
         kv_lens=part["kv_lens"],
-        query_starts=jax.numpy.arange(shape.num_rows + 1, dtype=jax.numpy.int32) if decode else part["query_starts"],
+        query_starts=jax.numpy.arange(shape.num_rows + 1, dtype=jax.numpy.int32)
+        if decode
+        else part["query_starts"],
         tile_rows=empty if decode else part["tile_rows"],
         tile_starts=empty if decode else part["tile_starts"],
         num_tiles=jax.numpy.int32(0) if decode else part["num_tiles"],

@@ -64,7 +64,7 @@ class InProcessClient:
 
     def abort(self, request_ids: Sequence[str]) -> None:
         """Drop requests; unknown ids are none of our business."""
-        self._orders.put(lambda: [self._core.abort(request_id) for request_id in request_ids] and None)
+        self._orders.put(lambda: self._abort(request_ids))
 
     def stats(self) -> EngineStats:
         """A snapshot; counters of a step that just runs may be a moment old."""
@@ -76,7 +76,12 @@ class InProcessClient:
             return False
         done: Future[bool] = Future()
         self._orders.put(lambda: done.set_result(self._core.reset_prefix_cache()))
-        return done.result()
+        while True:
+            try:
+                return done.result(timeout=1)
+            except TimeoutError:
+                if not self._thread.is_alive():  # it died with the order still queued
+                    return False
 
     def shutdown(self) -> None:
         """Stop after the step that runs; what was in flight is dropped."""
@@ -94,7 +99,7 @@ class InProcessClient:
                     outputs = self._core.step()
                     if outputs:
                         self._on_outputs(outputs)
-        except Exception as error:  # noqa: BLE001  # the loop's own end: every request is told, see docs/architecture.md
+        except Exception as error:  # the loop's own end: every request is told, see docs/architecture.md
             logger.exception("the engine cannot go on")
             self._error = error
             self._on_dead(error)
@@ -106,6 +111,10 @@ class InProcessClient:
             self._orders.get()()
         while not self._orders.empty():
             self._orders.get()()
+
+    def _abort(self, request_ids: Sequence[str]) -> None:
+        for request_id in request_ids:
+            self._core.abort(request_id)
 
     def _add(self, requests: Sequence[CoreRequest]) -> None:
         failures = [failure for request in requests for failure in self._core.add(request)]

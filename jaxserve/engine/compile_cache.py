@@ -13,6 +13,7 @@ import pickle
 import tempfile
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -73,7 +74,7 @@ def _environment_digest(context: str) -> str:
     parts = [
         context,
         jax.__version__,
-        jax.lib.__version__,
+        version("jaxlib"),
         device.platform,
         device.device_kind,
         str(getattr(device.client, "platform_version", "")),

@@ -33,7 +33,9 @@ def compile_all(
     compiled: dict[str, jax.stages.Compiled] = {}
     with (
         ThreadPoolExecutor(workers, thread_name_prefix="compile") as pool,
-        tqdm(total=len(todo), desc="programs", unit="prog", disable=not show_progress, file=sys.stderr) as bar,
+        tqdm(
+            total=len(todo), desc="programs", unit="prog", disable=not show_progress, file=sys.stderr
+        ) as bar,
     ):
         tasks = {pool.submit(_load_or_compile, program, cache): program for program in todo}
         for task in as_completed(tasks):
@@ -66,10 +68,15 @@ class CompileGuard:
 
         monitoring.unregister_event_duration_listener(self._on_event)
 
-    def _on_event(self, event: str, duration: float, **_kwargs: str | int) -> None:
+    def _on_event(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del kwargs
         if event != _BACKEND_COMPILE or threading.get_ident() != self._thread:
             return
         self.count += 1
-        logger.error("a program was compiled after the engine was ready (%.2f s): please report this", duration)
+        logger.error(
+            "a program was compiled after the engine was ready (%.2f s): please report this", duration_secs
+        )
         if self._forbid:
-            raise RecompileError("a step needed a program outside the compiled lattice, and forbid_recompile is set")
+            raise RecompileError(
+                "a step needed a program outside the compiled lattice, and forbid_recompile is set"
+            )

@@ -70,7 +70,7 @@ class EngineCore:
                 self._runner.admit(admission)
             except jax.errors.JaxRuntimeError:
                 raise
-            except Exception as error:  # noqa: BLE001  # one of the two places that catch: see docs/architecture.md
+            except Exception as error:  # one of the two places that catch: see docs/architecture.md
                 logger.exception("request %s could not be set up", request_id)
                 failed_slots.add(admission.slot)
                 self._scheduler.abort(request_id)
@@ -102,5 +102,8 @@ class EngineCore:
 
 def _failure(request_id: str, error: Exception) -> TokenOutput:
     return TokenOutput(
-        request_id=request_id, token_ids=[], finish_reason=FINISH_ERROR, error=f"{type(error).__name__}: {error}"
+        request_id=request_id,
+        token_ids=[],
+        finish_reason=FINISH_ERROR,
+        error=f"{type(error).__name__}: {error}",
     )

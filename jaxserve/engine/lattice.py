@@ -55,7 +55,8 @@ class Lattice:
     def forward(self, kind: StepKind, num_tokens: int) -> ForwardShape:
         """The smallest forward pass that holds `num_tokens`."""
         return min(
-            (f for f in self.forwards if f.kind == kind and f.num_tokens >= num_tokens), key=lambda f: f.num_tokens
+            (f for f in self.forwards if f.kind == kind and f.num_tokens >= num_tokens),
+            key=lambda f: f.num_tokens,
         )
 
     def sample(self, num_rows: int, variant: Variant, with_logprobs: bool) -> SampleShape:

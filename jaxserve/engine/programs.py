@@ -21,6 +21,7 @@ from jaxserve.engine.sampler_state import SamplerState, admit_chunk, init_state
 from jaxserve.engine.sampling import sample
 from jaxserve.engine.sampling_rows import NUM_FLOATS, NUM_INTS, SamplingRows, mask_words
 from jaxserve.engine.settle import Settings
+from jaxserve.models.decoder import DecoderModel
 from jaxserve.sampling_params import MAX_LOGIT_BIAS
 
 ADMIT_CHUNK = 1024  # tokens of one admit call
@@ -38,7 +39,9 @@ class Program:
 class ProgramBook:
     """All programs of one engine, from its settings and the model's graph definition and abstract weights."""
 
-    def __init__(self, settings: Settings, graphdef: nnx.GraphDef, abstract_state: nnx.State) -> None:
+    def __init__(
+        self, settings: Settings, graphdef: nnx.GraphDef[DecoderModel], abstract_state: nnx.State
+    ) -> None:
         self._settings = settings
         self._graphdef = graphdef
         leaves, self._treedef = jax.tree.flatten(abstract_state)
@@ -63,11 +66,12 @@ class ProgramBook:
                 )
         for given, taken in lattice.resizes():
             yield Program(
-                resize_program(given, taken), lambda given=given, taken=taken: self._lower_resize(given, taken)
+                resize_program(given, taken),
+                lambda given=given, taken=taken: self._lower_resize(given, taken),
             )
         yield Program(ADMIT, self._lower_admit)
 
-    def _merge(self, leaves: tuple[jax.Array, ...]) -> nnx.Module:
+    def _merge(self, leaves: tuple[jax.Array, ...]) -> DecoderModel:
         return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, leaves))
 
     def _lower_forward(self, shape: ForwardShape) -> jax.stages.Lowered:
@@ -80,7 +84,9 @@ class ProgramBook:
             return hidden[batch.sample_index], hidden, kv_pages
 
         vector = _spec((vector_length(shape),), jnp.int32)
-        return jax.jit(forward, donate_argnums=1).lower(self._leaves, self.kv_specs, self._state_specs[0], vector)
+        return jax.jit(forward, donate_argnums=1).lower(
+            self._leaves, self.kv_specs, self._state_specs[0], vector
+        )
 
     def _lower_sample(self, shape: SampleShape) -> jax.stages.Lowered:
         settings = self._settings
@@ -128,9 +134,7 @@ class ProgramBook:
             return logprobs_to_tuple(prompt_logprobs(logits, target_ids, settings.max_logprobs))
 
         hidden = _spec((forward.num_tokens, settings.model.hidden_size), settings.dtype)
-        return jax.jit(score).lower(
-            self._leaves, hidden, _spec((), jnp.int32), _spec((chunk,), jnp.int32)
-        )
+        return jax.jit(score).lower(self._leaves, hidden, _spec((), jnp.int32), _spec((chunk,), jnp.int32))
 
     def _lower_resize(self, given: int, taken: int) -> jax.stages.Lowered:
         def resize(hidden):
@@ -142,7 +146,14 @@ class ProgramBook:
         def admit(state, slot, token_ids, num_prompt, num_valid, is_first, bias_ids, bias_values):
             return state_to_tuple(
                 admit_chunk(
-                    SamplerState(*state), slot, token_ids, num_prompt, num_valid, is_first, bias_ids, bias_values
+                    SamplerState(*state),
+                    slot,
+                    token_ids,
+                    num_prompt,
+                    num_valid,
+                    is_first,
+                    bias_ids,
+                    bias_values,
                 )
             )
 

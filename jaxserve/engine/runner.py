@@ -53,7 +53,9 @@ class Runner:
     `dispatch` returns while the device works; dispatched steps run in order.  `fetch` waits for one.
     """
 
-    def __init__(self, settings: Settings, leaves: tuple[jax.Array, ...], programs: Programs, kv_specs: tuple) -> None:
+    def __init__(
+        self, settings: Settings, leaves: tuple[jax.Array, ...], programs: Programs, kv_specs: tuple
+    ) -> None:
         self._settings = settings
         self._leaves = leaves
         self._programs = programs
@@ -83,7 +85,9 @@ class Runner:
         sampled = self._sample(plan, rows)
         for array in sampled:
             array.copy_to_host_async()
-        slots = [entry.slot for entry in plan.entries]  # read now: a later step may give a slot to another sequence
+        slots = [
+            entry.slot for entry in plan.entries
+        ]  # read now: a later step may give a slot to another sequence
         return PendingStep(
             plan=plan,
             sampled=sampled,
@@ -126,7 +130,14 @@ class Runner:
         params = request.params
         uses_state = needs_state(params)
         fill_row(
-            self._ints, self._floats, slot, params, slot=slot, position=0, is_active=True, uses_state=uses_state
+            self._ints,
+            self._floats,
+            slot,
+            params,
+            slot=slot,
+            position=0,
+            is_active=True,
+            uses_state=uses_state,
         )
         if params.logprobs is not None:
             self._ints[slot, FLAGS] |= FLAG_LOGPROBS
@@ -163,7 +174,9 @@ class Runner:
         sampling = [entry for entry in entries if entry.samples]
         if not sampling:
             return ()
-        masked = {row: mask for row, entry in enumerate(entries) if (mask := self._masks.row(entry)) is not None}
+        masked = {
+            row: mask for row, entry in enumerate(entries) if (mask := self._masks.row(entry)) is not None
+        }
         variant: Variant = (
             "full" if masked else VARIANTS[max(int(self._variants[entry.slot]) for entry in sampling)]
         )
@@ -198,7 +211,9 @@ class Runner:
                 part = entry.prompt_targets[start : start + chunk]
                 targets[: len(part)] = part
                 scores.setdefault(row, []).append(
-                    self._programs[prompt_program(shape)](self._leaves, hidden, np.int32(token + start), targets)
+                    self._programs[prompt_program(shape)](
+                        self._leaves, hidden, np.int32(token + start), targets
+                    )
                 )
             token += len(entry.token_ids)
         return scores

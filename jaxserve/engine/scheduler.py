@@ -32,7 +32,13 @@ class Scheduler:
     """
 
     def __init__(
-        self, allocator: PageAllocator, *, page_size: int, max_num_seqs: int, token_budget: int, max_model_len: int
+        self,
+        allocator: PageAllocator,
+        *,
+        page_size: int,
+        max_num_seqs: int,
+        token_budget: int,
+        max_model_len: int,
     ) -> None:
         self.allocator = allocator
         self.counters = SchedulerCounters()
@@ -118,7 +124,9 @@ class Scheduler:
                 continue  # finished or aborted while the step was in flight
             if entry.prompt_targets:
                 assert seq.prompt_logprobs is not None
-                seq.prompt_logprobs[entry.start : entry.start + len(entry.prompt_targets)] = result.prompt_logprobs[index]
+                seq.prompt_logprobs[entry.start : entry.start + len(entry.prompt_targets)] = (
+                    result.prompt_logprobs[index]
+                )
             if not entry.samples:
                 continue
             seq.num_in_flight -= 1

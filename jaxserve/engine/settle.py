@@ -72,7 +72,7 @@ def settle(config: EngineConfig, model: ModelConfig, weights_bytes: int) -> Sett
     memory = _plan_memory(
         config,
         model,
-        available=_available_bytes(config, device),
+        available=_available_bytes(config),
         weights=weights_bytes * jnp.dtype(dtype).itemsize // 4,
         itemsize=jnp.dtype(dtype).itemsize,
         max_model_len=max_model_len,
@@ -128,10 +128,11 @@ def _plan_memory(
     if num_pages < pages_of_one:
         needed = pages_of_one * page
         if config.kv_cache_memory is not None and room == config.kv_cache_memory:
+            holds = max(room // page - 1, 0) * config.page_size
+            lower = f" or lower max_model_len to {holds}" if holds else ""
             raise ConfigError(
-                f"kv_cache_memory={config.kv_cache_memory}: one sequence of max_model_len={max_model_len} tokens needs "
-                f"{_gib(needed)} of KV pages; raise kv_cache_memory to {needed} or lower max_model_len to "
-                f"{max(room // page - 1, 0) * config.page_size}"
+                f"kv_cache_memory={config.kv_cache_memory}: one sequence of max_model_len={max_model_len} tokens "
+                f"needs {_gib(needed)} of KV pages; raise kv_cache_memory to {needed}{lower}"
             )
         raise ConfigError(
             f"too little memory: the model needs {_gib(weights)} for weights, {_gib(activations)} for a step and "
@@ -150,7 +151,8 @@ def _round_down(count: int) -> int:
     return count >> shift << shift
 
 
-def _available_bytes(config: EngineConfig, device: jax.Device) -> int:
+def _available_bytes(config: EngineConfig) -> int:
+    device = jax.devices()[0]
     if device.platform != "cpu":
         stats = device.memory_stats()
         if not stats or "bytes_limit" not in stats:

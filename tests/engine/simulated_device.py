@@ -18,7 +18,9 @@ def next_token(context: Sequence[int]) -> int:
     return state % VOCAB_SIZE
 
 
-def generate_alone(prompt: Sequence[int], max_tokens: int, eos: Sequence[int], stop: Sequence[int], max_len: int) -> list[int]:
+def generate_alone(
+    prompt: Sequence[int], max_tokens: int, eos: Sequence[int], stop: Sequence[int], max_len: int
+) -> list[int]:
     """What a request must give, whatever else is in the batch."""
     tokens = list(prompt)
     while True:
@@ -58,7 +60,9 @@ class SimulatedDevice:
             sampled.append(token if entry.samples else -7)
             scores.append(
                 [
-                    TokenLogprobs(token_id=target, logprob=float(entry.start + i), rank=1, top_ids=[], top_logprobs=[])
+                    TokenLogprobs(
+                        token_id=target, logprob=float(entry.start + i), rank=1, top_ids=[], top_logprobs=[]
+                    )
                     for i, target in enumerate(entry.prompt_targets)
                 ]
             )

@@ -15,7 +15,14 @@ DUMMY = 4
 
 def entry(slot: int, start: int, token_ids: tuple[int, ...]) -> PlanEntry:
     return PlanEntry(
-        seq_id=slot, slot=slot, start=start, token_ids=token_ids, samples=True, num_generated=0, page_offset=0, new_pages=()
+        seq_id=slot,
+        slot=slot,
+        start=start,
+        token_ids=token_ids,
+        samples=True,
+        num_generated=0,
+        page_offset=0,
+        new_pages=(),
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,7 +41,7 @@ def test_greedy_tokens_are_those_of_a_dense_pass(engine: Engine, dense: DenseMod
 
 
 def test_a_request_gives_the_same_tokens_alone_and_in_company(engine: Engine) -> None:
-    mixes: list[dict[str, object]] = [
+    mixes: list[dict[str, Any]] = [
         {},
         {"temperature": 0.9, "seed": 5},
         {"temperature": 1.3, "top_k": 7, "top_p": 0.8, "seed": 6},
@@ -48,7 +50,10 @@ def test_a_request_gives_the_same_tokens_alone_and_in_company(engine: Engine) ->
         {"temperature": 1.0, "seed": 9, "allowed_token_ids": (1, 2, 3, 50, 99)},
         {"temperature": 0.0, "presence_penalty": 1.5, "logprobs": 2},
     ]
-    requests = [request(f"c{i}", prompt, **mixes[i % 7], max_tokens=20) for i, prompt in enumerate(prompts(14, seed=1))]
+    requests = [
+        request(f"c{i}", prompt, **mixes[i % 7], max_tokens=20)
+        for i, prompt in enumerate(prompts(14, seed=1))
+    ]
     together = run(engine, *requests)
     client, collector = engine
     for wanted, one in zip(together, requests, strict=True):
@@ -63,7 +68,10 @@ def test_preempted_requests_give_the_same_tokens(engine: Engine, cache_dir: str)
         for i, prompt in enumerate(prompts(8, seed=2))
     ]
     wanted = run(engine, *requests)
-    small, collector = build_tiny(cache_dir, kv_cache_memory=17 * 2 * 8 * 2 * 2 * 8 * 4, max_model_len=100), Collector()
+    small, collector = (
+        build_tiny(cache_dir, kv_cache_memory=17 * 2 * 8 * 2 * 2 * 8 * 4, max_model_len=100),
+        Collector(),
+    )
     small.start(collector.on_outputs, collector.on_dead)
     assert run((small, collector), *requests) == wanted
     assert small.stats().num_preemptions > 0
@@ -73,7 +81,9 @@ def test_preempted_requests_give_the_same_tokens(engine: Engine, cache_dir: str)
 
 def test_logprobs_are_those_of_a_dense_pass(engine: Engine, dense: DenseModel) -> None:
     prompt = prompts(1, seed=4)[0] + [7] * 30
-    (tokens,) = run(engine, request("l", prompt, temperature=1.0, seed=1, logprobs=3, prompt_logprobs=2, max_tokens=6))
+    (tokens,) = run(
+        engine, request("l", prompt, temperature=1.0, seed=1, logprobs=3, prompt_logprobs=2, max_tokens=6)
+    )
     table = dense.log_probs(prompt + tokens)
     outputs = engine[1].outputs["l"]
     for position, output in enumerate(outputs, start=len(prompt) - 1):
@@ -98,10 +108,10 @@ def test_masks_hold_token_by_token(engine: Engine) -> None:
     one = request("free", [5, 6], max_tokens=12, temperature=1.0, seed=4)
     (free,) = run(engine, one)
     banned_pair = (free[2], free[3])
-    assert banned_pair not in list(zip(free[:3], free[1:3], strict=False))
+    assert banned_pair not in list(itertools.pairwise(free))
     (tokens,) = run(engine, replace(one, request_id="pair", bad_word_ids=(banned_pair,)))
     assert tokens[:3] == free[:3]
-    assert banned_pair not in list(zip(tokens, tokens[1:], strict=False))
+    assert banned_pair not in list(itertools.pairwise(tokens))
     (tokens,) = run(engine, replace(one, request_id="single", bad_word_ids=((free[0],),)))
     assert free[0] not in tokens
 
@@ -157,7 +167,10 @@ def test_an_impossible_request_fails_alone(engine: Engine) -> None:
 
 def test_nothing_compiles_after_ready(engine: Engine) -> None:
     before = engine[0].stats().compiles_after_ready
-    run(engine, *(request(f"v{i}", [i], temperature=float(i % 2), seed=i, top_p=0.9, logprobs=i) for i in range(6)))
+    run(
+        engine,
+        *(request(f"v{i}", [i], temperature=float(i % 2), seed=i, top_p=0.9, logprobs=i) for i in range(6)),
+    )
     assert engine[0].stats().compiles_after_ready == before == 0
 
 

@@ -58,7 +58,9 @@ def build_tiny(cache_dir: str, **options: object) -> InProcessClient:
     return build_client(tiny_config(cache_dir, **options), None, TINY)
 
 
-def request(request_id: str, prompt: Sequence[int], *, eos: tuple[int, ...] = (), **params: object) -> CoreRequest:
+def request(
+    request_id: str, prompt: Sequence[int], *, eos: tuple[int, ...] = (), **params: object
+) -> CoreRequest:
     """A request; greedy unless told otherwise."""
     settings = {"temperature": 0.0, "max_tokens": 8, "seed": 0} | params
     return CoreRequest(
