@@ -62,7 +62,11 @@ class EngineCore:
         return outputs
 
     def _admit(self, plan: StepPlan, outputs: list[TokenOutput]) -> StepPlan:
-        """Set up the plan's new sequences; those that fail are finished and taken out of the plan."""
+        """Set up the plan's new sequences.
+
+        Those that fail are finished, but their tokens still run: the scheduler has offered their pages to the
+        prefix cache, where the plan's other sequences may have found them.
+        """
         failed_slots = set()
         for admission in plan.admissions:
             request_id = admission.request.request_id
@@ -77,7 +81,11 @@ class EngineCore:
                 outputs.append(_failure(request_id, error))
         if not failed_slots:
             return plan
-        return replace(plan, entries=tuple(e for e in plan.entries if e.slot not in failed_slots))
+        entries = tuple(
+            replace(entry, samples=False, prompt_targets=()) if entry.slot in failed_slots else entry
+            for entry in plan.entries
+        )
+        return replace(plan, entries=entries)
 
     def reset_prefix_cache(self) -> bool:
         """Forget cached prefixes; False while any page is in use."""

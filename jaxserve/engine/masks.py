@@ -34,10 +34,10 @@ class MaskBook:
 
     def row(self, entry: PlanEntry) -> np.ndarray | None:
         """The mask of an entry that samples, [words] uint32; None if it may take any token."""
-        request = self._requests[entry.slot]
-        assert request is not None
         if not entry.samples:
             return None
+        request = self._requests[entry.slot]
+        assert request is not None
         banned: list[int] = []
         if entry.num_generated < request.params.min_tokens:
             banned += (*request.eos_token_ids, *request.params.stop_token_ids)

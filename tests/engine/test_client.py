@@ -165,6 +165,18 @@ def test_an_impossible_request_fails_alone(engine: Engine) -> None:
     assert client.stats().num_free_pages == client.stats().num_pages
 
 
+def test_a_request_that_fails_leaves_no_empty_pages_in_the_prefix_cache(
+    engine: Engine, dense: DenseModel
+) -> None:
+    prompt = [(7 * i + 3) % 100 for i in range(40)]
+    client, collector = engine
+    client.submit([request("seedless", prompt, seed=None), request("beside", prompt)])
+    collector.wait("seedless", "beside")
+    assert collector.outputs["seedless"][-1].finish_reason == "error"
+    assert collector.tokens("beside") == dense.greedy(prompt, 8)
+    assert run(engine, request("behind", prompt)) == [dense.greedy(prompt, 8)]
+
+
 def test_nothing_compiles_after_ready(engine: Engine) -> None:
     before = engine[0].stats().compiles_after_ready
     run(
