@@ -8,6 +8,7 @@ versions, the flags and the processor.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import pickle
 import tempfile
@@ -20,6 +21,8 @@ import jax
 from jax.experimental import serialize_executable
 
 from jaxserve.engine.xla_options import compiler_options
+
+logger = logging.getLogger(__name__)
 
 _SOURCES = ("engine", "models", "kernels_pallas")
 
@@ -39,24 +42,19 @@ class CompileCache:
             return None
         try:
             return serialize_executable.deserialize_and_load(*pickle.loads(path.read_bytes()))
-        except (pickle.UnpicklingError, EOFError, ValueError, jax.errors.JaxRuntimeError):
+        except (OSError, pickle.UnpicklingError, EOFError, ValueError, jax.errors.JaxRuntimeError):
             return None
 
     def compile(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
-        """Compile and keep.  Written whole or not at all: two servers may start at once."""
+        """Compile and keep; a folder that cannot be written is a warning, since the program is there all the same."""
         compiled = lower().compile(compiler_options(jax.devices()[0].platform))
         path = self._path(name)
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-                pickle.dump(serialize_executable.serialize(compiled), file)
-            os.replace(file.name, path)
+            try:
+                _write(path, pickle.dumps(serialize_executable.serialize(compiled)))
+            except OSError as error:
+                logger.warning("compiled program %s cannot be kept for the next start: %s", name, error)
         return compiled
-
-    def has(self, name: str) -> bool:
-        """Whether `load` would find a file."""
-        path = self._path(name)
-        return path is not None and path.exists()
 
     def _path(self, name: str) -> Path | None:
         return self._folder / self._prefix / name if self._folder else None
@@ -67,6 +65,19 @@ def default_folder(setting: str | None) -> Path | None:
     if setting == "":
         return None
     return Path(setting or "~/.cache/jaxserve/xla").expanduser()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all: two servers may start at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
 
 
 def _environment_digest(context: str) -> str:

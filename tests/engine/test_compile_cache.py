@@ -1,0 +1,46 @@
+"""The cache of compiled programs: found again, and never a reason not to start."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxserve.engine.compile_cache import CompileCache
+
+
+def lower() -> jax.stages.Lowered:
+    return jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((3,), np.float32))
+
+
+def test_a_program_is_found_by_its_name_and_context(tmp_path: Path) -> None:
+    CompileCache(tmp_path, "engine").compile("add", lower)
+    found = CompileCache(tmp_path, "engine").load("add")
+    assert found is not None
+    assert found(np.ones(3, np.float32)).tolist() == [2, 2, 2]
+    assert CompileCache(tmp_path, "engine").load("subtract") is None
+    assert CompileCache(tmp_path, "another engine").load("add") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle"])
+def test_a_damaged_program_is_as_good_as_absent(tmp_path: Path, content: bytes) -> None:
+    cache = CompileCache(tmp_path, "engine")
+    cache.compile("add", lower)
+    (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    path.write_bytes(content)
+    assert cache.load("add") is None
+
+
+def test_a_folder_that_cannot_be_written_is_only_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    cache = CompileCache(tmp_path / "file" / "xla", "engine")
+    assert cache.load("add") is None
+    with caplog.at_level(logging.WARNING):
+        compiled = cache.compile("add", lower)
+    assert compiled(np.zeros(3, np.float32)).tolist() == [1, 1, 1]
+    assert "cannot be kept" in caplog.text
