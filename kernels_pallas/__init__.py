@@ -1,1 +1,1 @@
-"""Attention over paged KV caches: one public function per operation, chosen by platform."""
+"""Attention over paged KV caches: one public function per operation, so far plain XLA on every platform."""

@@ -89,6 +89,7 @@ class InProcessClient:
         self._orders.put(lambda: None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+            gc.unfreeze()  # a front end and its client refer to each other: weights would never be let go
 
     def _run(self) -> None:
         self._guard.start()

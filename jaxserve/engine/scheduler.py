@@ -60,9 +60,6 @@ class Scheduler:
     def num_waiting(self) -> int:
         return len(self._by_id) - len(self._running)
 
-    def request_ids(self) -> list[str]:
-        return list(self._by_id)
-
     def add(self, request: CoreRequest) -> None:
         """Queue a request whose prompt and pages fit (the front end checked the length)."""
         assert request.request_id not in self._by_id, f"request {request.request_id} is already here"
@@ -172,7 +169,7 @@ class Scheduler:
             assert len(token_ids) == count, "only the newest token can be unknown to the host"
         samples = start + count == seq.num_tokens
         targets: tuple[int, ...] = ()
-        if seq.wants_prompt_logprobs and start < seq.num_prompt_tokens - 1:
+        if start < seq.num_prompt_tokens - 1 and seq.wants_prompt_logprobs:
             targets = tuple(seq.token_ids[start + 1 : min(start + count + 1, seq.num_prompt_tokens)])
         entry = PlanEntry(
             seq_id=seq.seq_id,

@@ -139,7 +139,7 @@ class GGUFCheckpoint:
         heads = {"q_proj": self.config.num_heads, "k_proj": self.config.num_kv_heads}
         found: dict[str, int] = {}
         for name, tensor in self._by_name.items():
-            num_heads = heads.get(name.split(".")[-2])
+            num_heads = heads.get(name.rpartition(".")[0].rpartition(".")[2])
             if num_heads is None:
                 continue
             if tensor.shape[0] % (2 * num_heads) or tensor.num_bytes % tensor.shape[0]:
