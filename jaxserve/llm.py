@@ -15,7 +15,7 @@ from jaxserve.admission import Admission
 from jaxserve.assembly import EngineParts, assemble
 from jaxserve.config import EngineConfig
 from jaxserve.errors import ConfigError, EngineDeadError, RequestError
-from jaxserve.inputs import AnyPrompt, prompt_list
+from jaxserve.inputs import AnyPrompt, TokenizedPrompt, prompt_list
 from jaxserve.output_processor import OutputProcessor, RequestState
 from jaxserve.progress import TokenBar
 from jaxserve.sampling_params import OutputKind, SamplingParams
@@ -129,6 +129,10 @@ class LLM:
                 raise _said_of(error, "conversations", i, len(conversations)) from error
             prompts.append(prompt)
         return self.generate(prompts, sampling_params, use_tqdm)
+
+    def render_chat(self, messages: Sequence[Message], **template_options: Any) -> TokenizedPrompt:
+        """The prompt that `chat` makes of one conversation, for `generate`; the options are chat's own."""
+        return self._admission.render_chat(messages, **template_options)
 
     def shutdown(self) -> None:
         """Stop the engine.  Happens by itself when the LLM is no longer used or the interpreter ends."""

@@ -12,7 +12,7 @@ from jaxserve.errors import ConfigError, JaxserveError
 
 if TYPE_CHECKING:
     from jaxserve.config import EngineConfig
-    from jaxserve.inputs import TokensPrompt
+    from jaxserve.inputs import TokenizedPrompt
 
 Message = dict[str, str]
 
@@ -97,31 +97,26 @@ class LocalBackend:
 
         from jaxserve.async_llm import AsyncLLM
         from jaxserve.sampling_params import OutputKind
-        from jaxserve.text.chat_template import ChatTemplate
 
         # The runner turns Ctrl-C into a cancelled task: the stream is closed before KeyboardInterrupt.
         self._runner = asyncio.Runner()
         self._llm = AsyncLLM.from_engine_config(config)
-        tokenizer = self._llm.tokenizer
-        if tokenizer.chat_template is None:
+        if self._llm.tokenizer.chat_template is None:
             self.close()
             raise ConfigError(f"{config.model} has no chat template: use `jaxserve generate`")
-        self._template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
         self._params = self._llm.default_sampling_params(**sampling, output_kind=OutputKind.DELTA)
         self.name = config.model
 
     def answer(self, messages: list[Message], write: Callable[[str], None]) -> None:
         """Render the conversation and stream the model's answer; Ctrl-C aborts it in the engine."""
-        text = self._template.render(messages)
-        prompt_ids = self._llm.tokenizer.encode(text, add_special_tokens=False)
-        self._runner.run(self._stream({"prompt_token_ids": prompt_ids, "prompt": text}, write))
+        self._runner.run(self._stream(self._llm.render_chat(messages), write))
 
     def close(self) -> None:
         """Stop the engine."""
         self._llm.shutdown()
         self._runner.close()
 
-    async def _stream(self, prompt: TokensPrompt, write: Callable[[str], None]) -> None:
+    async def _stream(self, prompt: TokenizedPrompt, write: Callable[[str], None]) -> None:
         async with self._llm.generate(prompt, self._params) as stream:
             async for output in stream:
                 write(output.outputs[0].text)

@@ -19,8 +19,8 @@ from jaxserve.errors import ConfigError
 
 if TYPE_CHECKING:
     from jaxserve.inputs import TokenizedPrompt
+    from jaxserve.llm import LLM
     from jaxserve.outputs import RequestOutput
-    from jaxserve.text.tokenizer import Tokenizer
 
 
 def add_parser(subparsers: Any) -> dict[str, argparse.ArgumentParser]:
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         from jaxserve.llm import LLM
 
         llm = stack.enter_context(LLM.from_parts(assemble(config), seed=config.seed))
-        rendered = _render(prompts, llm.get_tokenizer(), is_chat=args.chat)
+        rendered = _render(prompts, llm, is_chat=args.chat)
         is_shown = sys.stderr.isatty() or out is not None
         outputs = llm.generate(rendered, llm.get_default_sampling_params(**sampling), use_tqdm=is_shown)
         if out is None:
@@ -83,27 +83,21 @@ def _open_output(path: Path) -> Any:
         raise ConfigError(f"--output {path}: {error.strerror}") from error
 
 
-def _render(prompts: Sequence[Prompt], tokenizer: Tokenizer, *, is_chat: bool) -> list[str | TokenizedPrompt]:
+def _render(prompts: Sequence[Prompt], llm: LLM, *, is_chat: bool) -> list[str | TokenizedPrompt]:
     """Texts as they are, or through the chat template; conversations always through it."""
-    from jaxserve.inputs import TokenizedPrompt
-    from jaxserve.text.chat_template import ChatTemplate
-
     if not is_chat and all(isinstance(prompt, str) for prompt in prompts):
         return [prompt for prompt in prompts if isinstance(prompt, str)]
-    if tokenizer.chat_template is None:
+    if llm.get_tokenizer().chat_template is None:
         raise ConfigError(
             "the model has no chat template: leave --chat out, and give prompts rather than messages"
         )
-    template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
     rendered: list[str | TokenizedPrompt] = []
     for prompt in prompts:
         if isinstance(prompt, str) and not is_chat:
             rendered.append(prompt)
             continue
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        text = template.render(messages)
-        # The template has put in what special tokens belong there.
-        rendered.append(TokenizedPrompt(tokenizer.encode(text, add_special_tokens=False), text))
+        rendered.append(llm.render_chat(messages))
     return rendered
 
 

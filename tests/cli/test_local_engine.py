@@ -1,0 +1,68 @@
+"""`jaxserve generate` and `jaxserve chat` with the engine in this process, which here echoes the prompt."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxserve.assembly import EngineParts
+from jaxserve.cli.main import main
+from jaxserve.loading.checkpoint import GenerationDefaults
+from tests.scripted import ScriptedClient, saying
+from tests.tiny import EOS, byte_tokenizer
+
+RENDERED = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> ScriptedClient:
+    """The engine that the commands get, whatever model they ask for."""
+    client = ScriptedClient(saying([*b"Hello!"]))
+    parts = EngineParts(client, byte_tokenizer(), GenerationDefaults(eos_token_ids=(EOS,)))
+    monkeypatch.setattr("jaxserve.assembly.assemble", lambda config: parts)
+    monkeypatch.setattr("jaxserve.async_llm.assemble", lambda config: parts)
+    return client
+
+
+def submitted(client: ScriptedClient) -> list[str]:
+    decode = byte_tokenizer().decode
+    return [decode(request.prompt_token_ids, skip_special_tokens=False) for request in client.submitted]
+
+
+def test_generate_takes_texts_as_they_are(client: ScriptedClient, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "m", "--prompt", "Hi", "--max-tokens", "9"]) == 0
+    assert capsys.readouterr().out == "Hello!\n"
+    assert submitted(client) == ["Hi"]
+    assert client.submitted[0].params.max_tokens == 9
+
+
+def test_generate_renders_conversations_and_under_chat_texts_too(
+    client: ScriptedClient, tmp_path: Path
+) -> None:
+    file, output = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    messages = [{"role": "user", "content": "Two"}]
+    file.write_text('{"prompt": "One"}\n' + json.dumps({"messages": messages}) + "\n")
+    command = ["generate", "m", "--prompts-file", str(file), "--output", str(output)]
+    assert main(command) == 0
+    assert submitted(client) == ["One", RENDERED.format("Two")]
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line.get("prompt") or line["messages"] for line in lines] == ["One", messages]
+    assert [line["outputs"][0]["text"] for line in lines] == ["Hello!", "Hello!"]
+
+
+def test_generate_under_chat(client: ScriptedClient) -> None:
+    assert main(["generate", "m", "--prompt", "Hi", "--chat"]) == 0
+    assert submitted(client) == [RENDERED.format("Hi")]
+
+
+def test_chat(
+    client: ScriptedClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
+    assert main(["chat", "m", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == "Hello!\n"
+    assert submitted(client) == [RENDERED.format("Hi")]
