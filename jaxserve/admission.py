@@ -38,7 +38,8 @@ class Admission:
         eos = {*defaults.eos_token_ids}
         if tokenizer.eos_token_id is not None:
             eos.add(tokenizer.eos_token_id)
-        self.eos_token_ids = tuple(sorted(eos))
+        # A tokenizer may know more tokens than the model: it never writes those.
+        self.eos_token_ids = tuple(i for i in sorted(eos) if i < info.vocab_size)
         self._last_template: ChatTemplate | None = None  # compiling one costs milliseconds
 
     def default_sampling_params(self, **overrides: Any) -> SamplingParams:
@@ -101,7 +102,11 @@ class Admission:
             prompt_token_ids=tokenized.token_ids,
             params=self._core_params(params, self.info.max_model_len - len(tokenized.token_ids)),
             eos_token_ids=() if params.ignore_eos else self.eos_token_ids,
-            bad_word_ids=bad_word_ids(params.bad_words, self.tokenizer),
+            bad_word_ids=tuple(
+                ids
+                for ids in bad_word_ids(params.bad_words, self.tokenizer)
+                if max(ids) < self.info.vocab_size
+            ),
             priority=priority,
             arrival_time=time.monotonic(),
             cache_salt=cache_salt,

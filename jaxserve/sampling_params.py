@@ -69,10 +69,17 @@ class SamplingParams:
         def is_number(value: object) -> bool:
             return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
-        need(isinstance(self.n, int) and self.n >= 1, "n", "at least 1")
+        def is_int(value: object) -> bool:
+            return isinstance(value, int) and not isinstance(value, bool)
+
+        for name in ("n", "top_k", "seed", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            may_be_none = name not in ("n", "top_k", "min_tokens")
+            need(is_int(value) or (value is None and may_be_none), name, "an integer")
+        need(self.n >= 1, "n", "at least 1")
         need(is_number(self.temperature) and 0 <= self.temperature <= 2, "temperature", "in [0, 2]")
         need(is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "in (0, 1]")
-        need(isinstance(self.top_k, int) and self.top_k >= -1, "top_k", "-1 or 0 (off), or at least 1")
+        need(self.top_k >= -1, "top_k", "-1 or 0 (off), or at least 1")
         need(is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", "in [0, 1]")
         for name in ("presence_penalty", "frequency_penalty"):
             need(is_number(getattr(self, name)) and -2 <= getattr(self, name) <= 2, name, "in [-2, 2]")
@@ -92,6 +99,9 @@ class SamplingParams:
         need(all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings")
         need(all(isinstance(s, str) and s for s in self.bad_words), "bad_words", "non-empty strings")
         need(self.allowed_token_ids != (), "allowed_token_ids", "at least one token id")
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            ids = getattr(self, name) or ()
+            need(all(is_int(token_id) for token_id in ids), name, "made of integer token ids")
         need(self.logprobs is None or self.logprobs >= 0, "logprobs", "at least 0")
         need(self.prompt_logprobs is None or self.prompt_logprobs >= 0, "prompt_logprobs", "at least 0")
         if self.logit_bias:

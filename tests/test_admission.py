@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -119,6 +120,13 @@ def test_end_tokens_come_from_model_and_tokenizer():
     admit = door().admit
     assert admit("r", "a", SamplingParams()).core_requests[0].eos_token_ids == (EOS, IM_END)
     assert admit("r", "a", SamplingParams(ignore_eos=True)).core_requests[0].eos_token_ids == ()
+
+
+def test_tokens_that_the_model_does_not_have_never_reach_the_engine():
+    admission = Admission(replace(scripted_info(), vocab_size=IM_END), byte_tokenizer(), DEFAULTS)
+    core = admission.admit("r", "a", SamplingParams(bad_words=["no", "<|im_end|>"])).core_requests[0]
+    assert core.eos_token_ids == (EOS,)
+    assert core.bad_word_ids == ((*b"no",), (*b" no",))
 
 
 def test_bad_words_are_banned_at_the_start_and_after_a_space():

@@ -1,0 +1,46 @@
+"""SamplingParams: what is refused, and by which name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jaxserve.errors import RequestError
+from jaxserve.sampling_params import SamplingParams
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n", 1.0),
+        ("n", True),
+        ("n", None),
+        ("top_k", 2.5),
+        ("seed", 1.5),
+        ("seed", 2**64),
+        ("max_tokens", "16"),
+        ("min_tokens", None),
+        ("logprobs", True),
+        ("prompt_logprobs", -1),
+        ("stop_token_ids", ["7"]),
+        ("allowed_token_ids", [1.0]),
+        ("logit_bias", {"7": 1.0}),
+        ("temperature", float("nan")),
+        ("stop", [""]),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=f"^{name} must be") as caught:
+        SamplingParams(**{name: value})
+    assert caught.value.param == name
+
+
+def test_lists_and_single_strings_become_tuples() -> None:
+    params = SamplingParams(stop="a", stop_token_ids=[1, 2], bad_words=None, allowed_token_ids=[3])  # type: ignore[arg-type]  # as callers write them
+    assert (params.stop, params.stop_token_ids, params.bad_words, params.allowed_token_ids) == (
+        ("a",),
+        (1, 2),
+        (),
+        (3,),
+    )
