@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxserve.cli.config_file import add_config_flag
 from jaxserve.cli.engine_flags import add_engine_flags, add_model_argument, engine_argv, engine_config
-from jaxserve.cli.quantities import counts, positive, rate
+from jaxserve.cli.quantities import count, counts, positive, rate
 from jaxserve.errors import ConfigError
 
 HTTP_CHATS = (1, 8)  # concurrent chats that `bench throughput --http` measures
@@ -40,7 +40,7 @@ def _add_latency(kinds: Any) -> argparse.ArgumentParser:
     add("--input-len", type=positive, default=32, metavar="TOKENS", help="default: %(default)s")
     add("--output-len", type=positive, default=128, metavar="TOKENS", help="default: %(default)s")
     add("--iterations", "--num-iters", type=positive, default=10, help="default: %(default)s")
-    add("--warmup-iterations", "--num-iters-warmup", type=int, default=2, help="default: %(default)s")
+    add("--warmup-iterations", "--num-iters-warmup", type=count, default=2, help="default: %(default)s")
     _add_output(parser)
     add_engine_flags(parser)
     parser.set_defaults(run=run_latency)
@@ -137,7 +137,7 @@ def _add_serve(kinds: Any) -> argparse.ArgumentParser:
     )
     add(
         "--random-prefix-len",
-        type=int,
+        type=count,
         default=0,
         metavar="TOKENS",
         help="tokens that all prompts begin with",
@@ -157,7 +157,9 @@ def _add_serve(kinds: Any) -> argparse.ArgumentParser:
         help="default: on, off for a dataset",
     )
     add("--temperature", type=float, default=0.0, help="default: %(default)s")
-    add("--num-warmups", type=int, default=1, help="requests before the clock starts (default: %(default)s)")
+    add(
+        "--num-warmups", type=count, default=1, help="requests before the clock starts (default: %(default)s)"
+    )
     add(
         "--timeout", type=rate, default=600.0, metavar="SECONDS", help="of one request (default: %(default)s)"
     )
