@@ -105,7 +105,7 @@ def _plan_memory(
     config: EngineConfig,
     model: ModelConfig,
     *,
-    available: int,
+    available: int | None,
     weights: int,
     itemsize: int,
     max_model_len: int,
@@ -119,8 +119,18 @@ def _plan_memory(
     activations += max_num_seqs * model.vocab_size * 4 * 4
     pages_of_one = -(-max_model_len // config.page_size) + 1  # and the dummy page
     useful = max_num_seqs * (pages_of_one - 1) + 1
+    if available is None:
+        assert config.kv_cache_memory is not None
+        available = weights + activations + config.kv_cache_memory
     room = available - weights - activations
     if config.kv_cache_memory is not None:
+        asked = min(config.kv_cache_memory, useful * page)
+        if asked > room >= pages_of_one * page:
+            raise ConfigError(
+                f"kv_cache_memory={config.kv_cache_memory}: with {_gib(weights)} for weights and "
+                f"{_gib(activations)} for a step, {_gib(room)} of {_gib(available)} are left for KV pages; "
+                f"lower it to at most {room}"
+            )
         room = min(room, config.kv_cache_memory)
     elif on_cpu:
         room = min(room, max(_CPU_KV_DEFAULT, pages_of_one * page))
@@ -151,19 +161,25 @@ def _round_down(count: int) -> int:
     return count >> shift << shift
 
 
-def _available_bytes(config: EngineConfig) -> int:
+def _available_bytes(config: EngineConfig) -> int | None:
+    """What the engine may use; None if that is unknown and kv_cache_memory makes it unnecessary to know."""
     device = jax.devices()[0]
-    if device.platform != "cpu":
-        stats = device.memory_stats()
-        if not stats or "bytes_limit" not in stats:
-            raise ConfigError(f"{device.device_kind} does not tell its memory; set kv_cache_memory")
-        return int(stats["bytes_limit"] * config.gpu_memory_utilization)
+    total = (
+        _free_host_bytes() if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")
+    )
+    if config.kv_cache_memory is not None:
+        return total
+    if total is None:
+        raise ConfigError(f"{device.device_kind} does not tell its memory; set kv_cache_memory")
+    return int(total * config.gpu_memory_utilization)
+
+
+def _free_host_bytes() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        raise ConfigError("the free memory of this machine cannot be read; set kv_cache_memory") from None
-    return int(free * config.gpu_memory_utilization)
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
 
 
 def _gib(count: int) -> str:
