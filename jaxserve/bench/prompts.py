@@ -153,9 +153,7 @@ def _entries(path: Path, text: str) -> list[tuple[str, Any]]:
     try:
         if text.lstrip().startswith("["):
             return [(f"entry {i}", entry) for i, entry in enumerate(json.loads(text), 1)]
-        return [
-            (f"line {i}", json.loads(line)) for i, line in enumerate(text.splitlines(), 1) if line.strip()
-        ]
+        return [(f"line {i}", json.loads(line)) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     except ValueError as error:
         raise ConfigError(f"--dataset-path {path}: not JSON: {error}") from error
 

@@ -21,7 +21,7 @@ def read_prompts(texts: Sequence[str], path: Path | None, stdin: TextIO) -> list
     prompts: list[Prompt] = list(texts)
     if path is not None:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() cuts at U+2028, too
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"--prompts-file {path}: {getattr(error, 'strerror', None) or error}"

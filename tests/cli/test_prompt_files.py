@@ -36,6 +36,16 @@ def test_jsonl(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["prompts.jsonl", "prompts.txt"])
+def test_only_line_feeds_end_a_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    quote = '"' if name.endswith(".jsonl") else ""
+    path.write_text(
+        f"{quote}one\u2028line\x85still{quote}\r\n{quote}two{quote}\n", encoding="utf-8", newline=""
+    )
+    assert read_prompts([], path, io.StringIO()) == ["one\u2028line\x85still", "two"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
