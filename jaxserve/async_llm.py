@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jaxserve.admission import Admission
 from jaxserve.assembly import assemble
 from jaxserve.errors import EngineDeadError, QueueFullError, ShuttingDownError
-from jaxserve.inputs import AnyPrompt, TokenizedPrompt, tokenize_prompt
+from jaxserve.inputs import AnyPrompt, TokenizedPrompt
 from jaxserve.output_processor import OutputProcessor
 from jaxserve.request_stream import Inbox, RequestStream
 
@@ -134,12 +134,14 @@ class AsyncLLM:
             chat_template_kwargs=chat_template_kwargs,
         )
 
-    async def tokenize(self, prompt: AnyPrompt) -> TokenizedPrompt:
-        """Token ids of a prompt; a long text is tokenized on another thread.  `generate` takes the result."""
-        text = prompt.get("prompt") if isinstance(prompt, dict) else prompt
-        if isinstance(text, str) and len(text) > LONG_TEXT:
-            return await asyncio.to_thread(tokenize_prompt, prompt, self.tokenizer)
-        return tokenize_prompt(prompt, self.tokenizer)
+    async def encode(self, text: str, *, add_special_tokens: bool = True, param: str = "prompt") -> list[int]:
+        """Token ids of a text, for `generate`; a long one is tokenized on another thread.
+
+        Raises RequestError naming `param` for a text that is not valid Unicode.
+        """
+        if len(text) > LONG_TEXT:
+            return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens, param=param)
+        return self.tokenizer.encode(text, add_special_tokens, param=param)
 
     def generate(
         self,

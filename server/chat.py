@@ -18,7 +18,7 @@ from jaxserve.server.fan_in import Item, final_outputs, merged_outputs
 from jaxserve.server.generation import Envelope, start
 from jaxserve.server.intake import name_request, take
 from jaxserve.server.logprobs import prompt_logprobs
-from jaxserve.server.prompts import encode, fit
+from jaxserve.server.prompts import fit
 from jaxserve.server.protocol import ChatRequest
 from jaxserve.server.respond import json_response
 from jaxserve.server.sampling import chat_sampling, check_stream_options
@@ -36,8 +36,8 @@ async def chat_completions(state: ServerState, request: Request) -> Response:
     params = chat_sampling(state.llm, fields)
     text = await render(state, fields.messages, fields, taken.num_bytes)
     # The chat template writes special tokens itself, hence the other default than for plain completions.
-    token_ids = await encode(
-        state.llm, text, add_special_tokens=bool(fields.add_special_tokens), param="messages"
+    token_ids = await state.llm.encode(
+        text, add_special_tokens=bool(fields.add_special_tokens), param="messages"
     )
     prompt = fit(
         state.llm, TokenizedPrompt(token_ids, text), params, fields.truncate_prompt_tokens, param="messages"

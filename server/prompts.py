@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
-from jaxserve.async_llm import LONG_TEXT, AsyncLLM
+from jaxserve.async_llm import AsyncLLM
 from jaxserve.errors import RequestError
 from jaxserve.inputs import TokenizedPrompt
 from jaxserve.sampling_params import SamplingParams
@@ -29,19 +28,12 @@ async def completion_prompts(
     prompts = []
     for one in given:
         if isinstance(one, str):
-            ids = await encode(llm, one, add_special_tokens=add_special_tokens, param="prompt")
+            ids = await llm.encode(one, add_special_tokens=add_special_tokens)
         else:
             ids = one
         prompt = TokenizedPrompt(ids, one if isinstance(one, str) else None)
         prompts.append(fit(llm, prompt, params, request.truncate_prompt_tokens, param="prompt"))
     return prompts
-
-
-async def encode(llm: AsyncLLM, text: str, *, add_special_tokens: bool, param: str) -> list[int]:
-    """Token ids of a text; a long one is tokenized on another thread."""
-    if len(text) > LONG_TEXT:
-        return await asyncio.to_thread(llm.tokenizer.encode, text, add_special_tokens, param=param)
-    return llm.tokenizer.encode(text, add_special_tokens, param=param)
 
 
 def fit(

@@ -8,7 +8,6 @@ from jaxserve.errors import RequestError
 from jaxserve.server.answers import DetokenizedText, Tokens
 from jaxserve.server.conversation import render
 from jaxserve.server.intake import take
-from jaxserve.server.prompts import encode
 from jaxserve.server.protocol import DetokenizeRequest, TokenizeRequest
 from jaxserve.server.respond import json_response
 from jaxserve.server.state import ServerState
@@ -26,7 +25,7 @@ async def tokenize(state: ServerState, request: Request) -> Response:
     else:
         text, param = await render(state, fields.messages, fields, taken.num_bytes), "messages"
         adds_special_tokens = bool(fields.add_special_tokens)  # the chat template writes them itself
-    token_ids = await encode(llm, text, add_special_tokens=adds_special_tokens, param=param)
+    token_ids = await llm.encode(text, add_special_tokens=adds_special_tokens, param=param)
     strings = llm.tokenizer.convert_ids_to_tokens(token_ids) if fields.return_token_strs else None
     return json_response(Tokens(len(token_ids), llm.info.max_model_len, token_ids, strings), taken.headers)
 
