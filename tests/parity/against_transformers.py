@@ -80,14 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not 1 <= getattr(arguments, name) <= most:
             parser.error(f"--{name.replace('_', '-')} must be from 1 to {most}")
     if importlib.util.find_spec("torch") is None:
-        print("This comparison needs torch: pip install 'jaxserve[parity]'", file=sys.stderr)
+        print("This comparison needs torch: make install EXTRAS=dev,parity", file=sys.stderr)
         return 2
     rows, has_passed = [], True
     for model in arguments.model or FETCHABLE_MODELS:
         try:
             comparisons = compare_model(model, arguments.prompts, arguments.tokens, arguments.reference_batch)
         except JaxserveError as error:
-            print(f"{model}: {error}", file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr)
             return 2
         rows.append(_row(model, comparisons))
         has_passed = has_passed and all(c.is_permitted for c in comparisons)

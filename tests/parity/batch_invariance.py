@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         )
     except JaxserveError as error:
-        print(f"{arguments.model}: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     requests = build_requests(parts.tokenizer, arguments.requests, arguments.seed)
     outcomes, stats = run(parts, requests)
