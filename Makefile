@@ -26,7 +26,8 @@ serve: install  ## Serve MODEL (default: SmolLM2-135M, fetched) on HOST:PORT; AR
 	@if [ "$(MODEL)" = smollm2 ]; then $(BIN)/python -m jaxserve.loading.fetch smollm2 >/dev/null; fi
 	@exec $(BIN)/jaxserve serve "$(MODEL)" --host $(HOST) --port $(PORT) $(ARGS)
 
-test: install  ## Run the tests; ARGS= more pytest arguments
+test: install  ## Run the tests; ARGS= more pytest arguments.  Fetches the real models; without them their tests skip
+	-@$(BIN)/python -m jaxserve.loading.fetch smollm2 qwen2.5-coder-0.5b
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: install  ## ruff and pyright

@@ -124,7 +124,7 @@ def test_end_tokens_come_from_model_and_tokenizer():
 
 def test_tokens_that_the_model_does_not_have_never_reach_the_engine():
     admission = Admission(replace(scripted_info(), vocab_size=IM_END), byte_tokenizer(), DEFAULTS)
-    core = admission.admit("r", "a", SamplingParams(bad_words=["no", "<|im_end|>"])).core_requests[0]
+    core = admission.admit("r", "a", SamplingParams(bad_words=("no", "<|im_end|>"))).core_requests[0]
     assert core.eos_token_ids == (EOS,)
     assert core.bad_word_ids == ((*b"no",), (*b" no",))
 

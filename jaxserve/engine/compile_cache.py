@@ -86,6 +86,7 @@ def _environment_digest(context: str) -> str:
         context,
         jax.__version__,
         version("jaxlib"),
+        version("flax"),
         device.platform,
         device.device_kind,
         str(getattr(device.client, "platform_version", "")),

@@ -108,7 +108,7 @@ def test_masks_hold_token_by_token(engine: Engine) -> None:
     one = request("free", [5, 6], max_tokens=12, temperature=1.0, seed=4)
     (free,) = run(engine, one)
     banned_pair = (free[2], free[3])
-    assert banned_pair not in list(itertools.pairwise(free))
+    assert banned_pair not in list(itertools.pairwise(free[:3]))
     (tokens,) = run(engine, replace(one, request_id="pair", bad_word_ids=(banned_pair,)))
     assert tokens[:3] == free[:3]
     assert banned_pair not in list(itertools.pairwise(tokens))
