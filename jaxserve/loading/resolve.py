@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxserve.config import LoadFormat, ModelConfig
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading.checkpoint import Checkpoint, GenerationDefaults
 from jaxserve.loading.fetch import FETCHABLE_MODELS, fetch_model
-from jaxserve.loading.gguf_checkpoint import GGUFCheckpoint
 from jaxserve.loading.hub import download_from_hub, is_hub_name
 from jaxserve.loading.safetensors_checkpoint import (
     INDEX_FILE,
@@ -16,6 +16,9 @@ from jaxserve.loading.safetensors_checkpoint import (
     SafetensorsCheckpoint,
     read_hf_config,
 )
+
+if TYPE_CHECKING:
+    from jaxserve.loading.gguf_checkpoint import GGUFCheckpoint
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
@@ -38,7 +41,7 @@ def open_checkpoint(model: str, load_format: LoadFormat = "auto") -> Checkpoint:
         raise CheckpointError(
             f"{path}: load_format='safetensors', but this is not a directory in Hugging Face layout"
         )
-    return GGUFCheckpoint(_gguf_file(path))
+    return _open_gguf(path)
 
 
 def open_config(model: str) -> tuple[ModelConfig, GenerationDefaults, Path]:
@@ -49,7 +52,7 @@ def open_config(model: str) -> tuple[ModelConfig, GenerationDefaults, Path]:
     path = _find(model, with_weights=False)
     if path.is_dir() and (path / "config.json").exists():
         return *read_hf_config(path), path
-    checkpoint = GGUFCheckpoint(_gguf_file(path))
+    checkpoint = _open_gguf(path)
     return checkpoint.config, checkpoint.defaults, checkpoint.path
 
 
@@ -90,6 +93,13 @@ def _is_safetensors_directory(directory: Path, load_format: LoadFormat) -> bool:
         return load_format == "safetensors"
     has_safetensors = (directory / SINGLE_FILE).exists() or (directory / INDEX_FILE).exists()
     return has_safetensors or not any(directory.glob("*.gguf"))
+
+
+def _open_gguf(path: Path) -> GGUFCheckpoint:
+    # Needs a package that other formats do without.
+    from jaxserve.loading.gguf_checkpoint import GGUFCheckpoint
+
+    return GGUFCheckpoint(_gguf_file(path))
 
 
 def _gguf_file(path: Path) -> Path:

@@ -1,0 +1,151 @@
+"""`benchmarks/h100.sh PART …`: run parts, print their tables, keep their figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.h100 import parts, results
+from benchmarks.h100.models import HF_CONFIGS
+
+if TYPE_CHECKING:
+    from benchmarks.h100.engine import Engine
+
+BATCHES = {"8b": (1, 8, 32, 64, 128, 256), "1b": (1, 32, 256), "tiny": (1, 4)}
+KINDS = ("decode", "prefill", "e2e", "sampling", "start")
+DEFAULT_PARTS = ("decode-8b", "prefill-8b", "sampling-8b", "decode-1b", "prefill-1b", "start-8b")
+
+
+def main() -> int:
+    """Run the parts in the order given, those of one model one after the other in one engine."""
+    args = _parse()
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - began:6.1f} s] {text}", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as engines:
+        engine: Engine | None = None
+        for part in args.parts:
+            kind, _, model = part.partition("-")
+            deadline = time.monotonic() + args.limit
+            if kind == "start":
+                engines.close()  # the device's memory is needed
+                engine = None
+                from benchmarks.h100.start import start
+
+                result: dict[str, Any] | None = start(model, args.engine, say)
+                device = result["cold"]["device"]
+            else:
+                if engine is None or engine.model != model:
+                    engines.close()
+                    engine = _open(model, Path(folder), args.engine, say)
+                    engines.enter_context(engine)
+                budget = parts.Budget(args.repeats, deadline)
+                result = _run(kind, engine, args, budget, say)
+                device = engine.info.device
+                compiles = engine.compiles_after_ready
+                say(f"compiles after ready: {compiles}")
+                if result is not None:
+                    result |= {"load_seconds": engine.load_seconds, "compiles_after_ready": compiles}
+            if result is not None:
+                path = results.results_path(args.results, device)
+                name = f"profile-{part}" if args.profile else part
+                results.save(path, device, name, {"engine_options": args.engine, **result})
+                say(f"{name} is in {path}")
+    return 0
+
+
+def _open(model: str, folder: Path, overrides: dict[str, Any], say: Any) -> Engine:
+    from benchmarks.h100.engine import Engine
+
+    say(f"starting {model} …")
+    engine = Engine(model, folder, overrides)
+    say(f"{model} is ready after {engine.load_seconds:.1f} s: {engine.info}")
+    return engine
+
+
+def _run(
+    kind: str, engine: Engine, args: argparse.Namespace, budget: parts.Budget, say: Any
+) -> dict[str, Any] | None:
+    batches: Sequence[int] = args.batches or BATCHES[engine.model]
+    if args.profile:
+        from benchmarks.h100.engine import GREEDY, SAMPLED
+        from benchmarks.h100.profiling import profile_decode
+
+        sampling = SAMPLED if kind == "sampling" else GREEDY
+        profiles = [
+            profile_decode(engine, n, args.profile_dir / f"{engine.model}-{n}", say, sampling)
+            for n in batches
+        ]
+        return {"profiles": profiles}
+    if kind == "decode":
+        return parts.decode(engine, batches, budget, say)
+    if kind == "e2e":
+        return parts.end_to_end(engine, batches, budget, say)
+    if kind == "prefill":
+        return parts.prefill(engine, budget, say)
+    return parts.sampling(engine, max(batches), budget, say)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/h100.sh",
+        description="Measure this machine's GPU with random weights of Llama's dimensions, beside vLLM's figures.",
+        epilog=f"Parts are KIND or KIND-MODEL with KIND one of {', '.join(KINDS)} and MODEL one of "
+        f"{', '.join(HF_CONFIGS)} (default 8b); tiny is a rehearsal without a GPU. "
+        f"Without parts: {' '.join(DEFAULT_PARTS)}.",
+    )
+    add = parser.add_argument
+    add("parts", nargs="*", default=list(DEFAULT_PARTS), metavar="PART")
+    add("--batches", type=_counts, metavar="N,N,…", help="batch sizes (default: vLLM's table)")
+    add("--repeats", type=int, default=3, help="of each run, of which the median counts (default: 3)")
+    add("--limit", type=float, default=230, metavar="SECONDS", help="no new run of a part after that (230)")
+    add(
+        "--engine",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an engine option, for instance page_size=64; may be repeated",
+    )
+    add(
+        "--profile",
+        action="store_true",
+        help="instead of timing, trace about 12 decode steps a batch size and print device time by kernel",
+    )
+    add("--profile-dir", type=Path, default=Path("/tmp/jaxserve-profile"), help="where traces go")
+    add("--results", type=Path, default=results.FOLDER, help="folder of the results file")
+    args = parser.parse_args()
+    for index, part in enumerate(args.parts):
+        kind, _, model = part.partition("-")
+        if kind not in KINDS or (model and model not in HF_CONFIGS):
+            parser.error(f"unknown part {part!r}")
+        if args.profile and kind not in ("decode", "sampling"):
+            parser.error(f"--profile traces decode and sampling, not {part}")
+        args.parts[index] = f"{kind}-{model or '8b'}"
+    args.engine = dict(args.engine)
+    return args
+
+
+def _counts(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
