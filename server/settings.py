@@ -30,9 +30,8 @@ class ServerSettings:
     enable_prompt_tokens_details: bool = False  # usage.prompt_tokens_details.cached_tokens
     return_tokens_as_token_ids: bool = False  # logprobs say "token_id:123" instead of the token's text
     chat_template: str | None = None  # jinja2 source, instead of the model's own
-    chat_template_content_format: Literal["auto", "string", "openai"] = (
-        "auto"  # auto: what the template reads
-    )
+    # auto: what the template reads
+    chat_template_content_format: Literal["auto", "string", "openai"] = "auto"
     trust_request_chat_template: bool = False  # requests may bring their own chat_template
     metrics_prefix: str = "jaxserve:"
     log_requests: bool = True

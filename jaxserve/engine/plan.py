@@ -31,9 +31,8 @@ class PlanEntry:
     page_offset: int  # where new_pages go in the sequence's page row
     new_pages: tuple[int, ...]
     tail_ids: tuple[int, ...] = ()  # last known tokens, for sequences whose mask depends on them
-    prompt_targets: tuple[
-        int, ...
-    ] = ()  # the token after each input token whose prompt log-probability is wanted
+    # The token after each input token whose prompt log-probability is wanted.
+    prompt_targets: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,9 +20,8 @@ class CoreRequest:
     prompt_token_ids: list[int]
     params: SamplingParams  # n is 1; seed and max_tokens are set; stop strings are the front end's business
     eos_token_ids: tuple[int, ...]  # empty under ignore_eos
-    bad_word_ids: tuple[
-        tuple[int, ...], ...
-    ] = ()  # token sequences whose last token must not follow the others
+    # Token sequences whose last token must not follow the others.
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()
     priority: int = 0  # lower runs first, as in vLLM
     arrival_time: float = 0.0  # time.monotonic() at the door
     cache_salt: str | None = None  # prefix pages are shared only among requests of one salt

@@ -78,9 +78,8 @@ class _Settled:
     values: jax.Array  # [B, C] float32, the candidates' logits
     ids: jax.Array  # [B, C] int32
     is_narrow: jax.Array  # [B] bool, every kept token is a candidate
-    threshold: (
-        jax.Array
-    )  # [B] float32, smallest logit to keep; where is_open, what min_p and top_k alone keep
+    # [B] float32, smallest logit to keep; where is_open, what min_p and top_k alone keep
+    threshold: jax.Array
     is_open: jax.Array  # [B] bool, top_p reaches past the candidates
     target: jax.Array  # [B] float32, the mass that top_p keeps, in units of _weights
 

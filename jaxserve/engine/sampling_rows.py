@@ -14,12 +14,8 @@ from jaxserve.errors import RequestError
 from jaxserve.sampling_params import MAX_LOGIT_BIAS, SamplingParams
 
 Variant = Literal["greedy", "temperature", "random", "full"]
-VARIANTS: tuple[Variant, ...] = (
-    "greedy",
-    "temperature",
-    "random",
-    "full",
-)  # each does all the ones before it do
+# Each does all that the ones before it do.
+VARIANTS: tuple[Variant, ...] = ("greedy", "temperature", "random", "full")
 
 # Columns of SamplingRows.ints and .floats.
 SLOT, POSITION, SEED_LO, SEED_HI, TOP_K, FLAGS = range(6)

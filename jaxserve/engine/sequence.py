@@ -43,9 +43,8 @@ class Sequence:
         self.slot = -1  # row of the device's per-sequence state while running
         self.num_scheduled = 0  # positions whose keys and values are written or being written
         self.num_in_flight = 0
-        self.num_cached_tokens: int | None = (
-            None  # prompt tokens found in the prefix cache, at first admission
-        )
+        # Prompt tokens found in the prefix cache, at first admission.
+        self.num_cached_tokens: int | None = None
         missing: list[TokenLogprobs | None] = [None] * (self.num_prompt_tokens - 1)
         self.prompt_logprobs = None if request.params.prompt_logprobs is None else missing
         self._hashes: list[PageHash] = []

@@ -25,9 +25,8 @@ class GenerationDefaults:
     """What generation_config.json (or GGUF metadata) says; None where it is silent."""
 
     eos_token_ids: tuple[int, ...] = ()
-    sampling: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # temperature, top_p, top_k, min_p, repetition_penalty, max_tokens
+    # temperature, top_p, top_k, min_p, repetition_penalty, max_tokens
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Checkpoint(Protocol):

@@ -43,9 +43,8 @@ class GGUFTensor:
     """One line of the tensor table."""
 
     name: str
-    shape: tuple[
-        int, ...
-    ]  # slowest axis first, as numpy and Hugging Face write it: GGUF's dimensions reversed
+    # Slowest axis first, as numpy and Hugging Face write it: GGUF's dimensions reversed.
+    shape: tuple[int, ...]
     kind: GGMLQuantizationType
     start: int  # of its data, in bytes from the beginning of the file
     num_bytes: int

@@ -94,9 +94,8 @@ def _yarn(rope: Fields, fields: Fields, context: int) -> RopeScaling:
         "yarn",
         factor,
         original,
-        beta_fast=rope.number(
-            "beta_fast", absent=32.0
-        ),  # the paper's values, which the format takes as given
+        # The paper's values, which the format takes as given.
+        beta_fast=rope.number("beta_fast", absent=32.0),
         beta_slow=rope.number("beta_slow", absent=1.0),
         attention_factor=attention_factor,
     )

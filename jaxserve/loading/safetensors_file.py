@@ -48,9 +48,8 @@ class SafetensorsFile:
         view = self._data[tensor.begin : tensor.end].view(dtype).reshape(tensor.shape)
         if tensor.dtype == "F64":
             return view.astype(np.float32)
-        return np.require(
-            view, requirements="A"
-        )  # headers of odd length leave the data misaligned: copied then
+        # Headers of odd length leave the data misaligned: copied then.
+        return np.require(view, requirements="A")
 
 
 def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:

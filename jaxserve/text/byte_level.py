@@ -133,9 +133,8 @@ def byte_level_backend(
     """A byte-level BPE tokenizer; added tokens and post-processing are the caller's to put."""
     try:
         model = models.BPE(vocab=vocab, merges=list(merges), ignore_merges=pre_tokenizer.ignore_merges)
-    except (
-        Exception
-    ) as error:  # the library raises plain Exception; here for merges of tokens it was not given
+    except Exception as error:
+        # The library raises plain Exception; here for merges of tokens that it was not given.
         raise CheckpointError(f"tokenizer: vocabulary and merges do not fit together: {error}") from error
     backend = Backend(model)
     backend.pre_tokenizer = pre_tokenizers.Sequence(

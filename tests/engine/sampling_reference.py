@@ -40,9 +40,8 @@ def kept_tokens(logits: np.ndarray, params: SamplingParams, slack: float = 0.0) 
         probs /= probs.sum()
         order = np.argsort(-x, kind="stable")
         mass_before = np.concatenate([[0.0], np.cumsum(probs[order])[:-1]])
-        values, first = np.unique(
-            -x[order], return_index=True
-        )  # ties share the mass before the first of them
+        # Ties share the mass before the first of them.
+        values, first = np.unique(-x[order], return_index=True)
         above = mass_before[first][np.searchsorted(values, -x)]
         kept &= above < params.top_p * (1 + slack)
     return kept

@@ -98,9 +98,8 @@ def test_seed_and_position_decide():
     seeds, positions = [1, 1, 2, 1, 1 + 2**32, -1], [5, 5, 5, 6, 5, 5]
     ids = sampled_ids(logits, [SamplingParams(seed=s) for s in seeds], positions).tolist()
     assert ids[0] == ids[1]
-    assert (
-        len(set(ids[1:])) == 5
-    )  # chance of a false alarm on uniform logits: 1 in 30, and these seeds are fixed
+    # Chance of a false alarm on uniform logits: 1 in 30, and these seeds are fixed.
+    assert len(set(ids[1:])) == 5
 
 
 def test_variants_agree_on_what_they_all_honour():

@@ -19,10 +19,8 @@ GOLDENS = Path(__file__).parents[1] / "data" / "goldens"
 NEAR_TIE = 1e-3  # top-two gap in logits of the reference below which answers may part
 TOLERANCE = 1e-3  # of log-probabilities; float32 sums in another order leave about 2e-4
 NUM_TOP = 20
-NUM_TOKENS = {
-    "smollm2": (32, 64),
-    "qwen2.5-coder-0.5b": (10, 24),
-}  # prompts, tokens of each: the larger is slow
+# Prompts, and tokens of each: the larger model is slow.
+NUM_TOKENS = {"smollm2": (32, 64), "qwen2.5-coder-0.5b": (10, 24)}
 
 
 @dataclass(frozen=True)

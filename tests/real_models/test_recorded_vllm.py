@@ -15,12 +15,8 @@ from tests.server.recorded import Recording, load
 pytestmark = pytest.mark.real_model
 
 TOLERANCE = 1e-3  # of log-probabilities
-SHARED_NAMES = (
-    "temperature",
-    "max_tokens",
-    "stop",
-    "prompt_logprobs",
-)  # request fields that are SamplingParams
+# Request fields that are SamplingParams.
+SHARED_NAMES = ("temperature", "max_tokens", "stop", "prompt_logprobs")
 
 
 @pytest.fixture(scope="module")
