@@ -13,6 +13,8 @@ from jaxserve.engine.protocol import CoreRequest, TokenOutput
 from jaxserve.engine.sequence import Sequence
 from jaxserve.outputs import FINISH_LENGTH, FINISH_STOP
 
+_MIN_DROPPED = 64  # ended sequences that the waiting heap may always hold
+
 
 @dataclass(slots=True)
 class SchedulerCounters:
@@ -47,7 +49,8 @@ class Scheduler:
         self._max_model_len = max_model_len
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
         self._running: list[Sequence] = []  # in Sequence.order
-        self._waiting: list[tuple[tuple[int, float, int], Sequence]] = []  # heap
+        self._waiting: list[tuple[tuple[int, float, int], Sequence]] = []  # heap; ended ones leave it late
+        self._num_dropped = 0  # ended sequences still in the heap
         self._by_id: dict[str, Sequence] = {}
         self._by_seq_id: dict[int, Sequence] = {}
         self._next_seq_id = 0
@@ -226,16 +229,28 @@ class Scheduler:
         seq.num_planned_pages = 0
 
     def _pop_waiting(self) -> Sequence | None:
-        """The first waiting sequence, if it may start now; aborted ones are dropped on the way."""
+        """The first waiting sequence, if it may start now; ended ones are dropped on the way."""
         while self._waiting:
             _, seq = heapq.heappop(self._waiting)
             if seq.seq_id not in self._by_seq_id:
+                self._num_dropped -= 1
                 continue
             if seq.num_in_flight:  # preempted a moment ago: its last token is still on the way
                 heapq.heappush(self._waiting, (seq.order, seq))
                 return None
             return seq
         return None
+
+    def _sweep_waiting(self) -> None:
+        """Rebuild the heap once half of it has ended: they hold prompts, and a stalled queue pops none.
+
+        A rebuild costs what the aborts since the last one have paid for, so an abort is O(1) on average.
+        """
+        if self._num_dropped <= max(_MIN_DROPPED, len(self._waiting) // 2):
+            return
+        self._waiting = [entry for entry in self._waiting if entry[1].seq_id in self._by_seq_id]
+        heapq.heapify(self._waiting)
+        self._num_dropped = 0
 
     def _admit(self, seq: Sequence, budget: int) -> bool:
         """Give `seq` a slot, what the prefix cache knows of it, and pages for its first chunk."""
@@ -287,8 +302,12 @@ class Scheduler:
         return None, None
 
     def _finish(self, seq: Sequence) -> None:
-        if seq.slot >= 0:
+        is_waiting = seq.slot < 0
+        if not is_waiting:
             self._running.remove(seq)
             self._give_back(seq)
         del self._by_id[seq.request.request_id]
         del self._by_seq_id[seq.seq_id]
+        if is_waiting:  # aborted, or its last token came after it was preempted
+            self._num_dropped += 1
+            self._sweep_waiting()

@@ -85,6 +85,7 @@ class Rig:
         for _ in range(limit):
             if not self.is_busy:
                 assert self.allocator.num_free == self.allocator.num_pages
+                assert len(self.scheduler._waiting) == self.scheduler._num_dropped
                 return
             self.step()
         raise AssertionError("no progress")
@@ -255,6 +256,48 @@ def test_a_reused_request_id_does_not_get_the_old_ones_tokens() -> None:
     rig.scheduler.add(make_request("a", [4, 5], max_tokens=4))
     rig.run()
     assert rig.tokens("a") == generate_alone([4, 5], 4, (), (), MAX_LEN)
+
+
+def test_aborted_requests_do_not_pile_up_in_the_queue() -> None:
+    rig = Rig(max_num_seqs=1, budget=64)
+    rig.scheduler.add(make_request("runs", [1], max_tokens=60))
+    rig.step()
+    for index in range(5000):
+        rig.scheduler.add(make_request(f"r{index}", [2] * 20, arrival=float(index)))
+        rig.scheduler.abort(f"r{index}")
+    assert rig.scheduler.num_waiting == 0
+    assert len(rig.scheduler._waiting) < 200
+    rig.run()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_queue_is_in_order_whatever_is_aborted(seed: int) -> None:
+    """Against a plain sorted list: requests of one token run one a step, in the order of the queue."""
+    rng = random.Random(seed)
+    rig = Rig(max_num_seqs=1, budget=64, depth=1)
+    waiting: list[tuple[int, float, int, str]] = []  # priority, arrival, number, id: who goes first
+    expected: list[str] = []
+    for number in range(1500):
+        action = rng.random()
+        if action < 0.55:
+            request = make_request(
+                f"r{number}", [3], max_tokens=1, priority=rng.randint(-1, 1), arrival=float(rng.randint(0, 9))
+            )
+            rig.scheduler.add(request)
+            waiting.append((request.priority, request.arrival_time, number, request.request_id))
+        elif action < 0.95 and waiting:
+            gone = waiting.pop(rng.randrange(len(waiting)))
+            assert rig.scheduler.abort(gone[-1])
+        elif waiting:
+            waiting.sort()
+            expected.append(waiting.pop(0)[-1])
+            rig.step()
+        assert rig.scheduler.num_waiting == len(waiting)
+        assert 0 <= rig.scheduler._num_dropped <= len(rig.scheduler._waiting)
+        assert len(rig.scheduler._waiting) <= 2 * len(waiting) + 130
+    expected += [entry[-1] for entry in sorted(waiting)]
+    rig.run()
+    assert list(rig.outputs) == expected
 
 
 def test_min_tokens_keeps_the_end_token_from_ending() -> None:
