@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -35,11 +36,15 @@ class Admission:
         self.tokenizer = tokenizer
         self.defaults = defaults
         self._seeds: random.Random = random.SystemRandom() if seed is None else random.Random(seed)
-        eos = {*defaults.eos_token_ids}
-        if tokenizer.eos_token_id is not None:
-            eos.add(tokenizer.eos_token_id)
+        self._serials = itertools.count()
+        # As in vLLM, the tokenizer's end token is the end, and further ones of generation_config.json are stop
+        # tokens: an answer that one of them ends has it as its stop_reason.
+        eos = tokenizer.eos_token_id
         # A tokenizer may know more tokens than the model: it never writes those.
-        self.eos_token_ids = tuple(i for i in sorted(eos) if i < info.vocab_size)
+        self.eos_token_ids = () if eos is None or eos >= info.vocab_size else (eos,)
+        self.more_end_token_ids = tuple(
+            i for i in dict.fromkeys(defaults.eos_token_ids) if i < info.vocab_size and i != eos
+        )
         self._last_template: ChatTemplate | None = None  # compiling one costs milliseconds
 
     def default_sampling_params(self, **overrides: Any) -> SamplingParams:
@@ -91,27 +96,39 @@ class Admission:
         priority: int = 0,
         cache_salt: str | None = None,
     ) -> RequestState:
-        """The checked request with its n core requests.  Raises RequestError naming the wrong field."""
+        """The checked request with its n core requests.  Raises RequestError naming the wrong field.
+
+        Core requests get ids that are never used again: outputs that are still on their way when a request ends
+        must not reach the next one that its caller gives the same id.
+        """
         tokenized = tokenize_prompt(prompt, self.tokenizer)
         check_prompt(tokenized, self.info)
         params.check_vocabulary(self.info.vocab_size, self.info.max_logprobs)
         if params.n > MAX_N:
             raise RequestError(f"n must be at most {MAX_N}, got {params.n}.", param="n")
+        stop_token_ids = tuple(dict.fromkeys(params.stop_token_ids or ()))
+        if not params.ignore_eos:
+            stop_token_ids = tuple(dict.fromkeys((*stop_token_ids, *self.more_end_token_ids)))
         core = CoreRequest(
             request_id=request_id,
             prompt_token_ids=tokenized.token_ids,
             params=self._core_params(params, self.info.max_model_len - len(tokenized.token_ids)),
             eos_token_ids=() if params.ignore_eos else self.eos_token_ids,
+            stop_token_ids=stop_token_ids,
             bad_word_ids=tuple(
                 ids
-                for ids in bad_word_ids(params.bad_words, self.tokenizer)
+                for ids in bad_word_ids(params.bad_words or (), self.tokenizer)
                 if max(ids) < self.info.vocab_size
             ),
             priority=priority,
             arrival_time=time.monotonic(),
             cache_salt=cache_salt,
         )
-        return RequestState(request_id, tokenized, params, _fan_out(core, params.n), self.tokenizer)
+        cores = [
+            replace(core, request_id=f"{core.request_id}#{next(self._serials)}")
+            for core in _fan_out(core, params.n)
+        ]
+        return RequestState(request_id, tokenized, params, cores, self.tokenizer)
 
     def _core_params(self, params: SamplingParams, room: int) -> SamplingParams:
         """What the engine needs to know: one answer, a seed, a max_tokens that fits; texts stay here."""
@@ -123,6 +140,7 @@ class Admission:
             max_tokens=max_tokens,
             min_tokens=min(params.min_tokens, max_tokens),
             stop=(),
+            stop_token_ids=(),
             bad_words=(),
         )
 

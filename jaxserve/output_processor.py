@@ -45,7 +45,7 @@ class SequenceState:
             )
             if params.stop:
                 self._stop_checker = StopChecker(
-                    params.stop, params.include_stop_str_in_output, params.min_tokens
+                    params.stop or (), params.include_stop_str_in_output, params.min_tokens
                 )
         if params.logprobs is not None:
             self.logprobs, self.cumulative_logprob = [], 0.0
@@ -231,9 +231,8 @@ class OutputProcessor:
         return list(self._requests.values())
 
     def add(self, request: RequestState) -> None:
-        """Expect outputs for a request.  Raises RequestError when its id, or one made from it, is in use."""
-        ids = [core.request_id for core in request.core_requests]
-        if request.request_id in self._requests or any(core_id in self._answers for core_id in ids):
+        """Expect outputs for a request.  Raises RequestError when its id is in use."""
+        if request.request_id in self._requests:
             raise RequestError(
                 f"request_id {request.request_id!r} is in use by a request in flight; give another.",
                 param="request_id",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from jaxserve.errors import RequestError
 
@@ -25,6 +27,9 @@ class SamplingParams:
 
     Processors apply in this order: logprobs are read from the raw logits; then allowed_token_ids, bad_words and
     min_tokens mask; logit_bias adds; penalties; temperature; min_p; top_k; top_p (over what top_k kept).
+
+    Lists may be given as any sequence, one string in place of a list of one, and None for an empty list; once
+    built they are tuples.
     """
 
     n: int = 1
@@ -38,13 +43,13 @@ class SamplingParams:
     seed: int | None = None
     max_tokens: int | None = 16  # None: up to the model's context
     min_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop: str | Sequence[str] | None = ()
+    stop_token_ids: Sequence[int] | None = ()
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
-    logit_bias: dict[int, float] | None = None
-    allowed_token_ids: tuple[int, ...] | None = None
-    bad_words: tuple[str, ...] = ()
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None  # None: all
+    bad_words: str | Sequence[str] | None = ()
     logprobs: int | None = None  # top-k log-probabilities per sampled token, beside the sampled one's own
     prompt_logprobs: int | None = None
     detokenize: bool = True
@@ -53,14 +58,10 @@ class SamplingParams:
     output_kind: OutputKind = OutputKind.CUMULATIVE
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        for name in ("stop", "stop_token_ids", "bad_words", "allowed_token_ids"):
-            value = getattr(self, name)
-            if value is None and name != "allowed_token_ids":
-                object.__setattr__(self, name, ())
-            elif isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
+        stop = self._put_tuple("stop", of_strings=True) or ()
+        bad_words = self._put_tuple("bad_words", of_strings=True) or ()
+        stop_token_ids = self._put_tuple("stop_token_ids") or ()
+        allowed_token_ids = self._put_tuple("allowed_token_ids", may_be_none=True)
 
         def need(ok: bool, name: str, wants: str) -> None:
             if not ok:
@@ -96,11 +97,14 @@ class SamplingParams:
                 f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}.",
                 param="min_tokens",
             )
-        need(all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings")
-        need(all(isinstance(s, str) and s for s in self.bad_words), "bad_words", "non-empty strings")
-        need(self.allowed_token_ids != (), "allowed_token_ids", "at least one token id")
-        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
-            ids = getattr(self, name) or ()
+        need(all(isinstance(s, str) and s for s in stop), "stop", "non-empty strings")
+        need(all(isinstance(s, str) and s for s in bad_words), "bad_words", "non-empty strings")
+        need(allowed_token_ids != (), "allowed_token_ids", "at least one token id")
+        for name, ids in (
+            ("stop_token_ids", stop_token_ids),
+            ("allowed_token_ids", allowed_token_ids or ()),
+            ("logit_bias", self.logit_bias or ()),
+        ):
             need(all(is_int(token_id) for token_id in ids), name, "made of integer token ids")
         need(self.logprobs is None or self.logprobs >= 0, "logprobs", "at least 0")
         need(self.prompt_logprobs is None or self.prompt_logprobs >= 0, "prompt_logprobs", "at least 0")
@@ -116,15 +120,33 @@ class SamplingParams:
                         f"logit_bias must map token ids to numbers, got {bias!r} for {token_id!r}.",
                         param="logit_bias",
                     )
-        if self.stop and not self.detokenize:
+        if stop and not self.detokenize:
             raise RequestError("stop needs detokenize=True.", param="stop")
+
+    def _put_tuple(
+        self, name: str, *, of_strings: bool = False, may_be_none: bool = False
+    ) -> tuple[Any, ...] | None:
+        """Make a tuple of the list that the caller gave, in place; RequestError for what is no list."""
+        value = getattr(self, name)
+        if value is None and may_be_none:
+            return None
+        if isinstance(value, str) and of_strings:
+            value = (value,)
+        elif value is None:
+            value = ()
+        elif isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+            kind = "a string or a list of strings" if of_strings else "a list of token ids"
+            raise RequestError(f"{name} must be {kind}, got {value!r:.60}.", param=name)
+        items = tuple(value)
+        object.__setattr__(self, name, items)
+        return items
 
     def check_vocabulary(self, vocab_size: int, max_logprobs: int) -> None:
         """Refuse token ids outside the model's vocabulary and more logprobs than the server gives."""
         for name, ids in (
             ("logit_bias", tuple(self.logit_bias or ())),
             ("allowed_token_ids", self.allowed_token_ids or ()),
-            ("stop_token_ids", self.stop_token_ids),
+            ("stop_token_ids", self.stop_token_ids or ()),
         ):
             outside = [i for i in ids if not 0 <= i < vocab_size]
             if outside:

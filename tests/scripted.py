@@ -292,7 +292,7 @@ class ScriptedClient:
         if num_said >= params.min_tokens:
             if token_id in running.request.eos_token_ids:
                 return "stop", None
-            if token_id in params.stop_token_ids:
+            if token_id in running.request.stop_token_ids:
                 return "stop", token_id
         assert params.max_tokens is not None
         total = num_said + len(running.request.prompt_token_ids)

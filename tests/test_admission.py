@@ -118,14 +118,16 @@ def test_only_the_first_answer_computes_prompt_logprobs():
 
 def test_end_tokens_come_from_model_and_tokenizer():
     admit = door().admit
-    assert admit("r", "a", SamplingParams()).core_requests[0].eos_token_ids == (EOS, IM_END)
-    assert admit("r", "a", SamplingParams(ignore_eos=True)).core_requests[0].eos_token_ids == ()
+    core = admit("r", "a", SamplingParams(stop_token_ids=[9, 9])).core_requests[0]
+    assert (core.eos_token_ids, core.stop_token_ids) == ((EOS,), (9, IM_END))
+    core = admit("r", "a", SamplingParams(ignore_eos=True, stop_token_ids=[9])).core_requests[0]
+    assert (core.eos_token_ids, core.stop_token_ids) == ((), (9,))
 
 
 def test_tokens_that_the_model_does_not_have_never_reach_the_engine():
     admission = Admission(replace(scripted_info(), vocab_size=IM_END), byte_tokenizer(), DEFAULTS)
     core = admission.admit("r", "a", SamplingParams(bad_words=("no", "<|im_end|>"))).core_requests[0]
-    assert core.eos_token_ids == (EOS,)
+    assert (core.eos_token_ids, core.stop_token_ids) == ((EOS,), ())
     assert core.bad_word_ids == ((*b"no",), (*b" no",))
 
 

@@ -133,7 +133,7 @@ class TestStreams:
         stream = llm.generate("hi", params(OutputKind.FINAL_ONLY, stop=(" t",), ignore_eos=True), "r")
         (output,) = await collect(stream)
         assert (output.outputs[0].text, output.outputs[0].stop_reason) == ("one", " t")
-        await reaches(client, lambda: client.aborted == ["r"])
+        await reaches(client, lambda: client.aborted == ["r#0"])
         assert llm.num_in_flight == client.num_unfinished == 0
 
     async def test_seeds(self, open_llm: Open):
@@ -182,7 +182,7 @@ class TestStreams:
 
         left = asyncio.run(leave_one_behind())
         assert asyncio.run(ask()) == "ok"
-        assert client.aborted == ["left"]
+        assert client.aborted == ["left#0"]
         del left
 
 
@@ -230,12 +230,12 @@ class TestRefusals:
     async def test_a_failed_request_fails_alone(self, open_llm: Open):
         llm, client = open_llm(saying([*b"ok"]), stalled=True)
         bad, good = llm.generate("hi", params(n=2), "bad"), llm.generate("hi", params(), "good")
-        client.fail("bad-1", "out of luck")
+        client.fail("bad-1#1", "out of luck")
         client.resume()
         with pytest.raises(RequestFailedError, match="out of luck"):
             await collect(bad)
         assert "".join(output.outputs[0].text for output in await collect(good)) == "ok"
-        assert client.aborted == ["bad-0"]
+        assert client.aborted == ["bad-0#0"]
         assert llm.num_in_flight == 0
 
 
@@ -248,7 +248,7 @@ class TestLettingGo:
 
     async def is_gone(self, llm: AsyncLLM, client: ScriptedClient) -> None:
         await reaches(client, lambda: client.num_unfinished == 0)
-        assert client.aborted == ["r-0", "r-1"]
+        assert client.aborted == ["r-0#0", "r-1#1"]
         assert llm.num_in_flight == 0
         stats = llm.stats()
         assert stats.num_free_pages == stats.num_pages
@@ -300,6 +300,16 @@ class TestLettingGo:
         assert outputs[-1].finished
         assert not llm.abort("r")
         await self.is_gone(llm, client)
+
+    async def test_an_id_used_again_gets_nothing_of_the_old_answer(self, open_llm: Open):
+        llm, client = open_llm(lambda request: request.prompt_token_ids * 4, stalled=True)
+        old = llm.generate("old", params(n=2), "same")
+        client.step(2)  # without awaiting: its outputs wait in the loop
+        assert llm.abort("same")
+        new = llm.generate("new", params(), "same")
+        client.resume()
+        assert "".join([output.outputs[0].text async for output in new]) == "newnewnewnew"
+        assert [answer.text for answer in (await collect(old))[-1].outputs] == ["", ""]
 
     async def test_an_ended_request_is_not_aborted(self, open_llm: Open):
         llm, client = open_llm()
@@ -360,7 +370,7 @@ class TestDrain:
         await asyncio.sleep(0)
         await llm.drain(timeout=0.01)
         assert (await reader)[-1].outputs[0].finish_reason == "abort"
-        assert client.aborted == ["r"]
+        assert client.aborted == ["r#0"]
 
     async def test_with_nothing_in_flight(self, open_llm: Open):
         llm, _ = open_llm()

@@ -20,7 +20,6 @@ from tests.scripted import scripted_info, scripted_logprobs
 from tests.tiny import BOS, EOS, IM_END, VOCAB_SIZE, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
-ADMISSION = Admission(scripted_info(), TOKENIZER, GenerationDefaults(eos_token_ids=(EOS,)))
 
 
 def final(**changes: object) -> SamplingParams:
@@ -32,7 +31,9 @@ def delta(**changes: object) -> SamplingParams:
 
 
 def admit(params: SamplingParams, prompt: str = "Hi", request_id: str = "r") -> RequestState:
-    return ADMISSION.admit(request_id, prompt, params)
+    # An admission of its own, so that its core requests are numbered from 0.
+    admission = Admission(scripted_info(), TOKENIZER, GenerationDefaults(eos_token_ids=(EOS,)))
+    return admission.admit(request_id, prompt, params)
 
 
 def token_output(
@@ -71,7 +72,7 @@ def feed(
     parts = chunks(token_ids, sizes)
     for i, part in enumerate(parts):
         reason = finish_reason if i == len(parts) - 1 else None
-        changed, to_abort = processor.process([token_output("r", part, params, reason)])
+        changed, to_abort = processor.process([token_output("r#0", part, params, reason)])
         aborts += to_abort
         outputs += [output for state in changed if (output := state.take()) is not None]
     assert len(processor) == processor.num_sequences == 0
@@ -115,7 +116,11 @@ class TestText:
         processor, request = OutputProcessor(), admit(params)
         processor.add(request)
         processor.process(
-            [TokenOutput(request_id="r", token_ids=[*b"wait!"], finish_reason="stop", stop_token_id=ord("!"))]
+            [
+                TokenOutput(
+                    request_id="r#0", token_ids=[*b"wait!"], finish_reason="stop", stop_token_id=ord("!")
+                )
+            ]
         )
         output = request.take()
         assert output is not None
@@ -147,7 +152,7 @@ class TestStopStrings:
         assert output.outputs[0].text == "3, "
         assert output.outputs[0].token_ids == [*b"3, 4, 5"]
         assert (output.outputs[0].finish_reason, output.outputs[0].stop_reason) == ("stop", "4, 5")
-        assert aborts == ["r"]
+        assert aborts == ["r#0"]
 
     def test_included(self):
         params = final(stop=("5",), include_stop_str_in_output=True)
@@ -188,7 +193,7 @@ class TestKinds:
         params = delta(logprobs=1)
         request = admit(params)
         for token_id in b"abc":
-            request.push(0, token_output("r", [token_id], params))
+            request.push(0, token_output("r#0", [token_id], params))
         output = request.take()
         assert output is not None
         assert output.outputs[0].text == "abc"
@@ -198,7 +203,7 @@ class TestKinds:
     def test_abort_tells_the_text_held_back(self):
         params = delta(stop=("xyz",))
         request = admit(params)
-        request.push(0, token_output("r", [*b"wxy"], params))
+        request.push(0, token_output("r#0", [*b"wxy"], params))
         assert (first := request.take()) is not None
         request.abort()
         last = request.take()
@@ -280,9 +285,9 @@ class TestLogprobs:
         params = delta(prompt_logprobs=1)
         request = admit(params, prompt="abc")
         positions = [scripted_logprobs(i, 1, VOCAB_SIZE) for i in b"bc"]
-        request.push(0, replace(token_output("r", [*b"x"], params), prompt_logprobs=positions))
+        request.push(0, replace(token_output("r#0", [*b"x"], params), prompt_logprobs=positions))
         first = request.take()
-        request.push(0, token_output("r", [*b"y"], params))
+        request.push(0, token_output("r#0", [*b"y"], params))
         second = request.take()
         assert first is not None
         assert second is not None
@@ -297,12 +302,12 @@ class TestFanOut:
         params = final(n=3)
         processor, request = OutputProcessor(), admit(params)
         processor.add(request)
-        assert [core.request_id for core in request.core_requests] == ["r-0", "r-1", "r-2"]
-        for core_id, text in (("r-2", b"two"), ("r-0", b"zero")):
+        assert [core.request_id for core in request.core_requests] == ["r-0#0", "r-1#1", "r-2#2"]
+        for core_id, text in (("r-2#2", b"two"), ("r-0#0", b"zero")):
             changed, _ = processor.process([token_output(core_id, [*text], params, "length")])
             assert changed == [request]
             assert request.take() is None
-        processor.process([token_output("r-1", [*b"one"], params, "length")])
+        processor.process([token_output("r-1#1", [*b"one"], params, "length")])
         output = request.take()
         assert output is not None
         assert [(answer.index, answer.text) for answer in output.outputs] == [
@@ -315,12 +320,12 @@ class TestFanOut:
         params = delta(n=2)
         processor, request = OutputProcessor(), admit(params)
         processor.add(request)
-        processor.process([token_output("r-1", [*b"x"], params, "length")])
+        processor.process([token_output("r-1#1", [*b"x"], params, "length")])
         output = request.take()
         assert output is not None
         assert [answer.index for answer in output.outputs] == [1]
         assert not output.finished
-        processor.process([token_output("r-0", [*b"y"], params, "length")])
+        processor.process([token_output("r-0#0", [*b"y"], params, "length")])
         output = request.take()
         assert output is not None
         assert [answer.index for answer in output.outputs] == [0]
@@ -331,8 +336,8 @@ class TestFanOut:
         processor, request, other = OutputProcessor(), admit(params), admit(final(), request_id="other")
         processor.add(request)
         processor.add(other)
-        _, aborts = processor.process([TokenOutput(request_id="r-1", token_ids=[], error="out of luck")])
-        assert aborts == ["r-0", "r-2"]
+        _, aborts = processor.process([TokenOutput(request_id="r-1#1", token_ids=[], error="out of luck")])
+        assert aborts == ["r-0#0", "r-2#2"]
         with pytest.raises(RequestFailedError, match="out of luck"):
             request.take()
         assert processor.requests == [other]
@@ -341,13 +346,13 @@ class TestFanOut:
         params = final()
         processor, request = OutputProcessor(), admit(params)
         processor.add(request)
-        assert processor.drop("r") == ["r"]
-        assert processor.process([token_output("r", [97], params)]) == ([], [])
+        assert processor.drop("r") == ["r#0"]
+        assert processor.process([token_output("r#0", [97], params)]) == ([], [])
         assert processor.drop("r") == []
 
     def test_an_id_in_use_is_refused(self):
         processor = OutputProcessor()
         processor.add(admit(final(n=2), request_id="a"))
-        for taken in ("a", "a-1"):
-            with pytest.raises(RequestError, match=taken):
-                processor.add(admit(final(), request_id=taken))
+        with pytest.raises(RequestError, match="'a' is in use"):
+            processor.add(admit(final(), request_id="a"))
+        processor.add(admit(final(), request_id="a-1"))

@@ -40,7 +40,7 @@ class MaskBook:
         assert request is not None
         banned: list[int] = []
         if entry.num_generated < request.params.min_tokens:
-            banned += (*request.eos_token_ids, *request.params.stop_token_ids)
+            banned += (*request.eos_token_ids, *request.stop_token_ids)
         for ids in request.bad_word_ids:
             if len(ids) > 1 and entry.tail_ids[-(len(ids) - 1) :] == ids[:-1]:
                 banned.append(ids[-1])

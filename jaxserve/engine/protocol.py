@@ -16,10 +16,13 @@ from jaxserve.sampling_params import SamplingParams
 class CoreRequest:
     """One sequence to generate.  A request with n > 1 becomes n of these, each with a seed of its own."""
 
-    request_id: str
+    request_id: str  # never used twice by one front end, unlike the ids of its callers
     prompt_token_ids: list[int]
-    params: SamplingParams  # n is 1; seed and max_tokens are set; stop strings are the front end's business
-    eos_token_ids: tuple[int, ...]  # empty under ignore_eos
+    # n is 1; seed and max_tokens are set; stop strings, stop_token_ids and bad_words are empty: what is left of
+    # them stands below.
+    params: SamplingParams
+    eos_token_ids: tuple[int, ...]  # end the answer without a stop reason; empty under ignore_eos
+    stop_token_ids: tuple[int, ...] = ()  # end the answer and are told as its stop reason
     # Token sequences whose last token must not follow the others.
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     priority: int = 0  # lower runs first, as in vLLM
@@ -47,7 +50,7 @@ class TokenOutput:
     logprobs: list[TokenLogprobs] | None = None  # one per token when asked for
     prompt_logprobs: list[TokenLogprobs] | None = None  # once, for prompt positions 1.., with the first token
     finish_reason: str | None = None
-    stop_token_id: int | None = None  # set when a stop_token_ids entry (not EOS) ended it
+    stop_token_id: int | None = None  # set when one of stop_token_ids ended it
     num_cached_tokens: int = 0
     error: str | None = None  # the request failed; nothing more comes
 

@@ -293,7 +293,7 @@ class Scheduler:
         if num_generated > request.params.min_tokens:
             if token_id in request.eos_token_ids:
                 return FINISH_STOP, None
-            if token_id in request.params.stop_token_ids:
+            if token_id in request.stop_token_ids:
                 return FINISH_STOP, token_id
         if num_generated >= (request.params.max_tokens or self._max_model_len):
             return FINISH_LENGTH, None

@@ -128,7 +128,7 @@ def test_min_tokens_holds_back_the_end(engine: Engine) -> None:
 
 def test_stop_tokens_and_limits_say_why(engine: Engine) -> None:
     (free,) = run(engine, request("free", [4], max_tokens=10))
-    run(engine, request("stopped", [4], max_tokens=10, stop_token_ids=(free[-1],)))
+    run(engine, request("stopped", [4], max_tokens=10, stop=(free[-1],)))
     last = engine[1].outputs["stopped"][-1]
     assert (last.finish_reason, last.stop_token_id) == ("stop", free[-1])
     assert engine[1].outputs["free"][-1].finish_reason == "length"

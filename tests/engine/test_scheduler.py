@@ -29,6 +29,7 @@ def make_request(
     arrival: float = 0.0,
     salt: str | None = None,
     bad_words: tuple[tuple[int, ...], ...] = (),
+    stop: tuple[int, ...] = (),
     **params: object,
 ) -> CoreRequest:
     return CoreRequest(
@@ -36,6 +37,7 @@ def make_request(
         prompt_token_ids=prompt,
         params=SamplingParams(max_tokens=max_tokens, seed=0, **params),  # type: ignore[arg-type]  # by name
         eos_token_ids=eos,
+        stop_token_ids=stop,
         bad_word_ids=bad_words,
         priority=priority,
         arrival_time=arrival,
@@ -119,7 +121,7 @@ def test_any_load_gives_what_each_request_gives_alone(seed: int) -> None:
             priority=rng.choice([0, 0, 0, 1, -1]),
             arrival=float(index),
             salt=rng.choice([None, None, "a"]),
-            stop_token_ids=stop,
+            stop=stop,
             bad_words=((1, 2, 3),) if rng.random() < 0.2 else (),
             prompt_logprobs=0 if rng.random() < 0.2 else None,
         )
@@ -137,7 +139,7 @@ def test_any_load_gives_what_each_request_gives_alone(seed: int) -> None:
             request.prompt_token_ids,
             request.params.max_tokens or 0,
             request.eos_token_ids,
-            request.params.stop_token_ids,
+            request.stop_token_ids,
             MAX_LEN,
         )
         tokens = rig.tokens(request_id)
@@ -147,7 +149,7 @@ def test_any_load_gives_what_each_request_gives_alone(seed: int) -> None:
         assert tokens == expected
         reasons = [output.finish_reason for output in rig.outputs[request_id]]
         assert set(reasons[:-1]) <= {None}
-        ended_by_token = expected[-1] in (*request.eos_token_ids, *request.params.stop_token_ids)
+        ended_by_token = expected[-1] in (*request.eos_token_ids, *request.stop_token_ids)
         assert reasons[-1] == ("stop" if ended_by_token else "length")
         if request.params.prompt_logprobs is not None:
             scores = rig.outputs[request_id][0].prompt_logprobs

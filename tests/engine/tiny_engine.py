@@ -59,7 +59,12 @@ def build_tiny(cache_dir: str, **options: object) -> InProcessClient:
 
 
 def request(
-    request_id: str, prompt: Sequence[int], *, eos: tuple[int, ...] = (), **params: object
+    request_id: str,
+    prompt: Sequence[int],
+    *,
+    eos: tuple[int, ...] = (),
+    stop: tuple[int, ...] = (),
+    **params: object,
 ) -> CoreRequest:
     """A request; greedy unless told otherwise."""
     settings = {"temperature": 0.0, "max_tokens": 8, "seed": 0} | params
@@ -68,6 +73,7 @@ def request(
         prompt_token_ids=list(prompt),
         params=SamplingParams(**settings),  # type: ignore[arg-type]  # by name
         eos_token_ids=eos,
+        stop_token_ids=stop,
     )
 
 

@@ -116,7 +116,7 @@ def replay(recording: Recording) -> tuple[Script, Any, list[dict[str, Any]]]:
             answers.append([*text, *(stop.encode() if isinstance(stop, str) else [stop]), *b"and on"])
 
     def script(request: CoreRequest) -> list[int]:
-        parts = request.request_id.split("-")
+        parts = request.request_id.split("#")[0].split("-")
         return answers[int(parts[-2]) * n + int(parts[-1]) if n > 1 else int(parts[-1])]
 
     return script, body, choices

@@ -102,6 +102,7 @@ def serving(
     info: dict[str, Any] | None = None,
     engine: dict[str, Any] | None = None,
     sampling: dict[str, Any] | None = None,
+    eos_token_ids: tuple[int, ...] = (EOS,),
     chat_template: str | None = CHAT_TEMPLATE,
     max_num_queued_reqs: int | None = None,
     **settings: Any,
@@ -113,7 +114,7 @@ def serving(
     llm = AsyncLLM(
         client,
         byte_tokenizer(chat_template=chat_template),
-        GenerationDefaults(eos_token_ids=(EOS,), sampling=sampling or {}),
+        GenerationDefaults(eos_token_ids, sampling or {}),
         max_num_queued_reqs=max_num_queued_reqs,
     )
     try:

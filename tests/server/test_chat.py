@@ -8,9 +8,9 @@ import pytest
 
 from jaxserve.engine.protocol import CoreRequest
 from jaxserve.server import ServerSettings
-from tests.scripted import drawing, echo
+from tests.scripted import drawing, echo, saying
 from tests.server.serving import PARIS, QUESTION, say, serving
-from tests.tiny import BOS, byte_tokenizer
+from tests.tiny import BOS, EOS, IM_END, byte_tokenizer
 
 
 def prompt_of(request: CoreRequest) -> str:
@@ -203,6 +203,20 @@ async def test_stops(fields: dict[str, Any], content: str, stop_reason: Any):
         assert choice["finish_reason"] == "stop"
         assert choice.get("stop_reason") == stop_reason
         assert ("stop_reason" in choice) == (stop_reason is not None)
+
+
+async def test_only_a_further_end_token_is_a_stop_reason():
+    script = saying([*b"one", IM_END, *b"two"])
+    with serving(script, eos_token_ids=(EOS, IM_END)) as served:
+        first = (await served.chat()).json["choices"][0]
+        assert (first["message"]["content"], first["finish_reason"]) == ("one", "stop")
+        assert first["stop_reason"] == IM_END
+        longer = (await served.chat(ignore_eos=True, max_tokens=9)).json["choices"][0]
+        assert (longer["message"]["content"], longer["finish_reason"]) == ("onetwoon", "length")
+    with serving(say("one"), eos_token_ids=(EOS, IM_END)) as served:
+        choice = (await served.chat(stop_token_ids=[EOS])).json["choices"][0]
+        assert choice["finish_reason"] == "stop"
+        assert "stop_reason" not in choice
 
 
 async def test_logprobs():
