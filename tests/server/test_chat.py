@@ -139,7 +139,8 @@ async def test_every_sampling_field_reaches_the_engine():
         if name in ("logprobs", "top_logprobs", "bad_words", "priority", "cache_salt", "ignore_eos"):
             continue
         wanted = {65: -100.0} if name == "logit_bias" else tuple(value) if isinstance(value, list) else value
-        assert getattr(core.params, name) == wanted, name
+        holder = core if name == "stop_token_ids" else core.params
+        assert getattr(holder, name) == wanted, name
     assert core.params.logprobs == 3
     assert core.priority == -3
     assert core.cache_salt == "mine"
