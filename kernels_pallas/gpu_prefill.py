@@ -1,0 +1,369 @@
+"""Attention of ragged chunks over paged keys and values on NVIDIA GPUs, written in Pallas for Triton.
+
+One program computes one query tile of one row for one kv head, online softmax in base 2 (FlashAttention 2,
+arXiv:2307.08691).  The query heads of the group are folded into the rows of the tile, so that a page is read once
+for all of them, and a tile of a single token still fills a tensor core's smallest matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as pltriton
+
+from jaxserve.kernels_pallas.metadata import AttentionMetadata
+
+# Finite: a block without any visible key gives weights that the next visible key scales to 0.  A power of two, so that
+# scaling it is exact, and a fused multiply-add finds no difference between it and the largest score.
+_MASKED = -(2.0**100)
+_LOG2_E = math.log2(math.e)
+_SMALL_ROWS = 16  # rows of the smallest matrix that a tensor core multiplies
+_WRITE_TOKENS = 16  # tokens of one program of write_kv
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillConfig:
+    """How the kernel cuts its work.  Block sizes are powers of two, at least 16."""
+
+    block_rows: int  # rows (queries times heads of a group) that a program computes at once
+    block_keys: int  # keys that it reads at a time
+    num_warps: int
+    num_stages: int  # blocks of keys and values under way at once
+
+
+def default_config(head_dim: int, dtype: jax.typing.DTypeLike) -> PrefillConfig:
+    """A configuration that fits an H100's shared memory and registers."""
+    if jnp.dtype(dtype).itemsize > 2:  # multiplied without tensor cores, in true float32
+        return PrefillConfig(block_rows=16, block_keys=32, num_warps=4, num_stages=2)
+    if head_dim <= 64:
+        return PrefillConfig(block_rows=128, block_keys=64, num_warps=4, num_stages=3)
+    if head_dim <= 128:
+        return PrefillConfig(block_rows=128, block_keys=64, num_warps=8, num_stages=3)
+    return PrefillConfig(block_rows=64, block_keys=32, num_warps=4, num_stages=2)
+
+
+def tile_size(num_heads: int, num_kv_heads: int, head_dim: int, dtype: jax.typing.DTypeLike) -> int:
+    """Tokens of a query tile that fills a program: what the planner had best put into `meta.tile_size`.
+
+    Any other size is computed too: larger tiles are cut, smaller ones leave rows of the program idle.
+    """
+    return max(1, default_config(head_dim, dtype).block_rows // (num_heads // num_kv_heads))
+
+
+def paged_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    kv_pages: jax.Array,
+    meta: AttentionMetadata,
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    config: PrefillConfig | None = None,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """attention.paged_attention for mixed steps.  Padding tokens give zeros."""
+    kv_pages = write_kv(kv_pages, k, v, meta, interpret=interpret)
+    out = attend(
+        q, kv_pages, meta, scale=scale, window=window, soft_cap=soft_cap, config=config, interpret=interpret
+    )
+    return out, kv_pages
+
+
+def write_kv(
+    kv_pages: jax.Array, k: jax.Array, v: jax.Array, meta: AttentionMetadata, *, interpret: bool = False
+) -> jax.Array:
+    """Put k and v [T, K, H] into kv_pages [P, S, K, 2, H]; in place when the pages are donated."""
+    num_tokens, num_kv_heads, head_dim = k.shape
+
+    def kernel(positions_ref, rows_ref, table_ref, k_ref, v_ref, _, out_ref):
+        # Surplus lanes write the last token once more.
+        first = pl.program_id(0) * _WRITE_TOKENS
+        tokens = jnp.minimum(first + jnp.arange(_WRITE_TOKENS, dtype=jnp.int32), num_tokens - 1)
+        head = pl.program_id(1)
+        positions = positions_ref[tokens]
+        pages = table_ref[rows_ref[tokens], positions // page_size]
+        offsets = positions % page_size
+        for part in _power_of_two_parts(head_dim):
+            out_ref[pages, offsets, head, 0, part] = k_ref[tokens, head, part].astype(out_ref.dtype)
+            out_ref[pages, offsets, head, 1, part] = v_ref[tokens, head, part].astype(out_ref.dtype)
+
+    page_size = kv_pages.shape[1]
+    return pl.pallas_call(
+        kernel,
+        grid=(pl.cdiv(num_tokens, _WRITE_TOKENS), num_kv_heads),
+        out_shape=jax.ShapeDtypeStruct(kv_pages.shape, kv_pages.dtype),
+        input_output_aliases={5: 0},
+        compiler_params=pltriton.CompilerParams(num_warps=4, num_stages=1),
+        interpret=interpret,
+        name="write_kv",
+    )(meta.positions, meta.token_rows, meta.page_table, k, v, kv_pages)
+
+
+def attend(
+    q: jax.Array,
+    kv_pages: jax.Array,
+    meta: AttentionMetadata,
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    config: PrefillConfig | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Attention of q [T, N, H] over pages that already hold this step's keys and values; [T, N, H].
+
+    Pages may be of a narrower type than q (float8): they are widened to it.  float32 is multiplied as float32.
+    """
+    num_tokens, num_heads, head_dim = q.shape
+    num_kv_heads = kv_pages.shape[2]
+    config = config or default_config(head_dim, q.dtype)
+    group = num_heads // num_kv_heads
+    tile = min(meta.tile_size, max(1, config.block_rows // group))
+    rows = max(_SMALL_ROWS, pl.next_power_of_2(tile * group))
+    tile_parts = pl.cdiv(meta.tile_size, tile)
+    num_programs = meta.tile_rows.shape[0] * tile_parts
+    kernel = partial(
+        _kernel,
+        tile=tile,
+        tile_size=meta.tile_size,
+        rows=rows,
+        group=group,
+        block=config.block_keys,
+        page_size=kv_pages.shape[1],
+        fill_steps=pl.cdiv(num_tokens, num_programs * tile),
+        scale=scale,
+        window=window,
+        soft_cap=soft_cap,
+    )
+    return pl.pallas_call(
+        kernel,
+        grid=(num_kv_heads, num_programs),
+        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        compiler_params=pltriton.CompilerParams(num_warps=config.num_warps, num_stages=config.num_stages),
+        interpret=interpret,
+        name="prefill_attention",
+    )(
+        meta.tile_rows,
+        meta.tile_starts,
+        jnp.reshape(meta.num_tiles, (1,)),
+        meta.query_starts,
+        meta.kv_lens,
+        meta.page_table,
+        q,
+        kv_pages,
+    )
+
+
+def _kernel(
+    tile_rows_ref,
+    tile_starts_ref,
+    num_tiles_ref,
+    query_starts_ref,
+    kv_lens_ref,
+    table_ref,
+    q_ref,
+    kv_ref,
+    out_ref,
+    *,
+    tile: int,
+    tile_size: int,
+    rows: int,
+    group: int,
+    block: int,
+    page_size: int,
+    fill_steps: int,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+) -> None:
+    """Program (kv head, part of a tile)."""
+    head = pl.program_id(0)
+    num_programs = pl.num_programs(1)
+    # Backwards: a chunk's last tiles see the most keys, and what starts last should be short.
+    index = num_programs - 1 - pl.program_id(1)
+    tile_parts = -(-tile_size // tile)
+    tile_index = index // tile_parts
+    row = tile_rows_ref[tile_index]
+    tile_start = tile_starts_ref[tile_index]
+    start = tile_start + index % tile_parts * tile
+    row_end = query_starts_ref[row + 1]
+    count = jnp.minimum(jnp.minimum(row_end, tile_start + tile_size) - start, tile)
+    count = jnp.where(tile_index < num_tiles_ref[0], count, 0)
+    kv_len = kv_lens_ref[row]
+
+    def attend_rows(num_rows: int) -> None:
+        _attend_rows(
+            q_ref,
+            kv_ref,
+            out_ref,
+            partial(_page_ids, table_ref, row, page_size),
+            num_rows=num_rows,
+            group=group,
+            block=block,
+            head=head,
+            start=start,
+            count=count,
+            first_position=kv_len - (row_end - start),
+            kv_len=kv_len,
+            scale=scale,
+            window=window,
+            soft_cap=soft_cap,
+        )
+
+    if rows == _SMALL_ROWS:
+        pl.when(count > 0)(lambda: attend_rows(rows))
+    else:
+        # Decodes and the ends of chunks: the smallest matrix will do.
+        is_small = count * group <= _SMALL_ROWS
+        pl.when((count > 0) & is_small)(lambda: attend_rows(_SMALL_ROWS))
+        pl.when(~is_small)(lambda: attend_rows(rows))
+
+    # What padding tokens return is written to pages in the next layer, and must be finite.
+    num_tokens = q_ref.shape[0]
+    num_live = query_starts_ref[query_starts_ref.shape[0] - 1]
+    for step in range(fill_steps):
+        first = num_live + (step * num_programs + index) * tile
+
+        @pl.when(first < num_tokens)
+        def _fill(first=first):
+            tokens, heads, is_row = _rows_of_tile(rows, group, first, head, tile)
+            is_row &= tokens < num_tokens
+            for part in _power_of_two_parts(q_ref.shape[2]):
+                zeros = jnp.zeros((rows, part.size), out_ref.dtype)
+                _store_rows(out_ref, tokens, heads, part, zeros, is_row)
+
+
+def _rows_of_tile(num_rows: int, group: int, start: Any, head: Any, count: Any) -> tuple[jax.Array, ...]:
+    """Token and query head of each row of a tile, [M] each, and whether it is one of the tile's `count` tokens."""
+    row = jnp.arange(num_rows, dtype=jnp.int32)
+    return start + row // group, head * group + row % group, row // group < count
+
+
+def _store_rows(
+    out_ref: Any, tokens: jax.Array, heads: jax.Array, part: pl.Slice, values: jax.Array, mask: jax.Array
+) -> None:
+    columns = part.start + jnp.arange(part.size, dtype=jnp.int32)
+    pltriton.store(
+        out_ref.at[tokens[:, None], heads[:, None], columns[None, :]],
+        values,
+        mask=jnp.broadcast_to(mask[:, None], values.shape),
+    )
+
+
+def _page_ids(
+    table_ref: Any, row: jax.Array, page_size: int, block: int, index: jax.Array
+) -> tuple[Any, Any]:
+    """Page and offset of a block's keys: one page and a slice where a page holds whole blocks, else one per key."""
+    if page_size % block == 0:
+        blocks = page_size // block
+        return table_ref[row, index // blocks], pl.ds(index % blocks * block, block)
+    keys = index * block + jnp.arange(block, dtype=jnp.int32)
+    # The last block may run over the end of the table; those keys are masked.
+    columns = jnp.minimum(keys // page_size, table_ref.shape[1] - 1)
+    return table_ref[row, columns], keys % page_size
+
+
+def _attend_rows(
+    q_ref: Any,
+    kv_ref: Any,
+    out_ref: Any,
+    page_ids: Callable[[int, jax.Array], tuple[Any, Any]],
+    *,
+    num_rows: int,
+    group: int,
+    block: int,
+    head: jax.Array,
+    start: jax.Array,
+    count: jax.Array,
+    first_position: jax.Array,
+    kv_len: jax.Array,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+) -> None:
+    """Online softmax of `num_rows` rows over the blocks that any of them sees."""
+    dtype = q_ref.dtype
+    parts = _power_of_two_parts(q_ref.shape[2])
+    precision = lax.Precision.HIGHEST if dtype == jnp.float32 else None
+    dot = partial(jnp.dot, precision=precision, preferred_element_type=jnp.float32)
+    tokens, heads, is_row = _rows_of_tile(num_rows, group, start, head, count)
+    positions = first_position + jnp.arange(num_rows, dtype=jnp.int32) // group
+    readable = jnp.minimum(tokens, q_ref.shape[0] - 1)
+    queries = [q_ref[readable, heads, part] for part in parts]
+
+    def body(index: jax.Array, carry: tuple[Any, ...], *, masked: bool) -> tuple[Any, ...]:
+        accs, largest, total = carry
+        pages, offsets = page_ids(block, index)
+        scores = jnp.zeros((num_rows, block), jnp.float32)
+        for query, part in zip(queries, parts, strict=True):
+            keys = kv_ref[pages, offsets, head, 0, part].astype(dtype)
+            scores += dot(query, keys.T)
+        if soft_cap is None:
+            to_log2 = scale * _LOG2_E
+        else:
+            scores = _tanh(scores * (scale / soft_cap))
+            to_log2 = soft_cap * _LOG2_E
+        key = index * block + jnp.arange(block, dtype=jnp.int32)
+        if masked:
+            visible = key[None, :] <= positions[:, None]
+            if window is not None:
+                visible &= key[None, :] > positions[:, None] - window
+            scores = jnp.where(visible, scores, _MASKED)
+        new_largest = jnp.maximum(largest, jnp.max(scores, axis=1) * to_log2)
+        rescale = jnp.exp2(largest - new_largest)
+        weights = jnp.exp2(scores * to_log2 - new_largest[:, None])
+        total = total * rescale + jnp.sum(weights, axis=1)
+        weights = weights.astype(dtype)
+        new_accs = []
+        for acc, part in zip(accs, parts, strict=True):
+            values = kv_ref[pages, offsets, head, 1, part].astype(dtype)
+            if masked:  # what lies behind the last key may be anything, and 0 times infinity is not 0
+                values = jnp.where((key < kv_len)[:, None], values, jnp.zeros_like(values))
+            new_accs.append(acc * rescale[:, None] + dot(weights, values))
+        return tuple(new_accs), new_largest, total
+
+    carry = (
+        tuple(jnp.zeros((num_rows, part.size), jnp.float32) for part in parts),
+        jnp.full((num_rows,), _MASKED, jnp.float32),
+        jnp.zeros((num_rows,), jnp.float32),
+    )
+    # Blocks from `whole` to `diagonal` are seen by every row; those around them by some.
+    end = first_position + count
+    last = pl.cdiv(end, block)
+    diagonal = (first_position + 1) // block
+    whole = jnp.int32(0)
+    if window is not None:
+        first = jnp.maximum(first_position - window + 1, 0) // block
+        whole = jnp.minimum(pl.cdiv(jnp.maximum(end - window, 0), block), last)
+        diagonal = jnp.maximum(diagonal, whole)
+        carry = lax.fori_loop(first, whole, partial(body, masked=True), carry)
+    carry = lax.fori_loop(whole, diagonal, partial(body, masked=False), carry)
+    accs, _, total = lax.fori_loop(diagonal, last, partial(body, masked=True), carry)
+    for acc, part in zip(accs, parts, strict=True):
+        _store_rows(out_ref, tokens, heads, part, (acc / total[:, None]).astype(out_ref.dtype), is_row)
+
+
+def _tanh(x: jax.Array) -> jax.Array:
+    """tanh by exp2: accurate to float32's rounding of 1, which a soft cap only scales."""
+    return 1.0 - 2.0 / (1.0 + jnp.exp2(x * (2.0 * _LOG2_E)))
+
+
+def _power_of_two_parts(size: int) -> list[pl.Slice]:
+    """Slices of 0 : size, each as long as a power of two: Triton's tiles know no other lengths."""
+    parts = []
+    start = 0
+    while start < size:
+        length = 1 << ((size - start).bit_length() - 1)
+        parts.append(pl.ds(start, length))
+        start += length
+    return parts
