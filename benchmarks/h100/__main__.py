@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import tempfile
@@ -37,8 +38,6 @@ def main() -> int:
             kind, _, model = part.partition("-")
             deadline = time.monotonic() + args.limit
             if kind == "start":
-                engines.close()  # the device's memory is needed
-                engine = None
                 from benchmarks.h100.start import start
 
                 result: dict[str, Any] | None = start(model, args.engine, say)
@@ -46,6 +45,8 @@ def main() -> int:
             else:
                 if engine is None or engine.model != model:
                     engines.close()
+                    engine = None  # or the next model would not find its memory free
+                    gc.collect()
                     engine = _open(model, Path(folder), args.engine, say)
                     engines.enter_context(engine)
                 budget = parts.Budget(args.repeats, deadline)
@@ -131,6 +132,8 @@ def _parse() -> argparse.Namespace:
         if args.profile and kind not in ("decode", "sampling"):
             parser.error(f"--profile traces decode and sampling, not {part}")
         args.parts[index] = f"{kind}-{model or '8b'}"
+    # JAX keeps the device's memory to the end of a process: those that start processes of their own come first.
+    args.parts.sort(key=lambda part: not part.startswith("start"))
     args.engine = dict(args.engine)
     return args
 

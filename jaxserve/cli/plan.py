@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,8 @@ def make_plan(config: EngineConfig) -> dict[str, Any]:
     from jaxserve.engine.client import weights_bytes
     from jaxserve.engine.settle import settle
 
+    # A plan shall not take the memory that it speaks of: a server may be using it.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     settings = settle(config, model, weights_bytes(model))
     return {
         "model": config.model,
@@ -75,8 +78,9 @@ def _memory(settings: Settings) -> dict[str, int]:
         "available": memory.available,
         "weights": memory.weights,
         "activations": memory.activations,
+        "sampler_state": memory.sampler_state,
         "kv_cache": memory.kv_cache,
-        "total": memory.weights + memory.activations + memory.kv_cache,
+        "total": memory.total,
     }
 
 
@@ -123,7 +127,7 @@ def _print(plan: dict[str, Any]) -> None:
     memory = Table(title="memory", show_header=False)
     memory.add_column()
     memory.add_column(justify="right")
-    for name in ("weights", "activations", "kv_cache", "total", "available"):
+    for name in ("weights", "activations", "sampler_state", "kv_cache", "total", "available"):
         memory.add_row(name.replace("_", " "), f"{plan['memory'][name] / 2**20:,.0f} MiB")
     kv = plan["kv"]
     memory.add_section()

@@ -24,7 +24,15 @@ from jaxserve.engine.xla_options import compiler_options
 
 logger = logging.getLogger(__name__)
 
-_SOURCES = ("engine", "models", "kernels_pallas")
+# What a program is traced from.  Folders count whole, since which of their files matter is too easily mistaken.
+_SOURCES = ("engine", "models", "kernels_pallas", "config.py", "sampling_params.py")
+_JAX_SETTINGS = (  # that change what is traced or compiled
+    "jax_default_matmul_precision",
+    "jax_enable_x64",
+    "jax_numpy_dtype_promotion",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+)
 
 
 class CompileCache:
@@ -91,6 +99,7 @@ def _environment_digest(context: str) -> str:
         device.device_kind,
         str(getattr(device.client, "platform_version", "")),
         os.environ.get("XLA_FLAGS", ""),
+        repr([getattr(jax.config, name, None) for name in _JAX_SETTINGS]),
         _cpu_features(),
         _source_digest(),
     ]
@@ -101,10 +110,19 @@ def _environment_digest(context: str) -> str:
 def _source_digest() -> str:
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
-    for folder in _SOURCES:
-        for path in sorted((root / folder).glob("**/*.py")):
-            digest.update(path.name.encode() + path.read_bytes())
+    for path in source_files():
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def source_files() -> list[Path]:
+    """The files of this package that programs are traced from."""
+    root = Path(__file__).resolve().parent.parent
+    found = []
+    for name in _SOURCES:
+        path = root / name
+        found += sorted(path.glob("**/*.py")) if path.is_dir() else [path]
+    return found
 
 
 def _cpu_features() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ import jax
 from tqdm import tqdm
 
 from jaxserve.engine.compile_cache import CompileCache
+from jaxserve.engine.host_limits import num_processors
 from jaxserve.engine.programs import Program
 from jaxserve.errors import RecompileError
 
@@ -29,7 +29,7 @@ def compile_all(
     Tracing holds the interpreter lock and compiling does not, so a thread a core keeps the cores busy.
     """
     todo = list(programs)
-    workers = max(2, os.cpu_count() or 2)
+    workers = max(2, num_processors())  # two at least: reading files and compiling leave the lock
     compiled: dict[str, jax.stages.Compiled] = {}
     with (
         ThreadPoolExecutor(workers, thread_name_prefix="compile") as pool,

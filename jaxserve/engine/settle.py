@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from jaxserve.config import EngineConfig, ModelConfig
+from jaxserve.engine.host_limits import free_memory
 from jaxserve.engine.lattice import Lattice, build_lattice
+from jaxserve.engine.sampler_state import init_state
 from jaxserve.errors import ConfigError
 
 GIB = 2**30
 _CPU_KV_DEFAULT = 1 * GIB
+# What JAX's allocator may take of an accelerator: the second name is the older one, both at once are an error.
+_POOL_SHARES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+_POOL_SHARE_DEFAULT = 0.75  # JAX's own
+_POOL_SHARE_LEAST = (
+    0.9  # where kv_cache_memory decides, and the share of the device is not to stand in its way
+)
 _PAGE_COUNT_BITS = 6  # significant bits of an automatic page count: programs are compiled for an exact number
 
 
@@ -24,12 +32,17 @@ class MemoryPlan:
     available: int  # what the engine may use
     weights: int
     activations: int  # largest step, estimated
+    sampler_state: int  # token counts and biases of every slot
     page: int  # one KV page over all layers
     num_pages: int  # the dummy page included
 
     @property
     def kv_cache(self) -> int:
         return self.page * self.num_pages
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.activations + self.sampler_state + self.kv_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +67,7 @@ def settle(config: EngineConfig, model: ModelConfig, weights_bytes: int) -> Sett
 
     `weights_bytes` are the parameters' bytes at four bytes a number.
     """
+    _reserve_device_memory(config)
     device = jax.devices()[0]
     on_cpu = device.platform == "cpu"
     dtype = config.dtype or ("float32" if on_cpu else "bfloat16")
@@ -117,19 +131,22 @@ def _plan_memory(
     # Live at once in the largest step: the residual stream, one MLP, hidden states; float32 logits and their copies.
     activations = max_num_batched_tokens * (3 * model.intermediate_size + 6 * model.hidden_size) * itemsize
     activations += max_num_seqs * model.vocab_size * 4 * 4
+    state = jax.eval_shape(lambda: init_state(max_num_seqs, model.vocab_size))
+    sampler_state = sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(state))
+    fixed = weights + activations + sampler_state
+    parts = f"{_gib(weights)} for weights, {_gib(activations)} for a step, {_gib(sampler_state)} for the sampler"
     pages_of_one = -(-max_model_len // config.page_size) + 1  # and the dummy page
     useful = max_num_seqs * (pages_of_one - 1) + 1
     if available is None:
         assert config.kv_cache_memory is not None
-        available = weights + activations + config.kv_cache_memory
-    room = available - weights - activations
+        available = fixed + config.kv_cache_memory
+    room = available - fixed
     if config.kv_cache_memory is not None:
         asked = min(config.kv_cache_memory, useful * page)
         if asked > room >= pages_of_one * page:
             raise ConfigError(
-                f"kv_cache_memory={config.kv_cache_memory}: with {_gib(weights)} for weights and "
-                f"{_gib(activations)} for a step, {_gib(room)} of {_gib(available)} are left for KV pages; "
-                f"lower it to at most {room}"
+                f"kv_cache_memory={config.kv_cache_memory}: with {parts}, "
+                f"{_gib(room)} of {_gib(available)} are left for KV pages; lower it to at most {room}"
             )
         room = min(room, config.kv_cache_memory)
     elif on_cpu:
@@ -145,14 +162,14 @@ def _plan_memory(
                 f"needs {_gib(needed)} of KV pages; raise kv_cache_memory to {needed}{lower}"
             )
         raise ConfigError(
-            f"too little memory: the model needs {_gib(weights)} for weights, {_gib(activations)} for a step and "
+            f"too little memory: the model needs {parts} and "
             f"{_gib(needed)} of KV pages for one sequence of max_model_len={max_model_len} tokens, "
-            f"{_gib(weights + activations + needed)} in all, and {_gib(available)} may be used; "
+            f"{_gib(fixed + needed)} in all, and {_gib(available)} may be used; "
             "lower max_model_len, max_num_batched_tokens or max_num_seqs, or use a smaller dtype"
         )
     if config.kv_cache_memory is None:
         num_pages = max(_round_down(num_pages), pages_of_one)
-    return MemoryPlan(available, weights, activations, page, num_pages)
+    return MemoryPlan(available, weights, activations, sampler_state, page, num_pages)
 
 
 def _round_down(count: int) -> int:
@@ -161,25 +178,36 @@ def _round_down(count: int) -> int:
     return count >> shift << shift
 
 
+def _reserve_device_memory(config: EngineConfig) -> None:
+    """Let JAX's allocator have the configured share of an accelerator.
+
+    By default it takes three quarters, of which the configured share would then be taken once more.  Whoever set
+    the share in the environment, or has used JAX in this process before, has decided already.
+    """
+    from jax._src import xla_bridge  # nothing public tells whether a backend runs
+
+    if xla_bridge.backends_are_initialized() or any(os.environ.get(name) for name in _POOL_SHARES):
+        return
+    share = config.gpu_memory_utilization
+    if config.kv_cache_memory is not None:
+        share = max(share, _POOL_SHARE_LEAST)
+    os.environ[_POOL_SHARES[0]] = str(share)
+
+
 def _available_bytes(config: EngineConfig) -> int | None:
     """What the engine may use; None if that is unknown and kv_cache_memory makes it unnecessary to know."""
     device = jax.devices()[0]
-    total = (
-        _free_host_bytes() if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")
-    )
+    if device.platform == "cpu":
+        pool = device_bytes = free_memory()
+    else:
+        pool = (device.memory_stats() or {}).get("bytes_limit")
+        share = next((float(text) for name in _POOL_SHARES if (text := os.environ.get(name))), None)
+        device_bytes = None if pool is None else pool / (share or _POOL_SHARE_DEFAULT)
     if config.kv_cache_memory is not None:
-        return total
-    if total is None:
+        return pool
+    if pool is None or device_bytes is None:
         raise ConfigError(f"{device.device_kind} does not tell its memory; set kv_cache_memory")
-    return int(total * config.gpu_memory_utilization)
-
-
-def _free_host_bytes() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+    return min(pool, int(device_bytes * config.gpu_memory_utilization))
 
 
 def _gib(count: int) -> str:

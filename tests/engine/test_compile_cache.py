@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxserve.engine.compile_cache import CompileCache
+from jaxserve.engine.compile_cache import CompileCache, source_files
 
 
 def lower() -> jax.stages.Lowered:
@@ -44,3 +44,15 @@ def test_a_folder_that_cannot_be_written_is_only_a_warning(
         compiled = cache.compile("add", lower)
     assert compiled(np.zeros(3, np.float32)).tolist() == [1, 1, 1]
     assert "cannot be kept" in caplog.text
+
+
+def test_what_programs_are_traced_from_is_in_the_key() -> None:
+    names = {path.name for path in source_files()}
+    assert {"programs.py", "sampling_params.py", "config.py", "decoder.py", "reference.py"} <= names
+
+
+def test_settings_of_jax_are_in_the_key(tmp_path: Path) -> None:
+    CompileCache(tmp_path, "engine").compile("add", lower)
+    with jax.default_matmul_precision("highest"):
+        assert CompileCache(tmp_path, "engine").load("add") is None
+    assert CompileCache(tmp_path, "engine").load("add") is not None

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from types import SimpleNamespace
+
+import jax
 import pytest
+from jax._src import xla_bridge
 
 from jaxserve.config import EngineConfig
 from jaxserve.engine import settle as settle_module
@@ -17,7 +22,7 @@ FULL_LENGTH = 16 + 1  # pages of one sequence of 128 tokens, and the dummy page
 
 
 def plan(monkeypatch: pytest.MonkeyPatch, free: int | None, **options: object) -> MemoryPlan:
-    monkeypatch.setattr(settle_module, "_free_host_bytes", lambda: free)
+    monkeypatch.setattr(settle_module, "free_memory", lambda: free)
     config = EngineConfig(model="tiny", page_size=8, max_num_seqs=4, **options)  # type: ignore[arg-type]  # by name
     return settle(config, TINY, weights_bytes(TINY)).memory
 
@@ -25,7 +30,8 @@ def plan(monkeypatch: pytest.MonkeyPatch, free: int | None, **options: object) -
 def test_kv_memory_is_what_the_share_of_the_device_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     half = plan(monkeypatch, 1 * MIB, gpu_memory_utilization=0.5)
     assert half.available == MIB // 2
-    assert half.weights + half.activations + half.kv_cache <= half.available
+    assert half.total <= half.available
+    assert half.total == half.weights + half.activations + half.sampler_state + half.kv_cache
     assert half.num_pages < plan(monkeypatch, 1 * MIB, gpu_memory_utilization=0.9).num_pages
 
 
@@ -59,4 +65,65 @@ def test_more_kv_memory_than_there_is_is_refused_and_not_cut(monkeypatch: pytest
     memory = plan(monkeypatch, 100 * MIB)
     room = 30 * PAGE
     with pytest.raises(ConfigError, match=f"lower it to at most {room}"):
-        plan(monkeypatch, memory.weights + memory.activations + room, kv_cache_memory=40 * PAGE)
+        plan(monkeypatch, memory.total - memory.kv_cache + room, kv_cache_memory=40 * PAGE)
+
+
+POOL_SHARES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+
+
+def plan_on_gpu(
+    monkeypatch: pytest.MonkeyPatch, device_bytes: int, *, running: bool = False, **options: object
+) -> MemoryPlan:
+    """The plan for a pretend accelerator, whose allocator takes the share that the environment says, as JAX's does."""
+    monkeypatch.setattr(xla_bridge, "backends_are_initialized", lambda: running)
+
+    def devices() -> list[SimpleNamespace]:
+        share = float(next((text for name in POOL_SHARES if (text := os.environ.get(name))), 0.75))
+        stats = {"bytes_limit": int(device_bytes * share)}
+        return [SimpleNamespace(platform="gpu", device_kind="pretend", memory_stats=lambda: stats)]
+
+    monkeypatch.setattr(jax, "devices", devices)
+    settings: dict[str, object] = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "page_size": 8, **options}
+    config = EngineConfig(model="tiny", **settings)  # type: ignore[arg-type]  # by name
+    return settle(config, TINY, weights_bytes(TINY)).memory
+
+
+@pytest.fixture
+def no_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has said what the allocator may take, and what the engine says is forgotten afterwards."""
+    for name in POOL_SHARES:
+        monkeypatch.setenv(name, "")
+
+
+@pytest.mark.usefixtures("no_share")
+def test_the_share_is_of_the_device_and_not_of_the_allocators_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = plan_on_gpu(monkeypatch, 100 * MIB, gpu_memory_utilization=0.9)
+    assert memory.available == 90 * MIB
+
+
+@pytest.mark.usefixtures("no_share")
+def test_a_pool_that_exists_already_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan_on_gpu(monkeypatch, 100 * MIB, running=True).available == 75 * MIB
+    half = plan_on_gpu(monkeypatch, 100 * MIB, running=True, gpu_memory_utilization=0.5)
+    assert half.available == 50 * MIB
+
+
+@pytest.mark.usefixtures("no_share")
+@pytest.mark.parametrize("name", POOL_SHARES)
+def test_the_operators_pool_is_left_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "0.5")
+    assert plan_on_gpu(monkeypatch, 100 * MIB, gpu_memory_utilization=0.9).available == 50 * MIB
+    assert [os.environ[other] for other in POOL_SHARES if other != name] == [""]
+
+
+@pytest.mark.usefixtures("no_share")
+def test_kv_cache_memory_overrides_the_share_of_an_accelerator_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = plan_on_gpu(monkeypatch, 2 * MIB, gpu_memory_utilization=0.01, kv_cache_memory=20 * PAGE // 2)
+    assert memory.num_pages == 20  # bfloat16
+
+
+def test_the_samplers_state_has_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = plan(monkeypatch, 100 * MIB)
+    slots = 4 + 1
+    assert memory.sampler_state >= slots * TINY.vocab_size * 4
+    assert plan(monkeypatch, memory.total).num_pages < memory.num_pages
