@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from jaxserve.engine.protocol import CoreRequest
 from jaxserve.errors import RequestError
-from jaxserve.inputs import AnyPrompt, TokenizedPrompt, check_prompt, tokenize_prompt
+from jaxserve.inputs import AnyPrompt, ChatOptions, TokenizedPrompt, check_prompt, tokenize_prompt
 from jaxserve.output_processor import RequestState
 from jaxserve.sampling_params import SamplingParams
-from jaxserve.text.chat_template import ChatTemplate
+from jaxserve.text.chat_template import ChatTemplate, ContentFormat
 
 if TYPE_CHECKING:
     from jaxserve.engine.protocol import EngineInfo
@@ -45,47 +46,45 @@ class Admission:
         self.more_end_token_ids = tuple(
             i for i in dict.fromkeys(defaults.eos_token_ids) if i < info.vocab_size and i != eos
         )
-        self._last_template: ChatTemplate | None = None  # compiling one costs milliseconds
+        # Compiling a template costs milliseconds; most callers have one.
+        compile_template = functools.partial(_compile_template, tokenizer.special_tokens)
+        self._compiled = functools.lru_cache(maxsize=8)(compile_template)
 
     def default_sampling_params(self, **overrides: Any) -> SamplingParams:
         """The model's own sampling defaults (generation_config.json), and `overrides` over them."""
         return SamplingParams(**{**self.defaults.sampling, **overrides})
 
-    def render_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        chat_template: str | None = None,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> TokenizedPrompt:
-        """The prompt of a conversation, by the model's chat template or the one given (jinja2 source).
+    def render_chat(self, messages: Sequence[Any], **options: Unpack[ChatOptions]) -> TokenizedPrompt:
+        """The prompt of a conversation, by the model's chat template or the one given.  Safe on any thread.
 
         Raises RequestError naming the field: see ChatTemplate.render.
         """
-        text = self._template(chat_template).render(
-            messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            template_kwargs=chat_template_kwargs,
+        template = self.chat_template(
+            options.get("chat_template"), options.get("chat_template_content_format", "auto")
         )
-        # The template has written the special tokens, BOS among them, where they belong.
-        return TokenizedPrompt(self.tokenizer.encode(text, add_special_tokens=False, param="messages"), text)
-
-    def _template(self, source: str | None) -> ChatTemplate:
-        source = source or self.tokenizer.chat_template
-        if source is None:
+        if template is None:
             raise RequestError(
                 "chat_template is missing: the model has none, so give one, or use generate with plain text.",
                 param="chat_template",
             )
-        template = self._last_template  # read once: another thread may replace it
-        if template is None or template.source != source:
-            self._last_template = template = ChatTemplate(source, self.tokenizer.special_tokens)
-        return template
+        continues = options.get("continue_final_message", False)
+        opens_turn = options.get("add_generation_prompt")
+        text = template.render(
+            messages,
+            tools=options.get("tools"),
+            documents=options.get("documents"),
+            add_generation_prompt=not continues if opens_turn is None else opens_turn,
+            continue_final_message=continues,
+            template_kwargs=options.get("chat_template_kwargs"),
+        )
+        # The template has written the special tokens, BOS among them, where they belong.
+        add_special_tokens = options.get("add_special_tokens", False)
+        return TokenizedPrompt(self.tokenizer.encode(text, add_special_tokens, param="messages"), text)
+
+    def chat_template(self, source: str | None, content_format: str) -> ChatTemplate | None:
+        """The compiled template, or the model's own, if it has one.  Raises RequestError for a broken one."""
+        source = source or self.tokenizer.chat_template
+        return None if source is None else self._compiled(source, content_format)
 
     def admit(
         self,
@@ -154,6 +153,16 @@ def bad_word_ids(bad_words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[
             if token_ids:
                 found[token_ids] = None
     return tuple(found)
+
+
+def _compile_template(special_tokens: Mapping[str, str], source: str, content_format: str) -> ChatTemplate:
+    if content_format not in ("auto", "string", "openai"):
+        raise RequestError(
+            f"chat_template_content_format must be auto, string or openai, got {content_format!r:.60}.",
+            param="chat_template_content_format",
+        )
+    chosen = None if content_format == "auto" else cast(ContentFormat, content_format)
+    return ChatTemplate(source, special_tokens, chosen)
 
 
 def _fan_out(core: CoreRequest, n: int) -> list[CoreRequest]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from jaxserve.admission import Admission
 from jaxserve.assembly import assemble
 from jaxserve.errors import EngineDeadError, QueueFullError, ShuttingDownError
-from jaxserve.inputs import AnyPrompt, TokenizedPrompt
+from jaxserve.inputs import AnyPrompt, ChatOptions, TokenizedPrompt
 from jaxserve.output_processor import OutputProcessor
 from jaxserve.request_stream import Inbox, RequestStream
 
@@ -114,25 +114,16 @@ class AsyncLLM:
         """The model's own sampling defaults (generation_config.json), and `overrides` over them."""
         return self._admission.default_sampling_params(**overrides)
 
-    def render_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        chat_template: str | None = None,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> TokenizedPrompt:
-        """The prompt of a conversation, for `generate`.  Raises RequestError naming the field at fault."""
-        return self._admission.render_chat(
-            messages,
-            chat_template=chat_template,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            tools=tools,
-            chat_template_kwargs=chat_template_kwargs,
-        )
+    def render_chat(self, messages: Sequence[Any], **options: Unpack[ChatOptions]) -> TokenizedPrompt:
+        """The prompt of a conversation, for `generate`; may be called on any thread, as for a long one it should.
+
+        Raises RequestError naming the field at fault.
+        """
+        return self._admission.render_chat(messages, **options)
+
+    def check_chat_template(self, source: str | None, content_format: str = "auto") -> None:
+        """Compile a chat template (None: the model's own, if any) for later.  Raises RequestError for a broken one."""
+        self._admission.chat_template(source, content_format)
 
     async def encode(self, text: str, *, add_special_tokens: bool = True, param: str = "prompt") -> list[int]:
         """Token ids of a text, for `generate`; a long one is tokenized on another thread.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, cast
 
 from jaxserve.errors import RequestError
 
@@ -38,6 +38,19 @@ class TokenizedPrompt:
 
 
 AnyPrompt = Prompt | TokenizedPrompt
+
+
+class ChatOptions(TypedDict, total=False):
+    """How a conversation becomes a prompt; the template's arguments are described at ChatTemplate.render."""
+
+    chat_template: str | None  # jinja2 source; None: the model's own
+    chat_template_content_format: Literal["auto", "string", "openai"]  # auto: what the template reads
+    chat_template_kwargs: Mapping[str, Any] | None
+    add_generation_prompt: bool | None  # None: unless the final message is continued
+    continue_final_message: bool
+    tools: Sequence[Mapping[str, Any]] | None
+    documents: Sequence[Mapping[str, Any]] | None
+    add_special_tokens: bool  # beside those that the template writes itself; default False
 
 
 def tokenize_prompt(prompt: AnyPrompt, tokenizer: Tokenizer) -> TokenizedPrompt:

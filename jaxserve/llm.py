@@ -9,19 +9,19 @@ import queue
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from jaxserve.admission import Admission
 from jaxserve.assembly import EngineParts, assemble
 from jaxserve.config import EngineConfig
 from jaxserve.errors import ConfigError, EngineDeadError, RequestError
-from jaxserve.inputs import AnyPrompt, TokenizedPrompt, prompt_list
+from jaxserve.inputs import AnyPrompt, ChatOptions, TokenizedPrompt, prompt_list
 from jaxserve.output_processor import OutputProcessor, RequestState
 from jaxserve.progress import TokenBar
 from jaxserve.sampling_params import OutputKind, SamplingParams
 
 if TYPE_CHECKING:
-    from jaxserve.engine.protocol import EngineInfo, TokenOutput
+    from jaxserve.engine.protocol import EngineInfo, EngineStats, TokenOutput
     from jaxserve.outputs import RequestOutput
     from jaxserve.text.tokenizer import Tokenizer
 
@@ -61,6 +61,14 @@ class LLM:
     def info(self) -> EngineInfo:
         """What the engine settled on at start."""
         return self._client.info
+
+    def stats(self) -> EngineStats:
+        """The engine's counters."""
+        return self._client.stats()
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget cached prefixes, for fair measurements; False while another thread's prompts are being answered."""
+        return self._client.reset_prefix_cache()
 
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
@@ -102,37 +110,40 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
         chat_template: str | None = None,
-        add_generation_prompt: bool = True,
+        chat_template_content_format: Literal["auto", "string", "openai"] = "auto",
+        add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer a conversation (a list of messages) or a list of conversations, through the chat template.
 
-        See ChatTemplate.render for the template's arguments, `generate` for the rest.
+        See ChatOptions and ChatTemplate.render for the template's arguments, `generate` for the rest.
         """
+        options: ChatOptions = {
+            "chat_template": chat_template,
+            "chat_template_content_format": chat_template_content_format,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "tools": tools,
+            "documents": documents,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
         conversations: Sequence[Any] = (
             [messages] if not messages or isinstance(messages[0], Mapping) else messages
         )
         prompts = []
         for i, conversation in enumerate(conversations):
             try:
-                prompt = self._admission.render_chat(
-                    conversation,
-                    chat_template=chat_template,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=continue_final_message,
-                    tools=tools,
-                    chat_template_kwargs=chat_template_kwargs,
-                )
+                prompts.append(self._admission.render_chat(conversation, **options))
             except RequestError as error:
                 raise _said_of(error, "conversations", i, len(conversations)) from error
-            prompts.append(prompt)
         return self.generate(prompts, sampling_params, use_tqdm)
 
-    def render_chat(self, messages: Sequence[Message], **template_options: Any) -> TokenizedPrompt:
+    def render_chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> TokenizedPrompt:
         """The prompt that `chat` makes of one conversation, for `generate`; the options are chat's own."""
-        return self._admission.render_chat(messages, **template_options)
+        return self._admission.render_chat(messages, **options)
 
     def shutdown(self) -> None:
         """Stop the engine.  Happens by itself when the LLM is no longer used or the interpreter ends."""

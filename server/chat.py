@@ -9,7 +9,6 @@ from contextlib import aclosing
 from msgspec import UNSET
 from quart import Request, Response
 
-from jaxserve.inputs import TokenizedPrompt
 from jaxserve.outputs import RequestOutput
 from jaxserve.server.answers import ChatChunk, ChatChunkChoice, ChatCompletion, Delta
 from jaxserve.server.chat_choices import ChatChoices
@@ -34,14 +33,15 @@ async def chat_completions(state: ServerState, request: Request) -> Response:
     refuse_tool_calls(fields.tools, fields.tool_choice)
     check_stream_options(fields)
     params = chat_sampling(state.llm, fields)
-    text = await render(state, fields.messages, fields, taken.num_bytes)
-    # The chat template writes special tokens itself, hence the other default than for plain completions.
-    token_ids = await state.llm.encode(
-        text, add_special_tokens=bool(fields.add_special_tokens), param="messages"
+    prompt = await render(
+        state,
+        fields.messages,
+        fields,
+        taken.num_bytes,
+        # The chat template writes special tokens itself, hence the other default than for plain completions.
+        add_special_tokens=bool(fields.add_special_tokens),
     )
-    prompt = fit(
-        state.llm, TokenizedPrompt(token_ids, text), params, fields.truncate_prompt_tokens, param="messages"
-    )
+    prompt = fit(state.llm, prompt, params, fields.truncate_prompt_tokens, param="messages")
     answer_id = f"chatcmpl-{name_request(fields)}"
     envelope = Envelope.of(state, fields, taken.model, answer_id)
     choices = ChatChoices(envelope, fields, prompt, params.n)

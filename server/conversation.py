@@ -1,4 +1,4 @@
-"""From the messages of a request to the prompt's text."""
+"""From the messages of a request to the prompt."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxserve.async_llm import LONG_TEXT
 from jaxserve.errors import RequestError
+from jaxserve.inputs import ChatOptions, TokenizedPrompt
 from jaxserve.server.protocol import TemplateFields
 from jaxserve.server.state import ServerState
-from jaxserve.text.chat_template import ChatTemplate
-
-LONG_CONVERSATION = 64 * 1024  # bytes of a request beyond which rendering would hold up the event loop
 
 
-async def render(state: ServerState, messages: Sequence[Any], fields: TemplateFields, num_bytes: int) -> str:
+async def render(
+    state: ServerState,
+    messages: Sequence[Any],
+    fields: TemplateFields,
+    num_bytes: int,
+    *,
+    add_special_tokens: bool = False,
+) -> TokenizedPrompt:
     """The prompt of a conversation; a long one (`num_bytes` of the request) is rendered on another thread.
 
     Raises RequestError naming the field at fault.
@@ -22,22 +28,18 @@ async def render(state: ServerState, messages: Sequence[Any], fields: TemplateFi
     kwargs = dict(fields.chat_template_kwargs or {})
     if fields.reasoning_effort is not None:
         kwargs.setdefault("reasoning_effort", fields.reasoning_effort)
-    continues = bool(fields.continue_final_message)
-    adds_prompt = not continues if fields.add_generation_prompt is None else fields.add_generation_prompt
-
-    def work() -> str:
-        return _template(state, fields).render(
-            messages,
-            tools=fields.tools,
-            documents=fields.documents,
-            add_generation_prompt=adds_prompt,
-            continue_final_message=continues,
-            template_kwargs=kwargs,
-        )
-
-    if num_bytes > LONG_CONVERSATION or fields.chat_template is not None:
-        return await asyncio.to_thread(work)
-    return work()
+    options: ChatOptions = {
+        "chat_template_kwargs": kwargs,
+        "add_generation_prompt": fields.add_generation_prompt,
+        "continue_final_message": bool(fields.continue_final_message),
+        "tools": fields.tools,
+        "documents": fields.documents,
+        "add_special_tokens": add_special_tokens,
+        **_template(state, fields),
+    }
+    if num_bytes > LONG_TEXT or fields.chat_template is not None:
+        return await asyncio.to_thread(state.llm.render_chat, messages, **options)
+    return state.llm.render_chat(messages, **options)
 
 
 def echoed_text(messages: Sequence[Any]) -> str:
@@ -54,19 +56,24 @@ def echoed_text(messages: Sequence[Any]) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _template(state: ServerState, fields: TemplateFields) -> ChatTemplate:
+def _template(state: ServerState, fields: TemplateFields) -> ChatOptions:
+    """Which template: the request's, where those are trusted, the operator's, or the model's own."""
+    settings = state.settings
     if fields.chat_template is not None:
-        if not state.settings.trust_request_chat_template:
+        if not settings.trust_request_chat_template:
             raise RequestError(
                 "chat_template is not accepted from requests here; the operator may allow it with "
                 "--trust-request-chat-template.",
                 param="chat_template",
             )
-        return ChatTemplate(fields.chat_template, state.llm.tokenizer.special_tokens)
-    if state.chat_template is None:
+        return {"chat_template": fields.chat_template}
+    if settings.chat_template is None and state.llm.tokenizer.chat_template is None:
         raise RequestError(
             "messages cannot be served: the model has no chat template. Use /v1/completions, or let the "
             "operator give a template.",
             param="messages",
         )
-    return state.chat_template
+    return {
+        "chat_template": settings.chat_template,
+        "chat_template_content_format": settings.chat_template_content_format,
+    }

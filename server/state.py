@@ -12,7 +12,6 @@ from jaxserve.errors import ConfigError, RequestError
 from jaxserve.server.errors import ApiError, unavailable
 from jaxserve.server.metrics import ServerMetrics
 from jaxserve.server.settings import ServerSettings
-from jaxserve.text.chat_template import ChatTemplate
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +23,6 @@ class ServerState:
     metrics: ServerMetrics
     model_names: tuple[str, ...]
     system_fingerprint: str
-    chat_template: ChatTemplate | None  # None: the model has none, and the operator gave none
     started_at: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
 
     @classmethod
@@ -32,7 +30,11 @@ class ServerState:
         """State for a server that answers from `llm`.  Raises ConfigError for settings that cannot be."""
         names = settings.served_model_names or (llm.info.model,)
         metrics = ServerMetrics(settings.metrics_prefix, names[0], llm)
-        return cls(llm, settings, metrics, names, _fingerprint(llm), _chat_template(llm, settings))
+        try:
+            llm.check_chat_template(settings.chat_template, settings.chat_template_content_format)
+        except RequestError as error:
+            raise ConfigError(str(error)) from error
+        return cls(llm, settings, metrics, names, _fingerprint(llm))
 
     def check_model(self, name: str | None) -> str:
         """The name to answer under; no name means the first.  Raises ApiError 404 for a model not served."""
@@ -54,17 +56,6 @@ class ServerState:
             raise unavailable(f"The engine cannot go on: {self.llm.error}")
         if self.llm.is_draining:
             raise unavailable("The server is shutting down and takes no new requests.")
-
-
-def _chat_template(llm: AsyncLLM, settings: ServerSettings) -> ChatTemplate | None:
-    source = settings.chat_template or llm.tokenizer.chat_template
-    if source is None:
-        return None
-    chosen = settings.chat_template_content_format
-    try:
-        return ChatTemplate(source, llm.tokenizer.special_tokens, None if chosen == "auto" else chosen)
-    except RequestError as error:
-        raise ConfigError(str(error)) from error
 
 
 def _fingerprint(llm: AsyncLLM) -> str:

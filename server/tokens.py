@@ -20,12 +20,14 @@ async def tokenize(state: ServerState, request: Request) -> Response:
     if (fields.prompt is None) == (fields.messages is None):
         raise RequestError("Send either prompt (a string) or messages (a list).", param="prompt")
     if fields.messages is None:
-        text, param = fields.prompt or "", "prompt"
         adds_special_tokens = fields.add_special_tokens is not False
+        token_ids = await llm.encode(fields.prompt or "", add_special_tokens=adds_special_tokens)
     else:
-        text, param = await render(state, fields.messages, fields, taken.num_bytes), "messages"
         adds_special_tokens = bool(fields.add_special_tokens)  # the chat template writes them itself
-    token_ids = await llm.encode(text, add_special_tokens=adds_special_tokens, param=param)
+        prompt = await render(
+            state, fields.messages, fields, taken.num_bytes, add_special_tokens=adds_special_tokens
+        )
+        token_ids = prompt.token_ids
     strings = llm.tokenizer.convert_ids_to_tokens(token_ids) if fields.return_token_strs else None
     return json_response(Tokens(len(token_ids), llm.info.max_model_len, token_ids, strings), taken.headers)
 

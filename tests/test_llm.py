@@ -158,12 +158,32 @@ class TestChat:
         )
         assert output.prompt == "Hi|good|False|1"
 
+    def test_content_format_and_documents(self, open_llm: Open):
+        llm, _ = open_llm()
+        template = "{{ messages[0].content }}|{{ documents[0].text }}"
+        asked = {"chat_template": template, "documents": [{"text": "D"}]}
+        assert llm.render_chat(self.HELLO, **asked).text == "Hi|D"
+        parts = llm.render_chat(self.HELLO, **asked, chat_template_content_format="openai")
+        assert parts.text == "[{'type': 'text', 'text': 'Hi'}]|D"
+        with pytest.raises(RequestError, match="must be auto, string or openai") as caught:
+            llm.chat(self.HELLO, GREEDY, chat_template_content_format="x")  # pyright: ignore[reportArgumentType]  # wrong on purpose
+        assert caught.value.param == "chat_template_content_format"
+
+    def test_counters_and_an_empty_prefix_cache(self, open_llm: Open):
+        llm, client = open_llm()
+        llm.chat(self.HELLO, GREEDY, use_tqdm=False)
+        client.wait_until(lambda: client.num_unfinished == 0)
+        assert llm.stats().num_running == 0
+        assert llm.stats().num_steps > 0
+        assert llm.reset_prefix_cache()
+
     def test_going_on_with_the_last_message(self, open_llm: Open):
         llm, _ = open_llm()
         conversation = [*self.HELLO, {"role": "assistant", "content": "Well,"}]
         (output,) = llm.chat(
             conversation, GREEDY, use_tqdm=False, add_generation_prompt=False, continue_final_message=True
         )
+        assert output.prompt == llm.render_chat(conversation, continue_final_message=True).text
         assert output.prompt is not None
         assert output.prompt.endswith("<|im_start|>assistant\nWell,")
 

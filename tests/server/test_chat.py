@@ -83,6 +83,23 @@ async def test_tools_under_choice_none_are_the_templates_business():
         assert "get_weather" in prompt_of(served.engine.submitted[0])
 
 
+async def test_the_server_and_the_front_end_render_alike():
+    fields: dict[str, Any] = {
+        "messages": [*QUESTION, {"role": "assistant", "content": [{"type": "text", "text": "The"}]}],
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "documents": [{"text": "D"}],
+        "chat_template_kwargs": {"color": "red"},
+        "continue_final_message": True,
+    }
+    template = "{{ tools }}{{ documents }}{{ color }}{% for m in messages %}{{ m.content }}|{% endfor %}"
+    for content_format in ("auto", "string", "openai"):
+        with serving(chat_template=template, chat_template_content_format=content_format) as served:
+            assert (await served.chat(**fields, tool_choice="none")).status == 200
+            own = served.llm.render_chat(**fields, chat_template_content_format=content_format)
+            long = await served.post("/tokenize", {**fields, "prompt": None, "user": "x" * 10_000})
+            assert served.engine.submitted[0].prompt_token_ids == own.token_ids == long.json["tokens"]
+
+
 async def test_special_tokens_are_the_templates_business():
     with serving() as served:
         await served.chat()
