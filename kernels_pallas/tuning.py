@@ -1,0 +1,69 @@
+"""Block sizes of the GPU decode kernel: a rule, and above it what was measured.
+
+`benchmarks/tune_decode.py` measures, and rewrites the rows between the two markers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_STAGE_BYTES = (
+    32 * 1024
+)  # keys and values that a pipeline stage holds; three stages leave room for two programs
+_PROGRAMS_WANTED = 512  # about four for each of an H100's 132 multiprocessors
+_MAX_SPLITS = 64
+_FALLBACK_DEVICE = "NVIDIA H100 80GB HBM3"
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTuning:
+    """How the decode kernel cuts its work."""
+
+    block_kv: int  # cached tokens that a loop iteration reads; a power of two, 16 at least
+    num_splits: int  # programs that may share a row's tokens; a power of two
+    split_tokens: int  # a row gets one more of them for each so many tokens
+    num_warps: int
+    num_stages: int  # depth of the software pipeline
+
+
+# (device kind, head_dim, query heads per kv head, dtype of the pages, rows x kv heads)
+_Key = tuple[str, int, int, str, int]
+
+# fmt: off
+# measured rows begin
+_MEASURED: dict[_Key, DecodeTuning] = {
+}
+# measured rows end
+# fmt: on
+
+
+def decode_tuning(
+    device_kind: str, *, head_dim: int, group: int, dtype: str, itemsize: int, num_programs: int
+) -> DecodeTuning:
+    """The measured row nearest in `num_programs` (rows x kv heads, before splitting), or what the rule says."""
+    known = any(key[0] == device_kind for key in _MEASURED)
+    wanted = (device_kind if known else _FALLBACK_DEVICE, head_dim, group, dtype)
+    rows = [key for key in _MEASURED if key[:4] == wanted]
+    if not rows:
+        return decode_rule(head_dim=head_dim, itemsize=itemsize, num_programs=num_programs)
+    # Distance as a ratio: from 64 programs it is as far to 8 as to 512.
+    nearest = min(rows, key=lambda key: max(key[4], num_programs) / min(key[4], num_programs))
+    return _MEASURED[nearest]
+
+
+def decode_rule(*, head_dim: int, itemsize: int, num_programs: int) -> DecodeTuning:
+    """Blocks of one pipeline stage's bytes, and splits until every multiprocessor has work."""
+    block_kv = _power_of_two_below(_STAGE_BYTES // (2 * head_dim * itemsize))
+    splits = _power_of_two_below(max(1, _PROGRAMS_WANTED // num_programs))
+    return DecodeTuning(
+        block_kv=max(16, min(128, block_kv)),
+        num_splits=min(_MAX_SPLITS, splits),
+        split_tokens=max(16, min(128, block_kv)),
+        num_warps=4,
+        num_stages=3,
+    )
+
+
+def _power_of_two_below(number: int) -> int:
+    """The largest power of two up to `number`, which is 1 or more."""
+    return 1 << (number.bit_length() - 1)
