@@ -27,6 +27,7 @@ def assemble(config: EngineConfig) -> EngineParts:
     Imports jax here and not above, so that a front end of an engine in another process never pays for it.
     """
     from jaxserve.engine.client import build_client
+    from jaxserve.generation_config import generation_defaults
     from jaxserve.loading.resolve import locate_tokenizer, open_checkpoint, open_config
     from jaxserve.text.tokenizer import load_tokenizer
 
@@ -36,6 +37,7 @@ def assemble(config: EngineConfig) -> EngineParts:
     else:
         checkpoint = open_checkpoint(config.model, config.load_format)
         model, defaults, path = checkpoint.config, checkpoint.defaults, checkpoint.path
-    # Before the weights: it is quick, and a missing tokenizer should not cost a minute of loading.
+    # Before the weights: both are quick, and a missing file should not cost a minute of loading.
+    defaults = generation_defaults(config, defaults)
     tokenizer = load_tokenizer(locate_tokenizer(config.tokenizer) if config.tokenizer else path)
     return EngineParts(build_client(config, checkpoint, model), tokenizer, defaults)

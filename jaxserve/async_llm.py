@@ -83,6 +83,11 @@ class AsyncLLM:
         return self._admission.tokenizer
 
     @property
+    def defaults(self) -> GenerationDefaults:
+        """What applies to requests that are silent, and the operator's limit on the length of answers."""
+        return self._admission.defaults
+
+    @property
     def error(self) -> Exception | None:
         """What the engine died of."""
         return self._error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from jaxserve.errors import ConfigError
 
@@ -95,6 +96,9 @@ class EngineConfig:
     seed: int | None = None  # makes requests without a seed reproducible too
     max_logprobs: int = 20
     max_num_queued_reqs: int | None = None  # waiting requests beyond which new ones get 429
+    generation_config: str = "auto"  # auto: the model's own sampling defaults, vllm: none, or a directory
+    # Sampling defaults over those, in the names of generation_config.json, e.g. {"temperature": 0.6}.
+    override_generation_config: Mapping[str, Any] = field(default_factory=dict, hash=False)
     trust_remote_code: bool = field(default=False)
 
     def __post_init__(self) -> None:
@@ -123,5 +127,9 @@ class EngineConfig:
             refuse("gpu_memory_utilization", "must be above 0 and at most 1")
         if self.max_logprobs < 0 or self.max_logprobs > 64:
             refuse("max_logprobs", "must be from 0 to 64")
+        if not self.generation_config:
+            refuse("generation_config", "use auto, vllm, or a directory with a generation_config.json")
+        if not isinstance(self.override_generation_config, Mapping):
+            refuse("override_generation_config", 'give an object, e.g. {"temperature": 0.6}')
         if self.trust_remote_code:
             refuse("trust_remote_code", "code from checkpoints is never run; leave it off")

@@ -80,6 +80,7 @@ def start(
         cache_salt=request.cache_salt,
     )
     room = min(stream.max_tokens for stream in streams)
-    if params.max_tokens is None or room >= params.max_tokens:
+    asked = getattr(request, "max_completion_tokens", None) or request.max_tokens
+    if asked is None or room >= asked:
         return streams, {}
     return streams, {MAX_TOKENS_HEADER: str(room)}

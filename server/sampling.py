@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from jaxserve.async_llm import AsyncLLM
@@ -10,6 +11,7 @@ from jaxserve.sampling_params import OutputKind, SamplingParams
 from jaxserve.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
 
 MAX_N = 128  # of OpenAI's document
+COMPLETION_MAX_TOKENS = 16  # likewise, where a plain completion says nothing
 
 # Fields that SamplingParams has under the same name and with the same meaning.
 _SAME = (
@@ -50,16 +52,18 @@ def chat_sampling(llm: AsyncLLM, request: ChatRequest) -> SamplingParams:
     said = _said(llm, request)
     if request.max_completion_tokens is not None:
         said["max_tokens"] = request.max_completion_tokens
-    elif llm.default_sampling_params().max_tokens == SamplingParams().max_tokens:
-        # Without a word from the client or the model a chat answer ends where the context does.
-        said.setdefault("max_tokens", None)
+    elif request.max_tokens is None:
+        said["max_tokens"] = _model_max_tokens(llm)
     if request.logprobs:
         said["logprobs"] = top_logprobs or 0
-    return llm.default_sampling_params(**said)
+    return _params(llm, said)
 
 
 def completion_sampling(llm: AsyncLLM, request: CompletionRequest) -> SamplingParams:
     """Sampling parameters of a plain completion.  Raises RequestError naming the field that is wrong.
+
+    As in vLLM, an answer without max_tokens has at most 16 tokens (OpenAI's default, whatever the model says),
+    and max_tokens null asks for the model's own default, or for as much as the context holds.
 
     With `echo`, max_tokens may be 0: the engine is then asked for one token, which nobody sees.
     Log-probabilities of an echoed prompt are its prompt_logprobs.
@@ -68,11 +72,15 @@ def completion_sampling(llm: AsyncLLM, request: CompletionRequest) -> SamplingPa
     said = _said(llm, request, may_be_empty=is_prompt_only)
     if is_prompt_only:
         said["max_tokens"] = 1
+    elif "max_tokens" not in request.model_fields_set:
+        said["max_tokens"] = COMPLETION_MAX_TOKENS
+    elif request.max_tokens is None:
+        said["max_tokens"] = _model_max_tokens(llm)
     if request.logprobs is not None:
         said["logprobs"] = request.logprobs
         if request.echo:
             said["prompt_logprobs"] = max(request.logprobs, request.prompt_logprobs or 0)
-    return llm.default_sampling_params(**said)
+    return _params(llm, said)
 
 
 def check_stream_options(request: GenerationRequest) -> None:
@@ -99,6 +107,20 @@ def _said(llm: AsyncLLM, request: GenerationRequest, *, may_be_empty: bool = Fal
         said["logit_bias"] = {_token_id(key): bias for key, bias in request.logit_bias.items()}
     said["output_kind"] = OutputKind.DELTA if request.stream else OutputKind.FINAL_ONLY
     return said
+
+
+def _model_max_tokens(llm: AsyncLLM) -> int | None:
+    """max_new_tokens of the generation config; None, the rest of the context, where that says nothing."""
+    return llm.defaults.sampling.get("max_tokens")
+
+
+def _params(llm: AsyncLLM, said: dict[str, Any]) -> SamplingParams:
+    """What was said, over the defaults and under the operator's limit on the length of answers."""
+    params = llm.default_sampling_params(**said)
+    limit = llm.defaults.max_tokens_limit
+    if limit is None or (params.max_tokens is not None and params.max_tokens <= limit):
+        return params
+    return replace(params, max_tokens=limit, min_tokens=min(params.min_tokens, limit))
 
 
 def _check_max_tokens(llm: AsyncLLM, name: str, value: int | None) -> None:

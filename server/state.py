@@ -60,5 +60,5 @@ class ServerState:
 
 def _fingerprint(llm: AsyncLLM) -> str:
     """Changes whenever the same request with the same seed may be answered differently."""
-    settled = f"{__version__} {llm.info}"
+    settled = f"{__version__} {llm.info} {llm.defaults}"
     return f"jaxserve-{__version__}-{hashlib.sha256(settled.encode()).hexdigest()[:8]}"

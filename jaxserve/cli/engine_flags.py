@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxserve.cli.quantities import num_bytes, positive
@@ -91,6 +92,20 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="waiting requests beyond which new ones get 429",
     )
+    add(
+        "--generation-config",
+        default="auto",
+        metavar="SOURCE",
+        help="of sampling defaults: auto (the model's generation_config.json), vllm (none), or a directory "
+        "(default: %(default)s)",
+    )
+    add(
+        "--override-generation-config",
+        type=_json_object,
+        default={},
+        metavar="JSON",
+        help='sampling defaults over those, e.g. \'{"temperature": 0.6, "max_new_tokens": 512}\'',
+    )
     add_refused_flags(parser, ENGINE_FLAGS)
 
 
@@ -113,19 +128,24 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
         seed=args.seed,
         max_logprobs=args.max_logprobs,
         max_num_queued_reqs=args.max_num_queued_reqs,
+        generation_config=args.generation_config,
+        override_generation_config=args.override_generation_config,
     )
 
 
 def engine_argv(config: EngineConfig) -> list[str]:
     """The flags, MODEL aside, that make another command build `config`."""
     argv: list[str] = []
+    default = EngineConfig(model=config.model)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name == "model" or value == field.default:
+        if value == getattr(default, field.name):
             continue
         flag = "--" + field.name.replace("_", "-")
         if isinstance(value, bool):
             argv.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, Mapping):
+            argv.append(f"{flag}={json.dumps(dict(value))}")
         else:
             argv.append(f"{flag}={value}")
     return argv
@@ -137,6 +157,16 @@ def given_engine_flags(args: argparse.Namespace) -> list[str]:
     add_engine_flags(parser)
     defaults = vars(parser.parse_args([]))
     return ["--" + name.replace("_", "-") for name, value in defaults.items() if getattr(args, name) != value]
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a JSON object, e.g. {{"temperature": 0.6}}')
+    return value
 
 
 class _Model(argparse.Action):

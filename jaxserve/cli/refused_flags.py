@@ -66,12 +66,6 @@ SERVER_FLAGS: tuple[RefusedFlag, ...] = (
     RefusedFlag(("--limit-mm-per-prompt",), _MULTIMODAL),
     RefusedFlag(("--allowed-local-media-path",), _MULTIMODAL),
     RefusedFlag(("--allowed-media-domains",), _MULTIMODAL),
-    RefusedFlag(
-        ("--generation-config",),
-        "sampling defaults come from the model; leave it out (or give auto)",
-        ("auto",),
-    ),
-    RefusedFlag(("--override-generation-config",), "send sampling fields with the requests instead", ("{}",)),
     RefusedFlag(("--api-server-count",), "one process serves HTTP; leave it out (or give 1)", ("1",)),
     RefusedFlag(
         ("--headless",), "the engine and its HTTP front end run in one process; leave it out", ("false",)

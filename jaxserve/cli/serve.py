@@ -48,6 +48,13 @@ def run(args: argparse.Namespace) -> int:
             app = create_app(llm, settings)
             seconds = time.monotonic() - start
             print(f"ready after {seconds:.1f} s", file=sys.stderr, flush=True)
+            if llm.defaults.sampling:
+                told = ", ".join(f"{name} {value:g}" for name, value in llm.defaults.sampling.items())
+                print(
+                    f"requests that say nothing else get {told} (see --generation-config)",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
             def greet(url: str) -> None:
                 print(banner(url, settings, llm.info), flush=True)

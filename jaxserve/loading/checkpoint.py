@@ -27,6 +27,7 @@ class GenerationDefaults:
     eos_token_ids: tuple[int, ...] = ()
     # temperature, top_p, top_k, min_p, repetition_penalty, max_tokens
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    max_tokens_limit: int | None = None  # the operator's: no answer of a server gets longer
 
 
 class Checkpoint(Protocol):

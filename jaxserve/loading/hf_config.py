@@ -12,7 +12,7 @@ from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.loading.fields import Fields
 from jaxserve.loading.hf_rope import rope_from_hf
 
-_SAMPLING = {  # generation_config.json -> SamplingParams
+SAMPLING_KEYS = {  # generation_config.json -> SamplingParams
     "temperature": "temperature",
     "top_p": "top_p",
     "top_k": "top_k",
@@ -85,12 +85,17 @@ def generation_defaults_from_hf(
     """
     fields = Fields(generation_config or {}, "generation_config.json")
     eos = fields.token_ids("eos_token_id") or Fields(config, "config.json").token_ids("eos_token_id")
+    return GenerationDefaults(eos, sampling_from_hf(fields))
+
+
+def sampling_from_hf(fields: Fields) -> dict[str, Any]:
+    """What a generation_config.json says about sampling, in SamplingParams' names; the types are checked."""
     sampling: dict[str, Any] = {}
-    for key, name in _SAMPLING.items():
+    for key, name in SAMPLING_KEYS.items():
         if fields.has(key):
             is_count = key in ("top_k", "max_new_tokens")
             sampling[name] = fields.integer(key) if is_count else fields.number(key)
-    return GenerationDefaults(eos, sampling)
+    return sampling
 
 
 def _no_windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:

@@ -69,6 +69,8 @@ def test_engine_argv_is_the_way_back() -> None:
         enable_prefix_caching=False,
         forbid_recompile=True,
         seed=0,
+        generation_config="vllm",
+        override_generation_config={"temperature": 0.6, "max_new_tokens": 7},
     )
     assert engine_config(parse(["serve", "m", *engine_argv(config)])) == config
     assert engine_argv(EngineConfig(model="m")) == []

@@ -103,6 +103,7 @@ def serving(
     engine: dict[str, Any] | None = None,
     sampling: dict[str, Any] | None = None,
     eos_token_ids: tuple[int, ...] = (EOS,),
+    max_tokens_limit: int | None = None,
     chat_template: str | None = CHAT_TEMPLATE,
     max_num_queued_reqs: int | None = None,
     **settings: Any,
@@ -114,7 +115,7 @@ def serving(
     llm = AsyncLLM(
         client,
         byte_tokenizer(chat_template=chat_template),
-        GenerationDefaults(eos_token_ids, sampling or {}),
+        GenerationDefaults(eos_token_ids, sampling or {}, max_tokens_limit),
         max_num_queued_reqs=max_num_queued_reqs,
     )
     try:

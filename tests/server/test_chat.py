@@ -172,6 +172,12 @@ async def test_defaults_come_from_the_model():
         assert (core.params.temperature, core.params.top_k, core.params.max_tokens) == (0.25, 9, 5)
 
 
+async def test_a_models_own_sixteen_tokens_are_meant():
+    with serving(sampling={"max_tokens": 16}) as served:
+        choice = (await served.chat(max_tokens=None)).json["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"]) == (PARIS[:16], "length")
+
+
 async def test_without_max_tokens_the_context_is_the_limit():
     with serving() as served:
         await served.chat(max_tokens=None)

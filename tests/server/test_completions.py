@@ -25,11 +25,29 @@ async def test_a_plain_answer_holds_what_openai_requires_and_no_more():
     }
 
 
-async def test_sixteen_tokens_unless_told_otherwise():
-    with serving() as served:
-        body = (await served.complete(max_tokens=None)).json
+@pytest.mark.parametrize("sampling", [{}, {"max_tokens": 16}, {"max_tokens": 20}])
+async def test_sixteen_tokens_unless_told_otherwise(sampling: dict[str, Any]):
+    with serving(sampling=sampling) as served:
+        body = (await served.post("/v1/completions", {"prompt": "Say it:"})).json
         assert body["choices"][0]["text"] == PARIS[:16]
         assert body["choices"][0]["finish_reason"] == "length"
+        null = (await served.complete(max_tokens=None)).json["choices"][0]
+        assert null["text"] == PARIS[: sampling.get("max_tokens")]
+
+
+async def test_the_operators_limit():
+    with serving(sampling={"max_tokens": 10}, max_tokens_limit=10) as served:
+        for fields in ({}, {"max_tokens": None}, {"max_tokens": 10}):
+            answer = await served.post("/v1/completions", {"prompt": "Say it:", **fields})
+            assert answer.json["choices"][0]["text"] == PARIS[:10]
+            assert "x-max-tokens-reduced" not in answer.headers
+        cut = await served.complete(max_tokens=20, min_tokens=15)
+        assert cut.json["choices"][0]["text"] == PARIS[:10]
+        assert cut.headers["x-max-tokens-reduced"] == "10"
+        chat = await served.chat(max_tokens=None, max_completion_tokens=11)
+        assert chat.json["choices"][0]["message"]["content"] == PARIS[:10]
+        assert chat.headers["x-max-tokens-reduced"] == "10"
+        assert (await served.complete(max_tokens=4)).json["choices"][0]["text"] == PARIS[:4]
 
 
 @pytest.mark.parametrize(
