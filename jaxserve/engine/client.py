@@ -139,7 +139,9 @@ def build_client(config: EngineConfig, checkpoint: Checkpoint | None, model: Mod
     book = ProgramBook(settings, graphdef, abstract)
     cache = CompileCache(default_folder(config.compile_cache_dir), _cache_context(settings))
     programs = compile_all(book, cache, show_progress=True)
-    runner = Runner(settings, tuple(jax.tree.leaves(state)), programs, book.kv_specs)
+    runner = Runner(settings, book.pack(state), programs, book.kv_specs)
+    if settings.platform != "cpu":
+        runner.warm_up()
     scheduler = Scheduler(
         PageAllocator(settings.memory.num_pages, enable_prefix_caching=config.enable_prefix_caching),
         page_size=settings.page_size,

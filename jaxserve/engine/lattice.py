@@ -78,19 +78,39 @@ class Lattice:
         return min(_PROMPT_LOGPROBS_CHUNK, forward.num_tokens)
 
     def resizes(self) -> list[tuple[int, int]]:
-        """(rows a forward pass gives, rows a sampler takes) wherever they differ."""
-        given = {f.num_tokens if f.kind == "decode" else self.max_num_seqs for f in self.forwards}
-        taken = {s.num_rows for s in self.samples}
-        return sorted((g, t) for g in given for t in taken if g != t)
+        """(rows a forward pass gives, rows a sampler takes) wherever some step's two differ."""
+        kinds: set[tuple[Variant, bool]] = {(s.variant, s.with_logprobs) for s in self.samples}
+        decodes = sorted(f.num_tokens for f in self.forwards if f.kind == "decode")
+        found = set()
+        for variant, with_logprobs in kinds:
+            takes = {count: self.sample(count, variant, with_logprobs).num_rows for count in self._counts()}
+            for below, given in zip((0, *decodes), decodes, strict=False):
+                found |= {(given, takes[count]) for count in self._counts() if below < count <= given}
+            found |= {(self.max_num_seqs, taken) for taken in takes.values()}
+        return sorted((given, taken) for given, taken in found if given != taken)
+
+    def _counts(self) -> list[int]:
+        """Numbers of sequences in a step, one for each way in which buckets can fall."""
+        edges = {f.num_tokens for f in self.forwards if f.kind == "decode"} | {
+            s.num_rows for s in self.samples
+        }
+        return sorted({*edges, *(edge + 1 for edge in edges if edge < self.max_num_seqs), 1})
 
 
 def build_lattice(
-    *, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int, page_size: int, platform: str
+    *,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    max_model_len: int,
+    page_size: int,
+    platform: str,
+    tile_size: int = 32,
 ) -> Lattice:
-    """Buckets for one engine.
+    """Buckets for one engine; `tile_size` is what the platform's attention would have as query tiles.
 
     Few on CPU: compiling takes half a minute of processor time a dozen programs, while a padding row costs little
-    beside reading the weights.
+    beside reading the weights.  An accelerator reads the weights for up to some 300 tokens in the time in which it
+    multiplies them, so below that there are few buckets too; above, padding costs in proportion.
     """
     max_pages = -(-max_model_len // page_size)
     if platform == "cpu":
@@ -101,7 +121,7 @@ def build_lattice(
         samples += [SampleShape(n, "full", True) for n in rows]
     else:
         rows = _buckets((1,), max_num_seqs, 2)
-        tokens = _buckets((64,), max_num_batched_tokens, 4)
+        tokens = _buckets((64, 256), max_num_batched_tokens, 2)
         # Straight-line programs, as a condition would break the CUDA graph; coarser buckets for what is rarer.
         coarse = sorted({rows[0], *(n for n in rows if n in (8, 64)), rows[-1]})
         common: tuple[Variant, ...] = ("greedy", "temperature", "random")
@@ -110,7 +130,7 @@ def build_lattice(
         with_logprobs: tuple[Variant, ...] = ("greedy", "random", "full")
         samples += [SampleShape(n, variant, True) for variant in with_logprobs for n in coarse]
     forwards = [ForwardShape("decode", n, n, 1, max_pages) for n in rows]
-    forwards += [ForwardShape("mixed", n, max_num_seqs + 1, min(32, n), max_pages) for n in tokens]
+    forwards += [ForwardShape("mixed", n, max_num_seqs + 1, min(tile_size, n), max_pages) for n in tokens]
     return Lattice(tuple(forwards), tuple(samples), max_num_seqs, max_num_batched_tokens)
 
 

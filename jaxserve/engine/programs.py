@@ -6,6 +6,7 @@ program needs no class of ours to be found again.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from jaxserve.engine.sampler_state import SamplerState, admit_chunk, init_state
 from jaxserve.engine.sampling import sample
 from jaxserve.engine.sampling_rows import NUM_FLOATS, NUM_INTS, SamplingRows, mask_words
 from jaxserve.engine.settle import Settings
+from jaxserve.engine.weight_pack import WeightPack
 from jaxserve.models.decoder import DecoderModel
 from jaxserve.sampling_params import MAX_LOGIT_BIAS
 
@@ -36,6 +38,14 @@ class Program:
     lower: Callable[[], jax.stages.Lowered]
 
 
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A model's parameters on the device, as programs take them."""
+
+    model: tuple[jax.Array, ...]  # of forward passes
+    head: jax.Array  # of samplers: what turns hidden states into logits
+
+
 class ProgramBook:
     """All programs of one engine, from its settings and the model's graph definition and abstract weights."""
 
@@ -45,7 +55,9 @@ class ProgramBook:
         self._settings = settings
         self._graphdef = graphdef
         leaves, self._treedef = jax.tree.flatten(abstract_state)
-        self._leaves = tuple(_spec(leaf.shape, leaf.dtype) for leaf in leaves)
+        self._pack = WeightPack.plan(leaves)
+        self._leaf_specs = [_spec(leaf.shape, leaf.dtype) for leaf in leaves]
+        self._head = self._find_head(abstract_state)
         model = settings.model
         page = (settings.memory.num_pages, settings.page_size, model.num_kv_heads, 2, model.head_dim)
         self.kv_specs = (_spec(page, settings.dtype),) * model.num_layers
@@ -71,37 +83,64 @@ class ProgramBook:
             )
         yield Program(ADMIT, self._lower_admit)
 
-    def _merge(self, leaves: tuple[jax.Array, ...]) -> DecoderModel:
+    def pack(self, state: nnx.State) -> Weights:
+        """A model's parameters as the programs take them."""
+        leaves = jax.tree.leaves(state)
+        return Weights(self._pack.pack(leaves), leaves[self._head])
+
+    def _find_head(self, abstract_state: nnx.State) -> int:
+        """Index of the leaf that DecoderModel.logits multiplies with."""
+        name = "embedding" if self._settings.model.tie_word_embeddings else "lm_head"
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(abstract_state)]
+        (index,) = (i for i, path in enumerate(paths) if getattr(path[0], "key", None) == name)
+        return index
+
+    def _model(self, weights: tuple[jax.Array, ...]) -> DecoderModel:
+        return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, self._pack.unpack(weights)))
+
+    def _head_model(self, head: jax.Array) -> DecoderModel:
+        """A model that can do nothing but `logits`: its other parameters are shapes without values."""
+        leaves: list[jax.Array | jax.ShapeDtypeStruct] = [*self._leaf_specs]
+        leaves[self._head] = head
         return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, leaves))
 
     def _lower_forward(self, shape: ForwardShape) -> jax.stages.Lowered:
-        def forward(leaves, kv_pages, last_token, vector):
+        def forward(weights, kv_pages, last_token, vector):
             batch = unpack(vector, shape)
             token_ids = jnp.where(batch.token_ids >= 0, batch.token_ids, last_token[batch.slots])
-            hidden, kv_pages = self._merge(leaves)(token_ids, kv_pages, batch.meta)
+            hidden, kv_pages = self._model(weights)(token_ids, kv_pages, batch.meta)
             if shape.kind == "decode":
                 return hidden, kv_pages
             return hidden[batch.sample_index], hidden, kv_pages
 
         vector = _spec((vector_length(shape),), jnp.int32)
         return jax.jit(forward, donate_argnums=1).lower(
-            self._leaves, self.kv_specs, self._state_specs[0], vector
+            self._pack.specs, self.kv_specs, self._state_specs[0], vector
         )
 
     def _lower_sample(self, shape: SampleShape) -> jax.stages.Lowered:
         settings = self._settings
         on_cpu = settings.platform == "cpu"
 
-        def sample_rows(leaves, state, hidden, ints, floats, *mask):
-            logits = self._merge(leaves).logits(hidden)
-            rows = SamplingRows(ints=ints, floats=floats, allowed_mask=mask[0] if mask else None)
+        def sample_rows(head, state, hidden, numbers, *mask):
+            logits = self._head_model(head).logits(hidden)
+            rows = SamplingRows(
+                ints=numbers[:, :NUM_INTS],
+                floats=lax.bitcast_convert_type(numbers[:, NUM_INTS:], jnp.float32),
+                allowed_mask=mask[0] if mask else None,
+            )
             out, new_state = sample(
-                logits, rows, SamplerState(*state), variant=shape.variant, num_logprobs=None, on_cpu=on_cpu
+                logits,
+                rows,
+                _state_from_tuple(state),
+                variant=shape.variant,
+                num_logprobs=None,
+                on_cpu=on_cpu,
             )
             results = (out.ids,)
             if shape.with_logprobs:
                 results += _logprobs(logits, rows, out.ids)
-            return results, state_to_tuple(new_state)
+            return results, state_to_tuple(new_state)[: len(state)]
 
         def _logprobs(logits, rows, ids):
             def gather():
@@ -114,11 +153,10 @@ class ProgramBook:
 
         rows = shape.num_rows
         args = [
-            self._leaves,
-            self._state_specs,
+            self._leaf_specs[self._head],
+            self._state_specs[: num_state_arrays(shape)],
             _spec((rows, settings.model.hidden_size), settings.dtype),
-            _spec((rows, NUM_INTS), jnp.int32),
-            _spec((rows, NUM_FLOATS), jnp.float32),
+            _spec((rows, NUM_INTS + NUM_FLOATS), jnp.int32),
         ]
         if shape.variant == "full":
             args.append(_spec((rows, mask_words(settings.model.vocab_size)), jnp.uint32))
@@ -128,13 +166,15 @@ class ProgramBook:
         settings = self._settings
         chunk = settings.lattice.prompt_chunk(forward)
 
-        def score(leaves, hidden, start, target_ids):
+        def score(head, hidden, start, target_ids):
             padded = jnp.pad(hidden, ((0, chunk), (0, 0)))  # a chunk may begin near the end
-            logits = self._merge(leaves).logits(lax.dynamic_slice_in_dim(padded, start, chunk))
+            logits = self._head_model(head).logits(lax.dynamic_slice_in_dim(padded, start, chunk))
             return logprobs_to_tuple(prompt_logprobs(logits, target_ids, settings.max_logprobs))
 
         hidden = _spec((forward.num_tokens, settings.model.hidden_size), settings.dtype)
-        return jax.jit(score).lower(self._leaves, hidden, _spec((), jnp.int32), _spec((chunk,), jnp.int32))
+        return jax.jit(score).lower(
+            self._leaf_specs[self._head], hidden, _spec((), jnp.int32), _spec((chunk,), jnp.int32)
+        )
 
     def _lower_resize(self, given: int, taken: int) -> jax.stages.Lowered:
         def resize(hidden):
@@ -173,6 +213,17 @@ class ProgramBook:
 def state_to_tuple(state: SamplerState) -> tuple[jax.Array, ...]:
     """The sampler state's arrays in the order of SamplerState's fields; `last_token` comes first."""
     return (state.last_token, state.tokens_seen, state.bias_ids, state.bias_values)
+
+
+def num_state_arrays(shape: SampleShape) -> int:
+    """How many of the sampler state's arrays a sampler takes and gives back: only "full" looks beyond the first."""
+    return len(dataclasses.fields(SamplerState)) if shape.variant == "full" else 1
+
+
+def _state_from_tuple(arrays: tuple[jax.Array, ...]) -> SamplerState:
+    """The state, whose missing arrays nobody will look at."""
+    missing = [None] * (len(dataclasses.fields(SamplerState)) - len(arrays))
+    return SamplerState(*arrays, *missing)  # type: ignore[arg-type]  # see num_state_arrays
 
 
 def logprobs_to_tuple(logprobs: Logprobs) -> tuple[jax.Array, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -9,10 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.engine.batch import pack
-from jaxserve.engine.lattice import ForwardShape
+from jaxserve.engine.lattice import ForwardShape, SampleShape
 from jaxserve.engine.masks import MaskBook
 from jaxserve.engine.plan import Admission, PlanEntry, StepPlan, StepResult
-from jaxserve.engine.programs import ADMIT, ADMIT_CHUNK, prompt_program, resize_program, state_to_tuple
+from jaxserve.engine.programs import (
+    ADMIT,
+    ADMIT_CHUNK,
+    Weights,
+    num_state_arrays,
+    prompt_program,
+    resize_program,
+    state_to_tuple,
+)
 from jaxserve.engine.protocol import TokenLogprobs
 from jaxserve.engine.sampler_state import init_state
 from jaxserve.engine.sampling_rows import (
@@ -32,6 +41,8 @@ from jaxserve.engine.sampling_rows import (
     variant_of,
 )
 from jaxserve.engine.settle import Settings
+from jaxserve.errors import ConfigError
+from jaxserve.sampling_params import SamplingParams
 
 Programs = dict[str, jax.stages.Compiled]
 
@@ -53,11 +64,9 @@ class Runner:
     `dispatch` returns while the device works; dispatched steps run in order.  `fetch` waits for one.
     """
 
-    def __init__(
-        self, settings: Settings, leaves: tuple[jax.Array, ...], programs: Programs, kv_specs: tuple
-    ) -> None:
+    def __init__(self, settings: Settings, weights: Weights, programs: Programs, kv_specs: tuple) -> None:
         self._settings = settings
-        self._leaves = leaves
+        self._weights = weights
         self._programs = programs
         self._kv_pages = tuple(jnp.zeros(spec.shape, spec.dtype) for spec in kv_specs)
         self._state = state_to_tuple(init_state(settings.max_num_seqs, settings.model.vocab_size))
@@ -72,6 +81,47 @@ class Runner:
         self._num_prompt_logprobs = np.zeros(slots, np.int32)
         self._masks = MaskBook(slots, settings.model.vocab_size)
 
+    def warm_up(self) -> None:
+        """Run every program once, on padding: the first run loads kernels and builds CUDA graphs.
+
+        Raises ConfigError if the device has too little memory for one of them.
+        """
+        lattice = self._settings.lattice
+        empty = StepPlan(step_id=0, admissions=(), entries=())
+        hidden: dict[int, jax.Array] = {}  # by number of rows
+        name = ""
+        try:
+            # The largest first: what does not fit had better be known soon.
+            for shape in sorted(lattice.forwards, key=lambda shape: -shape.num_tokens):
+                name = shape.name
+                outputs = self._call_forward(shape, pack(empty, shape, self._page_table, self._dummy_slot))
+                hidden[outputs[0].shape[0]] = outputs[0]
+                if shape.kind == "mixed":
+                    name = prompt_program(shape)
+                    targets = np.zeros(lattice.prompt_chunk(shape), np.int32)
+                    self._programs[name](self._weights.head, outputs[-1], np.int32(0), targets)
+                jax.block_until_ready(outputs[0])  # one at a time, as they will be later
+            for given, taken in lattice.resizes():
+                name = resize_program(given, taken)
+                hidden[taken] = self._programs[name](hidden[given])
+            for sampler in lattice.samples:
+                name = sampler.name
+                slots = np.full(sampler.num_rows, self._dummy_slot)
+                self._call_sampler(
+                    sampler, hidden[sampler.num_rows], self._ints[slots], self._floats[slots], {}
+                )
+                jax.block_until_ready(self._state)
+            name = ADMIT
+            self._admit_chunk(self._dummy_slot, [], 0, is_first=True, bias=bias_arrays(SamplingParams()))
+            jax.block_until_ready(self._state)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ConfigError(
+                f"the device's memory does not suffice for program {name}: lower gpu_memory_utilization, "
+                "max_num_batched_tokens or max_num_seqs"
+            ) from error
+
     def dispatch(self, plan: StepPlan) -> PendingStep:
         """Start a step: returns once everything is queued on the device."""
         for entry in plan.entries:
@@ -80,9 +130,8 @@ class Runner:
                 self._page_table[entry.slot, entry.page_offset : stop] = entry.new_pages
         shape = self._forward_shape(plan)
         vector = pack(plan, shape, self._page_table, self._dummy_slot)
-        outputs = self._programs[shape.name](self._leaves, self._kv_pages, self._state[0], vector)
-        rows, self._kv_pages = outputs[0], outputs[-1]
-        sampled = self._sample(plan, rows)
+        outputs = self._call_forward(shape, vector)
+        sampled = self._sample(plan, outputs[0])
         for array in sampled:
             array.copy_to_host_async()
         slots = [
@@ -92,7 +141,7 @@ class Runner:
             plan=plan,
             sampled=sampled,
             num_logprobs=self._num_logprobs[slots].tolist(),
-            prompt_scores=self._score_prompts(plan, shape, outputs[1]),
+            prompt_scores=self._score_prompts(plan, shape, outputs[-1]),
             num_prompt_logprobs=self._num_prompt_logprobs[slots].tolist(),
         )
 
@@ -147,22 +196,51 @@ class Runner:
         self._masks.admit(slot, request)
         if not uses_state:
             return
-        bias_ids, bias_values = bias_arrays(params)
+        bias = bias_arrays(params)
         num_prompt = len(request.prompt_token_ids)
         for start in range(0, len(admission.token_ids), ADMIT_CHUNK):
             chunk = admission.token_ids[start : start + ADMIT_CHUNK]
-            token_ids = np.zeros(ADMIT_CHUNK, np.int32)
-            token_ids[: len(chunk)] = chunk
-            self._state = self._programs[ADMIT](
-                self._state,
-                np.int32(slot),
-                token_ids,
-                np.int32(min(max(num_prompt - start, 0), len(chunk))),
-                np.int32(len(chunk)),
-                np.bool_(start == 0),
-                bias_ids,
-                bias_values,
-            )
+            num_prompt_here = min(max(num_prompt - start, 0), len(chunk))
+            self._admit_chunk(slot, chunk, num_prompt_here, is_first=start == 0, bias=bias)
+
+    def _admit_chunk(
+        self,
+        slot: int,
+        chunk: Sequence[int],
+        num_prompt: int,
+        *,
+        is_first: bool,
+        bias: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        token_ids = np.zeros(ADMIT_CHUNK, np.int32)
+        token_ids[: len(chunk)] = chunk
+        counts = np.int32(num_prompt), np.int32(len(chunk))
+        self._state = self._programs[ADMIT](
+            self._state, np.int32(slot), token_ids, *counts, np.bool_(is_first), *bias
+        )
+
+    def _call_forward(self, shape: ForwardShape, vector: np.ndarray) -> tuple[jax.Array, ...]:
+        """The program's outputs but for the pages: rows that may sample, and of a mixed step all tokens' rows."""
+        outputs = self._programs[shape.name](self._weights.model, self._kv_pages, self._state[0], vector)
+        self._kv_pages = outputs[-1]
+        return outputs[:-1]
+
+    def _call_sampler(
+        self,
+        shape: SampleShape,
+        hidden: jax.Array,
+        ints: np.ndarray,
+        floats: np.ndarray,
+        masked: dict[int, np.ndarray],
+    ) -> tuple[jax.Array, ...]:
+        num_arrays = num_state_arrays(shape)
+        numbers = np.concatenate([ints, floats.view(np.int32)], axis=1)
+        args = [self._weights.head, self._state[:num_arrays], hidden, numbers]
+        if shape.variant == "full":
+            args.append(self._masks.stack(masked, shape.num_rows))
+        sampled, state = self._programs[shape.name](*args)
+        self._state = (*state, *self._state[num_arrays:])
+        return sampled
 
     def _forward_shape(self, plan: StepPlan) -> ForwardShape:
         is_decode = all(len(entry.token_ids) == 1 and not entry.prompt_targets for entry in plan.entries)
@@ -192,11 +270,7 @@ class Runner:
             if not entry.samples:
                 ints[row, FLAGS] &= ~FLAG_ACTIVE
                 ints[row, SLOT] = self._dummy_slot
-        args = [self._leaves, self._state, hidden, ints, floats]
-        if shape.variant == "full":
-            args.append(self._masks.stack(masked, shape.num_rows))
-        sampled, self._state = self._programs[shape.name](*args)
-        return sampled
+        return self._call_sampler(shape, hidden, ints, floats, masked)
 
     def _score_prompts(
         self, plan: StepPlan, shape: ForwardShape, hidden: jax.Array
@@ -212,7 +286,7 @@ class Runner:
                 targets[: len(part)] = part
                 scores.setdefault(row, []).append(
                     self._programs[prompt_program(shape)](
-                        self._leaves, hidden, np.int32(token + start), targets
+                        self._weights.head, hidden, np.int32(token + start), targets
                     )
                 )
             token += len(entry.token_ids)

@@ -111,8 +111,18 @@ def settle(config: EngineConfig, model: ModelConfig, weights_bytes: int) -> Sett
             max_model_len=max_model_len,
             page_size=config.page_size,
             platform=device.platform,
+            tile_size=_tile_size(model, dtype, device.platform),
         ),
     )
+
+
+def _tile_size(model: ModelConfig, dtype: str, platform: str) -> int:
+    """Queries a tile of a mixed step, as the platform's attention wants them."""
+    if platform != "gpu":
+        return 32
+    from jaxserve.kernels_pallas.gpu_prefill import tile_size
+
+    return tile_size(model.num_heads, model.num_kv_heads, model.head_dim, dtype)
 
 
 def _plan_memory(
@@ -134,7 +144,9 @@ def _plan_memory(
     state = jax.eval_shape(lambda: init_state(max_num_seqs, model.vocab_size))
     sampler_state = sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(state))
     fixed = weights + activations + sampler_state
-    parts = f"{_gib(weights)} for weights, {_gib(activations)} for a step, {_gib(sampler_state)} for the sampler"
+    parts = (
+        f"{_gib(weights)} for weights, {_gib(activations)} for a step, {_gib(sampler_state)} for the sampler"
+    )
     pages_of_one = -(-max_model_len // config.page_size) + 1  # and the dummy page
     useful = max_num_seqs * (pages_of_one - 1) + 1
     if available is None:

@@ -83,5 +83,17 @@ def test_every_step_finds_a_shape(platform: str, seqs: int, tokens: int) -> None
         assert shape.num_rows == seqs + 1
         # The worst case: every sequence ends in a tile of one token.
         assert shape.num_tiles >= min(seqs, count) + (count - min(seqs, count)) // shape.tile_size
+    assert all(given != taken for given, taken in lattice.resizes())
     names = [shape.name for shape in (*lattice.forwards, *lattice.samples)]
     assert len(names) == len(set(names))
+
+
+def test_no_resize_that_no_step_needs() -> None:
+    lattice = build_lattice(
+        max_num_seqs=256, max_num_batched_tokens=8192, max_model_len=100, page_size=16, platform="gpu"
+    )
+    # A decode step hands its rows on as they are, or padded for a sampler of coarser buckets.
+    assert (128, 256) in lattice.resizes()
+    assert (256, 1) in lattice.resizes()  # a mixed step with one row that samples
+    assert all(given < taken for given, taken in lattice.resizes() if given != 256)
+    assert (1, 256) not in lattice.resizes()

@@ -1,0 +1,24 @@
+"""The options are ones that the installed XLA knows: it refuses the others, and the engine would not start."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from jaxserve.engine.xla_options import compiler_options
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_xla_takes_the_options(platform: str, num_devices: int) -> None:
+    # XLA reads every platform's options on every platform.
+    lowered = jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((3,), np.float32))
+    compiled = lowered.compile(compiler_options(platform, num_devices))
+    assert compiled(np.ones(3, np.float32)).tolist() == [2, 2, 2]
+
+
+def test_graphs_hold_collectives_only_where_there_are_any() -> None:
+    assert "COLLECTIVES" in str(compiler_options("gpu", 8)["xla_gpu_enable_command_buffer"])
+    assert "xla_gpu_enable_command_buffer" not in compiler_options("gpu", 1)
+    assert compiler_options("cpu", 1)
