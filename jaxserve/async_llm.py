@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxserve.config import EngineConfig
     from jaxserve.engine.protocol import EngineClient, EngineInfo, EngineStats, TokenOutput
     from jaxserve.loading.checkpoint import GenerationDefaults
+    from jaxserve.observer import Observer
     from jaxserve.sampling_params import SamplingParams
     from jaxserve.text.tokenizer import Tokenizer
 
@@ -106,6 +107,10 @@ class AsyncLLM:
     def num_in_flight(self) -> int:
         """Requests submitted and not ended."""
         return len(self._processor)
+
+    def observe(self, observer: Observer) -> None:
+        """Let `observer` hear how answers come along, on the event loop's thread, in place of the one before it."""
+        self._processor.observer = observer
 
     def stats(self) -> EngineStats:
         """The engine's counters."""

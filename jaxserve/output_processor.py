@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from jaxserve.errors import JaxserveError, RequestError, RequestFailedError
 from jaxserve.logprobs import LogprobsBuilder, prompt_logprobs
-from jaxserve.outputs import FINISH_ABORT, FINISH_STOP, CompletionOutput, Logprob, RequestOutput
+from jaxserve.observer import AnswerTimes, Observer
+from jaxserve.outputs import (
+    FINISH_ABORT,
+    FINISH_ERROR,
+    FINISH_STOP,
+    CompletionOutput,
+    Logprob,
+    RequestOutput,
+)
 from jaxserve.sampling_params import OutputKind, SamplingParams
 from jaxserve.text.detokenizer import Detokenizer
 from jaxserve.text.stop import StopChecker
@@ -25,9 +33,15 @@ class SequenceState:
     """
 
     def __init__(
-        self, index: int, prompt: TokenizedPrompt, params: SamplingParams, tokenizer: Tokenizer
+        self,
+        index: int,
+        prompt: TokenizedPrompt,
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        arrival_time: float = 0.0,
     ) -> None:
         self.index = index
+        self.times = AnswerTimes(arrival_time)
         self.token_ids: list[int] = []
         self.logprobs: list[dict[int, Logprob]] | None = None
         self.cumulative_logprob: float | None = None
@@ -139,7 +153,10 @@ class RequestState:
         self._prompt = prompt
         self._params = params
         self._tokenizer = tokenizer
-        self._sequences = [SequenceState(i, prompt, params, tokenizer) for i in range(len(core_requests))]
+        self._sequences = [
+            SequenceState(i, prompt, params, tokenizer, core.arrival_time)
+            for i, core in enumerate(core_requests)
+        ]
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._num_cached_tokens = 0
         self._num_unfinished = len(core_requests)
@@ -155,6 +172,20 @@ class RequestState:
     def num_prompt_tokens(self) -> int:
         """Tokens of the prompt."""
         return len(self._prompt.token_ids)
+
+    @property
+    def params(self) -> SamplingParams:
+        """What the request asked for."""
+        return self._params
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens of the prompt that the prefix cache had; known from the first answer's first token on."""
+        return self._num_cached_tokens
+
+    def answer(self, index: int) -> SequenceState:
+        """One of the n answers, as far as it has come."""
+        return self._sequences[index]
 
     def push(self, index: int, output: TokenOutput) -> bool:
         """Take a step's output for answer `index`; True when that answer has ended."""
@@ -214,6 +245,9 @@ class OutputProcessor:
     """The requests in flight, and the way from a core request's id to its answer."""
 
     def __init__(self) -> None:
+        self.observer: Observer | None = None
+        self._num_new_tokens = 0  # of the step being processed, for the observer
+        self._pauses: list[float] = []  # likewise
         self._requests: dict[str, RequestState] = {}
         self._answers: dict[str, tuple[RequestState, int]] = {}  # by core request id; only running ones
 
@@ -241,14 +275,18 @@ class OutputProcessor:
         for index, core in enumerate(request.core_requests):
             self._answers[core.request_id] = (request, index)
 
-    def drop(self, request_id: str) -> list[str]:
-        """Forget a request, if known; the core requests of it that the engine must be told to abort."""
+    def drop(self, request_id: str, reason: str = FINISH_ABORT) -> list[str]:
+        """Forget a request, if known; the core requests of it that the engine must be told to abort.
+
+        The observer hears that its running answers ended for `reason`.
+        """
         request = self._requests.pop(request_id, None)
         if request is None:
             return []
         running = [core.request_id for core in request.core_requests if core.request_id in self._answers]
         for core_id in running:
-            del self._answers[core_id]
+            _, index = self._answers.pop(core_id)
+            self._observe_end(request, index, reason)
         return running
 
     def process(self, outputs: Iterable[TokenOutput]) -> tuple[list[RequestState], list[str]]:
@@ -258,6 +296,8 @@ class OutputProcessor:
         """
         changed: dict[str, RequestState] = {}
         aborts: list[str] = []
+        self._num_new_tokens = 0
+        self._pauses.clear()
         for output in outputs:
             answer = self._answers.get(output.request_id)
             if answer is None:
@@ -266,12 +306,38 @@ class OutputProcessor:
             changed[request.request_id] = request
             if output.error is not None:
                 del self._answers[output.request_id]
+                self._observe_end(request, index, FINISH_ERROR)
                 request.error = RequestFailedError(output.error)
-                aborts += self.drop(request.request_id)
-            elif request.push(index, output):
+                aborts += self.drop(request.request_id, FINISH_ERROR)
+            elif self._push(request, index, output):
                 del self._answers[output.request_id]
+                self._observe_end(request, index, request.answer(index).finish_reason or FINISH_STOP)
                 if output.finish_reason is None:  # a stop string: the engine does not know yet
                     aborts.append(output.request_id)
                 if request.is_finished:
                     del self._requests[request.request_id]
+        if self.observer is not None and self._num_new_tokens:
+            self.observer.on_tokens(self._num_new_tokens, self._pauses)
         return list(changed.values()), aborts
+
+    def _push(self, request: RequestState, index: int, output: TokenOutput) -> bool:
+        answer = request.answer(index)
+        times, num_before = answer.times, len(answer.token_ids)
+        has_ended = request.push(index, output)
+        num_new = len(answer.token_ids) - num_before
+        is_first, pause = num_before == 0, output.time - times.last_token
+        times.scheduled, times.last_token = output.scheduled_time, output.time
+        if is_first:
+            times.first_token = output.time
+        if self.observer is not None and num_new:
+            self._num_new_tokens += num_new
+            if is_first:
+                self.observer.on_first_token(request, index, times)
+            else:
+                self._pauses += [pause / num_new] * num_new
+        return has_ended
+
+    def _observe_end(self, request: RequestState, index: int, reason: str) -> None:
+        if self.observer is not None:
+            answer = request.answer(index)
+            self.observer.on_end(request, len(answer.token_ids), reason, answer.times)

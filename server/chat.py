@@ -48,9 +48,9 @@ async def chat_completions(state: ServerState, request: Request) -> Response:
     streams, headers = start(state, fields, [prompt], params, answer_id, uuid.uuid4().hex[:8])
     headers = {**taken.headers, **headers}
     if not fields.stream:
-        (output,) = await final_outputs(streams, state.metrics)
+        (output,) = await final_outputs(streams)
         return json_response(_whole(choices, output), headers)
-    items = merged_outputs(streams, state.metrics)
+    items = merged_outputs(streams)
     first = await anext(items)  # a failure before any text is still a plain error with its own status
     return sse_response(_events(choices, first, items), headers, answer_id)
 

@@ -39,8 +39,8 @@ async def completions(state: ServerState, request: Request) -> Response:
     streams, headers = start(state, fields, prompts, params, answer_id, uuid.uuid4().hex[:8])
     headers = {**taken.headers, **headers}
     if not fields.stream:
-        return json_response(_whole(choices, await final_outputs(streams, state.metrics)), headers)
-    items = merged_outputs(streams, state.metrics)
+        return json_response(_whole(choices, await final_outputs(streams)), headers)
+    items = merged_outputs(streams)
     first = await anext(items)  # a failure before any text is still a plain error with its own status
     return sse_response(_events(choices, first, items), headers, answer_id)
 

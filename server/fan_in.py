@@ -11,7 +11,6 @@ from jaxserve.outputs import FINISH_ABORT, RequestOutput
 from jaxserve.request_stream import RequestStream
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.server.errors import unavailable
-from jaxserve.server.metrics import RequestMeter, ServerMetrics
 
 Item = tuple[int, RequestOutput]  # which prompt, what came
 
@@ -44,14 +43,12 @@ def close_all(streams: Sequence[RequestStream]) -> None:
         stream.close()
 
 
-async def final_outputs(streams: Sequence[RequestStream], metrics: ServerMetrics) -> list[RequestOutput]:
+async def final_outputs(streams: Sequence[RequestStream]) -> list[RequestOutput]:
     """The last output of every stream, in order.  When one fails or the caller goes, all are aborted."""
-    meters = [RequestMeter(metrics, len(stream.prompt_token_ids), is_streamed=False) for stream in streams]
     finals = []
     try:
-        for stream, meter in zip(streams, meters, strict=True):
+        for stream in streams:
             async for output in stream:
-                meter.see(output)
                 _refuse_aborted(output)
                 finals.append(output)
     finally:
@@ -59,15 +56,11 @@ async def final_outputs(streams: Sequence[RequestStream], metrics: ServerMetrics
     return finals
 
 
-async def merged_outputs(
-    streams: Sequence[RequestStream], metrics: ServerMetrics
-) -> AsyncGenerator[Item, None]:
+async def merged_outputs(streams: Sequence[RequestStream]) -> AsyncGenerator[Item, None]:
     """Outputs of all streams as they come.  When one fails or the generator is closed, all are aborted."""
-    meters = [RequestMeter(metrics, len(stream.prompt_token_ids), is_streamed=True) for stream in streams]
     items = _of_one(streams[0]) if len(streams) == 1 else _of_many(streams)
     try:
         async for index, output in items:
-            meters[index].see(output)
             _refuse_aborted(output)
             yield index, output
     finally:

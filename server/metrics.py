@@ -2,249 +2,149 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.gc_collector import GCCollector
-from prometheus_client.metrics_core import Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
-from prometheus_client.registry import Collector
 
 from jaxserve.async_llm import AsyncLLM
-from jaxserve.outputs import RequestOutput
+from jaxserve.observer import AnswerTimes
+from jaxserve.output_processor import RequestState
+from jaxserve.outputs import FINISH_ABORT, FINISH_ERROR, FINISH_LENGTH, FINISH_STOP
+from jaxserve.server.engine_metrics import EngineCollector
+from jaxserve.server.histogram import BulkHistogram
 
-# The counter that must stay at zero; its name is fixed, whatever the prefix.
-COMPILES_AFTER_READY = "jaxserve_compiles_after_ready"
+
+def _bounds(text: str) -> tuple[float, ...]:
+    return tuple(float(bound) for bound in text.split())
+
 
 # Upper bounds in seconds, from one decode step of a small model to a very long answer.
-_FIRST_TOKEN_BUCKETS = (
-    0.001,
-    0.005,
-    0.01,
-    0.02,
-    0.04,
-    0.06,
-    0.08,
-    0.1,
-    0.25,
-    0.5,
-    0.75,
-    1,
-    2.5,
-    5,
-    7.5,
-    10,
-    20,
-    40,
-    80,
+_FIRST_TOKEN_BUCKETS = _bounds(
+    "0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1 2.5 5 7.5 10 20 40 80 160 640 2560"
 )
-_BETWEEN_TOKENS_BUCKETS = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.075,
-    0.1,
-    0.15,
-    0.2,
-    0.3,
-    0.4,
-    0.5,
-    0.75,
-    1,
-    2.5,
-    5,
+_BETWEEN_TOKENS_BUCKETS = _bounds(
+    "0.001 0.0025 0.005 0.01 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1 2.5 5 7.5 10 20 40 80"
 )
-_LATENCY_BUCKETS = (
-    0.05,
-    0.1,
-    0.3,
-    0.5,
-    0.8,
-    1,
-    1.5,
-    2,
-    2.5,
-    5,
-    10,
-    15,
-    20,
-    30,
-    40,
-    50,
-    60,
-    120,
-    240,
-    480,
-    960,
+_LATENCY_BUCKETS = _bounds(
+    "0.01 0.03 0.1 0.3 0.5 0.8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480 960 1920 7680"
 )
-_TOKENS_BUCKETS = (
-    1,
-    2,
-    5,
-    10,
-    20,
-    50,
-    100,
-    200,
-    500,
-    1000,
-    2000,
-    5000,
-    10_000,
-    20_000,
-    50_000,
-    100_000,
-    200_000,
-)
+_TOKENS_BUCKETS = _bounds("1 2 5 10 20 50 100 200 500 1e3 2e3 5e3 1e4 2e4 5e4 1e5 2e5")
+_ANSWERS_BUCKETS = _bounds("1 2 5 10 20 50 100")
 
 
 class ServerMetrics:
-    """The counters and histograms of one server, in a registry of their own."""
+    """The counters and histograms of one server, in a registry of their own.
+
+    It observes the front end (jaxserve.observer.Observer), so that what it counts does not depend on how
+    an answer is read.  Times are the engine's; each of the n answers to a prompt is one observation.
+    """
 
     def __init__(self, prefix: str, model_name: str, llm: AsyncLLM) -> None:
         """`prefix` goes in front of every name, e.g. "jaxserve:"."""
         self.registry = CollectorRegistry()
-        self._labels = {"model_name": model_name}
+        labels = {"model_name": model_name}
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
-        self.registry.register(_EngineCollector(prefix, self._labels, llm))
+        self.registry.register(EngineCollector(prefix, labels, llm))
 
         def histogram(name: str, what: str, buckets: Sequence[float]) -> Histogram:
             metric = Histogram(prefix + name, what, ["model_name"], registry=self.registry, buckets=buckets)
-            return metric.labels(**self._labels)
+            return metric.labels(**labels)
 
         def counter(name: str, what: str) -> Counter:
-            return Counter(prefix + name, what, ["model_name"], registry=self.registry).labels(**self._labels)
+            return Counter(prefix + name, what, ["model_name"], registry=self.registry).labels(**labels)
 
-        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts answered.")
-        self.generation_tokens = counter("generation_tokens", "Tokens generated.")
-        self._success = Counter(
+        self._prompt_tokens = counter("prompt_tokens", "Tokens of prompts answered.")
+        self._cached_tokens = counter("prompt_tokens_cached", "Those of them that the prefix cache had.")
+        self._generation_tokens = counter("generation_tokens", "Tokens generated.")
+        ended = Counter(
             prefix + "request_success",
             "Answers that ended, by finish_reason.",
             ["model_name", "finished_reason"],
             registry=self.registry,
         )
+        self._ended = {
+            reason: ended.labels(**labels, finished_reason=reason)  # there from the start, so that rates work
+            for reason in (FINISH_STOP, FINISH_LENGTH, FINISH_ABORT, FINISH_ERROR)
+        }
         self._http_requests = Counter(
             "http_requests",
             "HTTP requests answered.",
             ["method", "handler", "status"],
             registry=self.registry,
         )
-        self.first_token = histogram(
-            "time_to_first_token_seconds",
-            "Arrival to first token, of streamed answers.",
-            _FIRST_TOKEN_BUCKETS,
+        self._first_token = histogram(
+            "time_to_first_token_seconds", "Arrival to first token.", _FIRST_TOKEN_BUCKETS
         )
-        self.between_tokens = histogram(
-            "inter_token_latency_seconds",
-            "Time between tokens, of streamed answers.",
+        self._between_tokens = BulkHistogram(
+            prefix + "inter_token_latency_seconds",
+            "Time between tokens of an answer.",
+            labels,
             _BETWEEN_TOKENS_BUCKETS,
         )
-        self.latency = histogram(
-            "e2e_request_latency_seconds", "Arrival to the end of the answer.", _LATENCY_BUCKETS
+        self.registry.register(self._between_tokens)
+        self._per_token = histogram(
+            "request_time_per_output_token_seconds",
+            "Mean time between the tokens of an answer.",
+            _BETWEEN_TOKENS_BUCKETS,
         )
-        self.prompt_length = histogram(
+        self._latency = histogram("e2e_request_latency_seconds", "Arrival to last token.", _LATENCY_BUCKETS)
+        self._queue = histogram(
+            "request_queue_time_seconds", "Arrival to the first step with it.", _LATENCY_BUCKETS
+        )
+        self._prefill = histogram(
+            "request_prefill_time_seconds", "First step to first token.", _LATENCY_BUCKETS
+        )
+        self._decode = histogram(
+            "request_decode_time_seconds", "First token to last token.", _LATENCY_BUCKETS
+        )
+        self._inference = histogram(
+            "request_inference_time_seconds", "First step to last token.", _LATENCY_BUCKETS
+        )
+        self._prompt_length = histogram(
             "request_prompt_tokens", "Tokens of a request's prompt.", _TOKENS_BUCKETS
         )
-        self.answer_length = histogram("request_generation_tokens", "Tokens of an answer.", _TOKENS_BUCKETS)
+        self._answer_length = histogram("request_generation_tokens", "Tokens of an answer.", _TOKENS_BUCKETS)
+        self._n = histogram("request_params_n", "Answers asked for.", _ANSWERS_BUCKETS)
+        self._max_tokens = histogram("request_params_max_tokens", "max_tokens asked for.", _TOKENS_BUCKETS)
 
     def count_http(self, method: str, handler: str, status: int) -> None:
         """Count an HTTP answer; `handler` is the route, not the path, so that the series stay few."""
         self._http_requests.labels(method, handler, str(status)).inc()
 
-    def count_answer(self, num_tokens: int, finish_reason: str) -> None:
-        """Count one of the n answers to a prompt at its end."""
-        self._success.labels(**self._labels, finished_reason=finish_reason).inc()
-        self.answer_length.observe(num_tokens)
+    def on_first_token(self, request: RequestState, index: int, times: AnswerTimes) -> None:
+        """Book the wait for the first token and, once a request, its prompt."""
+        self._first_token.observe(times.first_token - times.arrival)
+        if index == 0:
+            self._prompt_tokens.inc(request.num_prompt_tokens)
+            self._cached_tokens.inc(request.num_cached_tokens)
+            self._prompt_length.observe(request.num_prompt_tokens)
+            self._n.observe(request.params.n)
+            if request.params.max_tokens is not None:
+                self._max_tokens.observe(request.params.max_tokens)
+
+    def on_tokens(self, num_tokens: int, pauses: Sequence[float]) -> None:
+        """Book the tokens of a step, and the times that they took."""
+        self._generation_tokens.inc(num_tokens)
+        self._between_tokens.observe(pauses)
+
+    def on_end(self, request: RequestState, num_tokens: int, finish_reason: str, times: AnswerTimes) -> None:
+        """Book the end of an answer; its times only if it ended by itself, as in vLLM."""
+        self._ended[finish_reason].inc()
+        if finish_reason not in (FINISH_STOP, FINISH_LENGTH):
+            return
+        self._answer_length.observe(num_tokens)
+        self._latency.observe(times.last_token - times.arrival)
+        self._queue.observe(times.scheduled - times.arrival)
+        self._prefill.observe(times.first_token - times.scheduled)
+        self._decode.observe(times.last_token - times.first_token)
+        self._inference.observe(times.last_token - times.scheduled)
+        if num_tokens > 1:
+            self._per_token.observe((times.last_token - times.first_token) / (num_tokens - 1))
 
     def exposition(self) -> bytes:
         """The text that Prometheus reads."""
         return generate_latest(self.registry)
-
-
-class RequestMeter:
-    """Watches the outputs of one prompt go by, and books them."""
-
-    def __init__(self, metrics: ServerMetrics, num_prompt_tokens: int, *, is_streamed: bool) -> None:
-        self._metrics = metrics
-        self._num_prompt_tokens = num_prompt_tokens
-        self._is_streamed = is_streamed
-        self._arrived_at = time.monotonic()
-        self._num_tokens: dict[int, int] = {}  # by index of the answer
-        self._last_at: dict[int, float] = {}
-
-    def see(self, output: RequestOutput) -> None:
-        """Book one output: new tokens (of a stream), or the whole answer."""
-        now = time.monotonic()
-        metrics = self._metrics
-        if not self._num_tokens:
-            metrics.prompt_tokens.inc(self._num_prompt_tokens)
-            metrics.prompt_length.observe(self._num_prompt_tokens)
-            if self._is_streamed:
-                metrics.first_token.observe(now - self._arrived_at)
-        for answer in output.outputs:
-            num_new = len(answer.token_ids)
-            num_before = self._num_tokens.get(answer.index, 0)
-            self._num_tokens[answer.index] = num_before + num_new
-            metrics.generation_tokens.inc(num_new)
-            if self._is_streamed and num_before and num_new:
-                pause = (now - self._last_at[answer.index]) / num_new
-                for _ in range(num_new):
-                    metrics.between_tokens.observe(pause)
-            self._last_at[answer.index] = now
-            if answer.finish_reason is not None:
-                metrics.count_answer(num_before + num_new, answer.finish_reason)
-        if output.finished:
-            metrics.latency.observe(now - self._arrived_at)
-
-
-class _EngineCollector(Collector):
-    """Asks the engine for its own counters whenever somebody looks."""
-
-    def __init__(self, prefix: str, labels: dict[str, str], llm: AsyncLLM) -> None:
-        self._prefix = prefix
-        self._names = list(labels)
-        self._values = list(labels.values())
-        self._llm = llm
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self._llm.stats()
-        used = 1 - stats.num_free_pages / stats.num_pages if stats.num_pages else 0.0
-        yield self._gauge("num_requests_running", "Sequences that the engine works on.", stats.num_running)
-        yield self._gauge("num_requests_waiting", "Sequences that wait for the engine.", stats.num_waiting)
-        yield self._gauge("kv_cache_usage_perc", "Share of KV pages in use; 1 is all.", used)
-        yield self._gauge("asyncio_tasks", "Tasks on the server's event loop.", len(asyncio.all_tasks()))
-        for name, what, value in (
-            (
-                "prefix_cache_queries",
-                "Prompt tokens looked up in the prefix cache.",
-                stats.prefix_cache_queries,
-            ),
-            ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits),
-            ("num_preemptions", "Sequences put back to wait for pages.", stats.num_preemptions),
-            ("engine_steps", "Steps that the engine has made.", stats.num_steps),
-            (
-                "compiles_after_ready",
-                "Shapes compiled after start; each one is a stall.",
-                stats.compiles_after_ready,
-            ),
-        ):
-            yield self._counter(self._prefix + name, what, value)
-        yield self._counter(COMPILES_AFTER_READY, "Shapes compiled after start.", stats.compiles_after_ready)
-
-    def _gauge(self, name: str, what: str, value: float) -> Metric:
-        family = GaugeMetricFamily(self._prefix + name, what, labels=self._names)
-        family.add_metric(self._values, value)
-        return family
-
-    def _counter(self, name: str, what: str, value: float) -> Metric:
-        family = CounterMetricFamily(name, what, labels=self._names)
-        family.add_metric(self._values, value)
-        return family

@@ -30,6 +30,7 @@ class ServerState:
         """State for a server that answers from `llm`.  Raises ConfigError for settings that cannot be."""
         names = settings.served_model_names or (llm.info.model,)
         metrics = ServerMetrics(settings.metrics_prefix, names[0], llm)
+        llm.observe(metrics)
         try:
             llm.check_chat_template(settings.chat_template, settings.chat_template_content_format)
         except RequestError as error:

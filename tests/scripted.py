@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -70,6 +71,7 @@ class _Running:
     request: CoreRequest
     script: Sequence[int] = ()
     token_ids: list[int] = field(default_factory=list)
+    scheduled_time: float = field(default_factory=time.monotonic)
 
 
 class ScriptedClient:
@@ -277,6 +279,8 @@ class ScriptedClient:
             finish_reason=finish_reason,
             stop_token_id=stop_token_id,
             num_cached_tokens=self._num_cached_tokens,
+            scheduled_time=running.scheduled_time,
+            time=time.monotonic(),
         )
 
     def _next_token(self, running: _Running) -> int:

@@ -52,6 +52,10 @@ class TokenOutput:
     finish_reason: str | None = None
     stop_token_id: int | None = None  # set when one of stop_token_ids ended it
     num_cached_tokens: int = 0
+    # Seconds of time.monotonic(), which processes of one host share: when the sequence's first tokens were put into
+    # a step, and when these ones came back from the device.
+    scheduled_time: float = 0.0
+    time: float = 0.0
     error: str | None = None  # the request failed; nothing more comes
 
 

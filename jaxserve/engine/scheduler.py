@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import time
 from bisect import insort
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -118,6 +119,7 @@ class Scheduler:
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
         """Take a step's tokens: append, register full pages, finish what is done."""
         outputs = []
+        now = time.monotonic()
         for index, entry in enumerate(plan.entries):
             seq = self._by_seq_id.get(entry.seq_id)
             if seq is None:
@@ -145,6 +147,8 @@ class Scheduler:
                     finish_reason=finish_reason,
                     stop_token_id=stop_token_id,
                     num_cached_tokens=seq.num_cached_tokens or 0,
+                    scheduled_time=seq.scheduled_time,
+                    time=now,
                 )
             )
             if finish_reason is not None:
@@ -271,6 +275,7 @@ class Scheduler:
             self.counters.prefix_cache_hits += num_cached
         if seq.num_cached_tokens is None:
             seq.num_cached_tokens = num_cached
+            seq.scheduled_time = time.monotonic()
         seq.pages = cached + fresh
         seq.num_registered_pages = len(cached)
         seq.num_scheduled = num_cached

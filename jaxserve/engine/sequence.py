@@ -27,6 +27,7 @@ class Sequence:
         "pages",
         "prompt_logprobs",
         "request",
+        "scheduled_time",
         "seq_id",
         "slot",
         "token_ids",
@@ -41,6 +42,7 @@ class Sequence:
         self.num_registered_pages = 0  # leading pages that came from the prefix cache or were offered to it
         self.num_planned_pages = 0  # leading pages that the runner has been told of
         self.slot = -1  # row of the device's per-sequence state while running
+        self.scheduled_time = 0.0  # time.monotonic() of the first admission; 0 before
         self.num_scheduled = 0  # positions whose keys and values are written or being written
         self.num_in_flight = 0
         # Prompt tokens found in the prefix cache, at first admission.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -300,6 +301,30 @@ def test_the_queue_is_in_order_whatever_is_aborted(seed: int) -> None:
     expected += [entry[-1] for entry in sorted(waiting)]
     rig.run()
     assert list(rig.outputs) == expected
+
+
+def test_outputs_tell_when_they_were_scheduled_and_when_they_came() -> None:
+    rig = Rig(max_num_seqs=1, num_pages=18)
+    start = time.monotonic()
+    for name in "ab":
+        rig.scheduler.add(make_request(name, [1, 2], max_tokens=3))
+    rig.run()
+    end = time.monotonic()
+    a, b = rig.outputs["a"], rig.outputs["b"]
+    assert {output.scheduled_time for output in a} == {a[0].scheduled_time}
+    assert start <= a[0].scheduled_time <= a[0].time <= a[1].time <= a[2].time <= end
+    assert a[-1].time <= b[0].scheduled_time <= b[0].time
+
+
+def test_a_preempted_sequence_was_scheduled_when_it_first_ran() -> None:
+    rig = Rig(num_pages=18, max_num_seqs=4, budget=64)
+    for index in range(4):
+        rig.scheduler.add(make_request(f"r{index}", [index] * 6, max_tokens=40, arrival=float(index)))
+    rig.run()
+    assert rig.scheduler.counters.num_preemptions > 0
+    for outputs in rig.outputs.values():
+        assert len({output.scheduled_time for output in outputs}) == 1
+        assert outputs[0].scheduled_time <= outputs[0].time
 
 
 def test_min_tokens_keeps_the_end_token_from_ending() -> None:

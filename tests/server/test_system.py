@@ -9,6 +9,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import jaxserve
+from jaxserve.errors import RequestFailedError
+from jaxserve.sampling_params import SamplingParams
 from tests.server.serving import PARIS, Serving, serving
 from tests.tiny import BOS
 
@@ -142,14 +144,33 @@ async def test_metrics(prefix: str):
     assert value("generation_tokens_total") == len(PARIS) + 1 + 5 + 12
     assert value("request_success_total", ("finished_reason", "stop")) == 1
     assert value("request_success_total", ("finished_reason", "length")) == 5
-    assert value("time_to_first_token_seconds_count") == 1
-    assert value("e2e_request_latency_seconds_count") == 4
-    assert value("request_prompt_tokens_count") == 4
-    assert value("request_generation_tokens_sum") == len(PARIS) + 1 + 5 + 12
+    num_tokens, num_answers = len(PARIS) + 1 + 5 + 12, 6
+    assert value("request_success_total", ("finished_reason", "abort")) == 0
+    assert value("request_success_total", ("finished_reason", "error")) == 0
+    for name in (
+        "time_to_first_token_seconds",
+        "e2e_request_latency_seconds",
+        "request_queue_time_seconds",
+        "request_prefill_time_seconds",
+        "request_decode_time_seconds",
+        "request_inference_time_seconds",
+        "request_time_per_output_token_seconds",
+    ):
+        assert value(f"{name}_count") == num_answers, name
+        assert value(f"{name}_sum") >= 0, name
+    assert value("inter_token_latency_seconds_count") == num_tokens - num_answers
+    whole = value("request_queue_time_seconds_sum") + value("request_inference_time_seconds_sum")
+    assert whole == pytest.approx(value("e2e_request_latency_seconds_sum"))
+    assert value("request_prompt_tokens_count") == value("request_params_n_count") == 4
+    assert value("request_params_n_sum") == 1 + 1 + 2 + 2
+    assert value("request_generation_tokens_sum") == num_tokens
     for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
         assert value(name) == 0
-    for name in ("prefix_cache_queries", "prefix_cache_hits", "num_preemptions", "compiles_after_ready"):
+    for name in ("prefix_cache_queries", "prefix_cache_hits", "num_preemptions", "prompt_tokens_cached"):
         assert value(f"{name}_total") == 0
+    assert value("cache_config_info", ("block_size", "16"), ("num_gpu_blocks", "128")) == 1
+    compiles = {labels: v for (name, labels), v in values.items() if "compiles_after_ready_total" in name}
+    assert compiles == {frozenset({MODEL}): 0}
     assert values["jaxserve_compiles_after_ready_total", frozenset({MODEL})] == 0
     route = frozenset({("handler", "/v1/chat/completions"), ("method", "POST"), ("status", "400")})
     assert values["http_requests_total", route] == 1
@@ -160,18 +181,39 @@ async def test_metrics(prefix: str):
     assert all("no/such" not in str(labels) for _, labels in values)
 
 
-async def test_every_streamed_token_is_timed():
+@pytest.mark.parametrize("stream", [False, True])
+async def test_every_token_is_timed_by_the_engine(stream: bool):
+    """However late and in whatever pieces the server reads them."""
     with serving(engine={"stalled": True}) as served:
-        asking = asyncio.create_task(served.complete(stream=True, max_tokens=4))
+        asking = asyncio.create_task(served.complete(stream=stream, max_tokens=4))
         await asyncio.to_thread(served.engine.wait_until, lambda: len(served.engine.submitted) == 1)
-        await asyncio.to_thread(served.engine.step, 4)
+        await asyncio.to_thread(served.engine.step, 1)
+        while not (await counters(served))["jaxserve:generation_tokens_total", frozenset({MODEL})]:
+            pass  # the first token is on its way through the loop
+        first = await counters(served)
+        assert first["jaxserve:time_to_first_token_seconds_count", frozenset({MODEL})] == 1
+        assert first["jaxserve:e2e_request_latency_seconds_count", frozenset({MODEL})] == 0
+        served.engine.step(3)  # without awaiting: the loop gets all three at once
         await asking
         values = await counters(served)
-        first = values["jaxserve:time_to_first_token_seconds_count", frozenset({MODEL})]
-        # Tokens that came in one output with the first one have no time between them.
-        between = values["jaxserve:inter_token_latency_seconds_count", frozenset({MODEL})]
-        assert first == 1
-        assert 0 <= between <= 3
+        assert values["jaxserve:time_to_first_token_seconds_count", frozenset({MODEL})] == 1
+        assert values["jaxserve:inter_token_latency_seconds_count", frozenset({MODEL})] == 3
+        assert values["jaxserve:e2e_request_latency_seconds_count", frozenset({MODEL})] == 1
+
+
+async def test_answers_that_do_not_end_well_are_counted():
+    with serving(engine={"stalled": True}) as served:
+        streams = [served.llm.generate("hi", SamplingParams(n=n), str(n)) for n in (1, 2)]
+        streams[0].close()
+        served.engine.fail(served.engine.submitted[1].request_id, "out of luck")
+        served.engine.step(1)
+        with pytest.raises(RequestFailedError):
+            await anext(streams[1])
+        values = await counters(served)
+        for reason, count in (("abort", 1), ("error", 2), ("stop", 0)):
+            labels = frozenset({MODEL, ("finished_reason", reason)})
+            assert values["jaxserve:request_success_total", labels] == count
+        assert values["jaxserve:e2e_request_latency_seconds_count", frozenset({MODEL})] == 0
 
 
 async def test_log_line(caplog: pytest.LogCaptureFixture):
