@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -124,6 +124,71 @@ def attend(
 
     Pages may be of a narrower type than q (float8): they are widened to it.  float32 is multiplied as float32.
     """
+    return _call(
+        q,
+        kv_pages,
+        meta,
+        out=None,
+        shorter_than=None,
+        scale=scale,
+        window=window,
+        soft_cap=soft_cap,
+        config=config,
+        interpret=interpret,
+    )
+
+
+def attend_short_rows(
+    q: jax.Array,
+    kv_pages: jax.Array,
+    meta: AttentionMetadata,
+    out: jax.Array,
+    *,
+    shorter_than: int,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    config: PrefillConfig | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """`attend` for rows with fewer than `shorter_than` new tokens, and for padding.
+
+    `out` [T, N, H], overwritten in place, keeps what it holds for the tokens of other rows.
+    """
+    meta = replace(
+        meta,
+        tile_rows=jnp.arange(meta.kv_lens.shape[0], dtype=jnp.int32),
+        tile_starts=meta.query_starts[:-1],
+        num_tiles=jnp.int32(meta.kv_lens.shape[0]),
+        tile_size=shorter_than - 1,
+    )
+    return _call(
+        q,
+        kv_pages,
+        meta,
+        out=out,
+        shorter_than=shorter_than,
+        scale=scale,
+        window=window,
+        soft_cap=soft_cap,
+        config=config,
+        interpret=interpret,
+    )
+
+
+def _call(
+    q: jax.Array,
+    kv_pages: jax.Array,
+    meta: AttentionMetadata,
+    *,
+    out: jax.Array | None,
+    shorter_than: int | None,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+    config: PrefillConfig | None,
+    interpret: bool,
+) -> jax.Array:
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads = kv_pages.shape[2]
     config = config or default_config(head_dim, q.dtype)
@@ -136,6 +201,7 @@ def attend(
         _kernel,
         tile=tile,
         tile_size=meta.tile_size,
+        shorter_than=shorter_than,
         rows=rows,
         group=group,
         block=config.block_keys,
@@ -145,14 +211,7 @@ def attend(
         window=window,
         soft_cap=soft_cap,
     )
-    return pl.pallas_call(
-        kernel,
-        grid=(num_kv_heads, num_programs),
-        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
-        compiler_params=pltriton.CompilerParams(num_warps=config.num_warps, num_stages=config.num_stages),
-        interpret=interpret,
-        name="prefill_attention",
-    )(
+    args = [
         meta.tile_rows,
         meta.tile_starts,
         jnp.reshape(meta.num_tiles, (1,)),
@@ -161,7 +220,21 @@ def attend(
         meta.page_table,
         q,
         kv_pages,
-    )
+    ]
+    aliases = {}
+    if out is not None:
+        aliases = {len(args): 0}
+        args.append(out)
+    return pl.pallas_call(
+        # The last ref is the output; an aliased input before it is the same memory.
+        lambda *refs: kernel(*refs[:8], refs[-1]),
+        grid=(num_kv_heads, num_programs),
+        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        input_output_aliases=aliases,
+        compiler_params=pltriton.CompilerParams(num_warps=config.num_warps, num_stages=config.num_stages),
+        interpret=interpret,
+        name="prefill_attention" if out is None else "prefill_attention_short_rows",
+    )(*args)
 
 
 def _kernel(
@@ -177,6 +250,7 @@ def _kernel(
     *,
     tile: int,
     tile_size: int,
+    shorter_than: int | None,
     rows: int,
     group: int,
     block: int,
@@ -198,7 +272,10 @@ def _kernel(
     start = tile_start + index % tile_parts * tile
     row_end = query_starts_ref[row + 1]
     count = jnp.minimum(jnp.minimum(row_end, tile_start + tile_size) - start, tile)
-    count = jnp.where(tile_index < num_tiles_ref[0], count, 0)
+    is_live = tile_index < num_tiles_ref[0]
+    if shorter_than is not None:
+        is_live &= row_end - query_starts_ref[row] < shorter_than
+    count = jnp.where(is_live, count, 0)
     kv_len = kv_lens_ref[row]
 
     def attend_rows(num_rows: int) -> None:
