@@ -1,10 +1,82 @@
-"""Paged attention: write this step's keys and values into the cache, then attend to it."""
+"""Paged attention: write this step's keys and values into the cache, then attend to it.
+
+The one door for models.  Who does the work is decided here, by the platform that the step is compiled for.
+"""
 
 from __future__ import annotations
 
-import jax
+from importlib.util import find_spec
+from typing import NamedTuple
 
-from jaxserve.kernels_pallas.metadata import AttentionMetadata
+import jax
+import jax.numpy as jnp
+
+from jaxserve.kernels_pallas import xla
+from jaxserve.kernels_pallas.heads import HeadNorms, RopeTable, split_heads
+from jaxserve.kernels_pallas.metadata import AttentionMetadata, Backend
+
+
+class StepScratch(NamedTuple):
+    """What kernels of a step share from layer to layer; `attention` takes it and gives it back."""
+
+    counters: jax.Array | None  # [R, K] int32, zeros between kernels: GPU decode's splits count themselves
+
+
+def backend_of(platform: str, dtype: jax.typing.DTypeLike, head_dim: int) -> Backend:
+    """Whose kernels are the fastest on `platform` for pages of `dtype`."""
+    if platform in ("gpu", "cuda") and head_dim % 16 == 0:
+        return "gpu"
+    if platform == "cpu" and dtype == jnp.float32 and find_spec("numba") is not None:
+        return "cpu"
+    return "xla"
+
+
+def make_ready(backend: Backend) -> None:
+    """To be called before programs of `backend` are loaded from disk; tracing one does it, too."""
+    if backend == "cpu":
+        from jaxserve.kernels_pallas import cpu_attention
+
+        cpu_attention.register()
+
+
+def start_step(meta: AttentionMetadata, num_kv_heads: int) -> StepScratch:
+    """Scratch for the first layer of a step."""
+    if meta.backend == "gpu" and meta.kind == "decode":
+        return StepScratch(jnp.zeros((meta.kv_lens.shape[0], num_kv_heads), jnp.int32))
+    return StepScratch(None)
+
+
+def attention(
+    qkv: jax.Array,
+    kv_pages: jax.Array,
+    meta: AttentionMetadata,
+    scratch: StepScratch,
+    *,
+    rope: RopeTable,
+    norms: HeadNorms | None,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+) -> tuple[jax.Array, jax.Array, StepScratch]:
+    """Causal attention of a ragged batch of new tokens over each sequence's pages.
+
+    qkv [T, K, G + 2, H]: of each kv head its G queries, its key and its value, before norms and rope.  kv_pages
+    [P, S, K, 2, H], keys at index 0 and values at 1, are updated in place when donated.  A token sees the positions
+    of its own sequence up to its own, at most the last `window` of them if given.  `soft_cap` c replaces a score s by
+    c * tanh(s / c).  Returns the output [T, K * G, H] in qkv's dtype, the pages, and the scratch for the next layer.
+    """
+    options = {"scale": scale, "window": window, "soft_cap": soft_cap}
+    if meta.backend == "gpu" and meta.kind == "decode":
+        from jaxserve.kernels_pallas import gpu_decode
+
+        assert scratch.counters is not None
+        out, kv_pages, counters = gpu_decode.fused_decode_attention(
+            qkv, kv_pages, meta, rope=rope, counters=scratch.counters, norms=norms, **options
+        )
+        return out, kv_pages, StepScratch(counters)
+    q, k, v = split_heads(qkv, rope, norms)
+    out, kv_pages = paged_attention(q, k, v, kv_pages, meta, **options)
+    return out, kv_pages, scratch
 
 
 def paged_attention(
@@ -18,13 +90,16 @@ def paged_attention(
     window: int | None = None,
     soft_cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Causal attention of a ragged batch of new tokens over each sequence's pages.
+    """`attention` of queries and keys that are normalised and rotated: q [T, N, H], k and v [T, K, H]."""
+    options = {"scale": scale, "window": window, "soft_cap": soft_cap}
+    if meta.backend == "gpu":
+        from jaxserve.kernels_pallas import gpu_decode, gpu_prefill
 
-    q [T, N, H], k and v [T, K, H] (rope applied), kv_pages [P, S, K, 2, H] (keys at index 0, values at 1; donated).
-    A token sees the positions of its own sequence up to its own, at most the last `window` of them if given.
-    `soft_cap` c replaces a score s by c * tanh(s / c).  Returns the output [T, N, H] in q's dtype, and the pages.
-    """
-    from jaxserve.kernels_pallas import xla
-
+        kernel = gpu_decode.decode_attention if meta.kind == "decode" else gpu_prefill.paged_attention
+        return kernel(q, k, v, kv_pages, meta, **options)
     kv_pages = xla.write_kv(kv_pages, k, v, meta)
-    return xla.attend(q, kv_pages, meta, scale=scale, window=window, soft_cap=soft_cap), kv_pages
+    if meta.backend == "cpu" and meta.kind == "decode":
+        from jaxserve.kernels_pallas import cpu_attention
+
+        return cpu_attention.attend_decode(q, kv_pages, meta, **options), kv_pages
+    return xla.attend(q, kv_pages, meta, **options), kv_pages

@@ -9,6 +9,7 @@ from typing import Literal
 import jax
 
 StepKind = Literal["decode", "mixed"]
+Backend = Literal["xla", "cpu", "gpu"]
 
 
 @partial(
@@ -23,7 +24,7 @@ StepKind = Literal["decode", "mixed"]
         "tile_starts",
         "num_tiles",
     ],
-    meta_fields=["kind", "tile_size"],
+    meta_fields=["kind", "tile_size", "backend"],
 )
 @dataclass(frozen=True)
 class AttentionMetadata:
@@ -44,3 +45,4 @@ class AttentionMetadata:
     num_tiles: jax.Array  # [] int32, tiles in use
     kind: StepKind
     tile_size: int
+    backend: Backend = "xla"  # whose kernels, see attention.backend_of

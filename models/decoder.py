@@ -10,9 +10,11 @@ from flax import nnx
 
 from jaxserve.config import ModelConfig
 from jaxserve.errors import ConfigError
+from jaxserve.kernels_pallas.attention import StepScratch, start_step
+from jaxserve.kernels_pallas.heads import RopeTable
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
 from jaxserve.models.layers import Attention, GatedMLP, RMSNorm, parameter, precision_of, project
-from jaxserve.models.rope import RopeTable, rope_table
+from jaxserve.models.rope import rope_table
 
 
 class DecoderLayer(nnx.Module):
@@ -25,11 +27,16 @@ class DecoderLayer(nnx.Module):
         self.mlp = GatedMLP(config, dtype)
 
     def __call__(
-        self, x: jax.Array, kv_pages: jax.Array, rope: RopeTable, meta: AttentionMetadata
-    ) -> tuple[jax.Array, jax.Array]:
-        attended, kv_pages = self.attention(self.attention_norm(x), kv_pages, rope, meta)
+        self,
+        x: jax.Array,
+        kv_pages: jax.Array,
+        rope: RopeTable,
+        meta: AttentionMetadata,
+        scratch: StepScratch,
+    ) -> tuple[jax.Array, jax.Array, StepScratch]:
+        attended, kv_pages, scratch = self.attention(self.attention_norm(x), kv_pages, rope, meta, scratch)
         x = x + attended
-        return x + self.mlp(self.mlp_norm(x)), kv_pages
+        return x + self.mlp(self.mlp_norm(x)), kv_pages, scratch
 
 
 class DecoderModel(nnx.Module):
@@ -69,9 +76,10 @@ class DecoderModel(nnx.Module):
         """
         x = jnp.take(self.embedding[...], token_ids, axis=0, mode="clip")  # ids are checked at the door
         rope = rope_table(meta.positions, self.config)
+        scratch = start_step(meta, self.config.num_kv_heads)
         written = []
         for layer, pages in zip(self.layers, kv_pages, strict=True):
-            x, pages = layer(x, pages, rope, meta)
+            x, pages, scratch = layer(x, pages, rope, meta, scratch)
             written.append(pages)
         return self.norm(x), tuple(written)
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxserve.config import ModelConfig
-from jaxserve.kernels_pallas.attention import paged_attention
+from jaxserve.kernels_pallas.attention import StepScratch, attention
+from jaxserve.kernels_pallas.heads import HeadNorms, RopeTable, rms_norm
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
-from jaxserve.models.rope import RopeTable, rotate
 
 
 def parameter(shape: tuple[int, ...], axes: tuple[str, ...], dtype: jnp.dtype) -> nnx.Param[jax.Array]:
@@ -40,10 +40,7 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Computed in float32, where squares of bfloat16 activations neither overflow nor lose their tail."""
-        wide = x.astype(jnp.float32)
-        mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        return (wide * jax.lax.rsqrt(mean_square + self.eps) * self.scale[...]).astype(x.dtype)
+        return rms_norm(x, self.scale[...], self.eps)
 
 
 class Attention(nnx.Module):
@@ -68,21 +65,32 @@ class Attention(nnx.Module):
         self.o_bias = parameter((embed,), ("embed",), dtype) if config.o_bias else None
 
     def __call__(
-        self, x: jax.Array, kv_pages: jax.Array, rope: RopeTable, meta: AttentionMetadata
-    ) -> tuple[jax.Array, jax.Array]:
-        """x [T, D] and this layer's pages [P, S, K, 2, H] to the output [T, D] and the pages."""
+        self,
+        x: jax.Array,
+        kv_pages: jax.Array,
+        rope: RopeTable,
+        meta: AttentionMetadata,
+        scratch: StepScratch,
+    ) -> tuple[jax.Array, jax.Array, StepScratch]:
+        """x [T, D] and this layer's pages [P, S, K, 2, H] to the output [T, D], the pages and the scratch."""
         qkv = project(x, self.qkv[...])  # [T, K, G + 2, H]
         if self.qkv_bias is not None:
             qkv = qkv + self.qkv_bias[...]
-        num_heads, head_dim, _ = self.o.shape
-        q = qkv[:, :, :-2].reshape(-1, num_heads, head_dim)  # [T, N, H]
-        k, v = qkv[:, :, -2], qkv[:, :, -1]  # [T, K, H]
+        norms = None
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, rope), rotate(k, rope)
-        out, kv_pages = paged_attention(q, k, v, kv_pages, meta, scale=head_dim**-0.5, window=self.window)
+            norms = HeadNorms(self.q_norm.scale[...], self.k_norm.scale[...], self.q_norm.eps)
+        out, kv_pages, scratch = attention(
+            qkv,
+            kv_pages,
+            meta,
+            scratch,
+            rope=rope,
+            norms=norms,
+            scale=qkv.shape[-1] ** -0.5,
+            window=self.window,
+        )
         y = project(out, self.o[...], num_axes=2)
-        return (y if self.o_bias is None else y + self.o_bias[...]), kv_pages
+        return (y if self.o_bias is None else y + self.o_bias[...]), kv_pages, scratch
 
 
 class GatedMLP(nnx.Module):

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxserve.engine.lattice import ForwardShape
 from jaxserve.engine.plan import StepPlan
-from jaxserve.kernels_pallas.metadata import AttentionMetadata
+from jaxserve.kernels_pallas.metadata import AttentionMetadata, Backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def pack(plan: StepPlan, shape: ForwardShape, page_table: np.ndarray, dummy_slot
     return vector
 
 
-def unpack(vector: jax.Array, shape: ForwardShape) -> ForwardBatch:
+def unpack(vector: jax.Array, shape: ForwardShape, backend: Backend = "xla") -> ForwardBatch:
     """Inside jit: the vector's parts, as slices that cost nothing."""
     part = _views(vector, shape)
     rows = jax.numpy.arange(shape.num_rows, dtype=jax.numpy.int32)
@@ -106,6 +106,7 @@ def unpack(vector: jax.Array, shape: ForwardShape) -> ForwardBatch:
         num_tiles=jax.numpy.int32(0) if decode else part["num_tiles"],
         kind=shape.kind,
         tile_size=shape.tile_size,
+        backend=backend,
     )
     return ForwardBatch(
         token_ids=part["token_ids"],

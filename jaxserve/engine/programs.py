@@ -23,6 +23,7 @@ from jaxserve.engine.sampling import sample
 from jaxserve.engine.sampling_rows import NUM_FLOATS, NUM_INTS, SamplingRows, mask_words
 from jaxserve.engine.settle import Settings
 from jaxserve.engine.weight_pack import WeightPack
+from jaxserve.kernels_pallas.attention import backend_of, make_ready
 from jaxserve.models.decoder import DecoderModel
 from jaxserve.sampling_params import MAX_LOGIT_BIAS
 
@@ -59,6 +60,8 @@ class ProgramBook:
         self._leaf_specs = [_spec(leaf.shape, leaf.dtype) for leaf in leaves]
         self._head = self._find_head(abstract_state)
         model = settings.model
+        self._backend = backend_of(jax.default_backend(), settings.dtype, model.head_dim)
+        make_ready(self._backend)
         page = (settings.memory.num_pages, settings.page_size, model.num_kv_heads, 2, model.head_dim)
         self.kv_specs = (_spec(page, settings.dtype),) * model.num_layers
         state = jax.eval_shape(lambda: init_state(settings.max_num_seqs, model.vocab_size))
@@ -106,7 +109,7 @@ class ProgramBook:
 
     def _lower_forward(self, shape: ForwardShape) -> jax.stages.Lowered:
         def forward(weights, kv_pages, last_token, vector):
-            batch = unpack(vector, shape)
+            batch = unpack(vector, shape, self._backend)
             token_ids = jnp.where(batch.token_ids >= 0, batch.token_ids, last_token[batch.slots])
             hidden, kv_pages = self._model(weights)(token_ids, kv_pages, batch.meta)
             if shape.kind == "decode":

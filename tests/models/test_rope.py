@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from jaxserve.config import RopeScaling
-from jaxserve.models.rope import rope_table, rotate
+from jaxserve.kernels_pallas.heads import rotate
+from jaxserve.models.rope import rope_table
 from jaxserve.models.rope_frequencies import rope_frequencies, yarn_attention_factor
 from tests.models.golden import read_golden
 
