@@ -9,7 +9,6 @@ memory; the last one of a row to finish, told by an atomic counter that it sets 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +16,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
 from jaxserve.kernels_pallas.gpu_decode_kernel import MIN_TILE, DecodeArrays, DecodeSpec, decode_kernel
+from jaxserve.kernels_pallas.heads import HeadNorms
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
 from jaxserve.kernels_pallas.tuning import DecodeTuning, decode_tuning
-
-
-class HeadNorms(NamedTuple):
-    """RMS norms over head_dim, applied to queries and keys before rope (Qwen 3)."""
-
-    q_scale: jax.Array  # [H]
-    k_scale: jax.Array  # [H]
-    eps: float
 
 
 def decode_attention(
@@ -118,9 +110,12 @@ def fused_decode_attention(
         tuning=tuning,
         interpret=interpret,
     )
-    return out, kv_pages, counters if new_counters is None else new_counters
+    assert new_counters is not None
+    return out, kv_pages, new_counters
 
 
+# Traced once for all layers of a step.
+@partial(jax.jit, static_argnames=("group", "scale", "window", "soft_cap", "eps", "tuning", "interpret"))
 def _launch(
     arrays: DecodeArrays,
     *,
@@ -151,7 +146,7 @@ def _launch(
             num_programs=num_rows * num_kv_heads,
         )
     dtype = arrays.q.dtype
-    packed = arrays.q is arrays.k
+    packed = arrays.k.shape[2] > 1
     spec = DecodeSpec(
         group=group,
         head_dim=head_dim,
@@ -168,30 +163,32 @@ def _launch(
         interpret=interpret,
     )
     shape = jax.ShapeDtypeStruct
-    splits = tuning.num_splits
-    outputs: list[jax.ShapeDtypeStruct] = [shape(arrays.kv_pages.shape, page_dtype)]
-    if splits == 1:
-        arrays = arrays._replace(counters=None)
-    else:
-        counters = arrays.counters
-        if counters is None:
-            counters = jnp.zeros((num_rows, num_kv_heads), jnp.int32)
-        arrays = arrays._replace(counters=counters)
-        lead = (num_rows, num_kv_heads, splits)
+    outputs = [
+        shape(arrays.kv_pages.shape, page_dtype),
+        shape((num_rows, num_kv_heads * group, head_dim), dtype),
+    ]
+    if tuning.num_splits > 1:
+        if arrays.counters is None:
+            arrays = arrays._replace(counters=jnp.zeros((num_rows, num_kv_heads), jnp.int32))
+        lead = (num_rows, num_kv_heads, tuning.num_splits)
+        num_heads = pl.next_power_of_2(group)
         outputs += [
-            shape(counters.shape, counters.dtype),
-            shape((*lead, pl.next_power_of_2(group), head_dim), jnp.float32),
-            shape((*lead, 2, pl.next_power_of_2(group)), jnp.float32),
+            shape((*lead, num_heads, head_dim), jnp.float32),
+            shape((*lead, 2, num_heads), jnp.float32),
         ]
-    outputs.append(shape((num_rows, num_kv_heads * group, head_dim), dtype))
-    kv_pages, *scratch, out = pl.pallas_call(
+    if arrays.counters is not None:
+        # Passed through where nothing is split, too: who threads them from layer to layer need not know.
+        outputs.insert(1, shape(arrays.counters.shape, arrays.counters.dtype))
+    results = pl.pallas_call(
         partial(decode_kernel, spec=spec),
         # Heads vary fastest: the heads of a token lie side by side in memory.
-        grid=(num_kv_heads, splits, num_rows),
+        grid=(num_kv_heads, tuning.num_splits, num_rows),
         out_shape=outputs,
-        input_output_aliases={0: 0} if splits == 1 else {0: 0, 1: 1},
+        input_output_aliases={0: 0} if arrays.counters is None else {0: 0, 1: 1},
         compiler_params=pltriton.CompilerParams(num_warps=tuning.num_warps, num_stages=tuning.num_stages),
         interpret=interpret,
         name="decode_attention",
     )(arrays)
-    return out, kv_pages, scratch[0] if scratch else None
+    if arrays.counters is None:
+        return results[1], results[0], None
+    return results[2], results[0], results[1]

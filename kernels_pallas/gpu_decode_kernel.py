@@ -25,14 +25,14 @@ MIN_TILE = 16  # rows and depth of the smallest matrix product that the tensor c
 _MASKED = -1e30  # finite: the difference of two masked scores must not be NaN
 _TINY = 1e-30
 _LOG2E = math.log2(math.e)
-_COMBINED_ELEMENTS = 4096  # of the splits' sums, held in registers at a time
+_COMBINED_ELEMENTS = 16384  # of the splits' sums, held in registers at a time
 
 
 class DecodeArrays(NamedTuple):
     """The kernel's inputs; inside the kernel, references to them."""
 
     kv_pages: Any  # [P, S, K, 2, H]
-    counters: Any  # [R, K] int32, None where no row is split
+    counters: Any  # [R, K] int32, or None where no row is split
     q: Any  # [R, K, G or more, H]
     k: Any  # [R, K, 1 or more, H]
     v: Any  # [R, K, 1 or more, H]
@@ -88,114 +88,150 @@ _Parts = list[jax.Array]  # one array for each of DecodeSpec.parts, which follow
 
 
 def decode_kernel(refs: DecodeArrays, kv_pages: Any, *outputs: Any, spec: DecodeSpec) -> None:
-    """One program.  outputs: the counters and scratch of split rows, if any are split, and the output."""
-    *scratch, out = outputs
+    """One program.  outputs: the counters if there are any, the output, and what splits share if rows are split."""
+    counters: Any
+    counters, out, *shares = (None, *outputs) if refs.counters is None else outputs
+    tuning = spec.tuning
     head, split, row = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+    # All that a program needs to begin is asked for at once, before anything depends on an answer.
     length = refs.kv_lens[row]
     num_cached = jnp.maximum(length - 1, 0)  # tokens that come from the pages; the last one never does
     first = jnp.int32(0) if spec.window is None else jnp.maximum(length - spec.window, 0)
-    first_block = first // spec.tuning.block_kv
-    num_blocks = pl.cdiv(num_cached, spec.tuning.block_kv) - first_block
-    block_share = max(1, spec.tuning.split_tokens // spec.tuning.block_kv)
-    num_splits = jnp.clip(pl.cdiv(num_blocks, block_share), 1, spec.tuning.num_splits)
+    first_block = 0 if spec.window is None else first // tuning.block_kv
+    first_pages = _pages_of_block(refs, row, first_block + split, spec)[0]
+    key_scale, value_scale = (
+        (1.0, 1.0) if refs.kv_scales is None else (refs.kv_scales[head, i] for i in (0, 1))
+    )
+    rope = refs.cos is not None
+    slots = jnp.minimum(jnp.arange(spec.tile), spec.group - 1)
+    raw_q = _load_heads(refs.q, slots, row, head, spec, rope=rope)  # [tile, part]
+    raw_k = _load_heads(refs.k, spec.k_slot, row, head, spec, rope=rope)  # [part]
+    raw_v = _load_heads(refs.v, spec.v_slot, row, head, spec, rope=False)
+    q = _prepare(raw_q, refs.q_norm, refs, row, spec)
+
+    num_blocks = pl.cdiv(num_cached, tuning.block_kv) - first_block
+    block_share = max(1, tuning.split_tokens // tuning.block_kv)
+    num_splits = jnp.clip(pl.cdiv(num_blocks, block_share), 1, tuning.num_splits)
+    score_factor = spec.scale * (_LOG2E if spec.soft_cap is None else 1.0 / spec.soft_cap) * key_scale
+
+    def to_scores(products: jax.Array) -> jax.Array:
+        """Scores in units of log 2, the softmax being computed by powers of two."""
+        if spec.soft_cap is None:
+            return products * score_factor
+        return jnp.tanh(products * score_factor) * (spec.soft_cap * _LOG2E)
+
+    def body(index: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        pages, acc, largest, total = carry
+        block = first_block + split + index * num_splits
+        _, offsets = _pages_of_block(None, row, block, spec)
+        # One turn ahead, or the pipeline would spend a stage on waiting for it.
+        next_pages, _ = _pages_of_block(refs, row, block + num_splits, spec)
+        positions = block * tuning.block_kv + jnp.arange(tuning.block_kv)
+        visible = positions < num_cached
+        if spec.window is not None:
+            visible &= positions >= first
+
+        def load(which: int, start: int, size: int) -> jax.Array:
+            where = (pages if pages.ndim == 0 else pages[:, None]), offsets[:, None]
+            tile = kv_pages.at[(*where, head, which, _columns((start, size))[None])]
+            # Masked lanes cost no memory traffic, and read as zero.
+            return pltriton.load(tile, mask=visible[:, None], other=0.0).astype(spec.dot_dtype)
+
+        keys = [load(0, *part) for part in spec.parts]
+        values = [load(1, *part) for part in spec.parts]
+        scores = to_scores(_add(_dot(a.astype(spec.dot_dtype), b, 1) for a, b in zip(q, keys, strict=True)))
+        scores = jnp.where(visible[None], scores, _MASKED)
+        new_largest = jnp.maximum(largest, scores.max(axis=1))
+        rescale = _exp2(largest - new_largest, spec)
+        weights = _exp2(scores - new_largest[:, None], spec)
+        total = total * rescale + weights.sum(axis=1)
+        weights = weights.astype(spec.dot_dtype)
+        acc = [a * rescale[:, None] + _dot(weights, b, 0) for a, b in zip(acc, values, strict=True)]
+        return next_pages, acc, new_largest, total
 
     @pl.when(split < num_splits)
     def _work() -> None:
-        key_scale, value_scale = _scales(refs, head)
-        heads = jnp.minimum(jnp.arange(spec.tile), spec.group - 1)
-        q = _new_heads(refs.q, refs.q_norm, refs, row, head, heads, spec)  # [tile, part]
-        new_k = _new_heads(refs.k, refs.k_norm, refs, row, head, spec.k_slot, spec)  # [part]
-        new_k = [_to_page(x, key_scale, spec) for x in new_k]
-        new_v = [
-            _to_page(
-                refs.v[row, head, spec.v_slot, pl.ds(start, size)].astype(jnp.float32), value_scale, spec
-            )
-            for start, size in spec.parts
-        ]
+        carry = (
+            first_pages,
+            [jnp.zeros((spec.tile, size), jnp.float32) for _, size in spec.parts],
+            jnp.full((spec.tile,), _MASKED),
+            jnp.zeros((spec.tile,), jnp.float32),
+        )
+        trips = pl.cdiv(num_blocks - split, num_splits)
+        _, acc, largest, total = lax.fori_loop(0, trips, body, carry)
 
         has_new = (split == 0) & (length > 0)
+        k = [_to_page(x, key_scale, spec) for x in _prepare(raw_k, refs.k_norm, refs, row, spec)]
+        v = [_to_page(x, value_scale, spec) for x in raw_v.own]
+        # What the page keeps is what counts, rounding included.
+        products = _add(jnp.sum(_wide(a) * _wide(b)[None], axis=1) for a, b in zip(q, k, strict=True))
+        new_largest = jnp.maximum(largest, jnp.where(has_new, to_scores(products), _MASKED))
+        rescale = _exp2(largest - new_largest, spec)
+        weight = jnp.where(has_new, _exp2(to_scores(products) - new_largest, spec), 0.0)
+        acc = [a * rescale[:, None] + weight[:, None] * _wide(x)[None] for a, x in zip(acc, v, strict=True)]
+        total = total * rescale + weight
 
+        if not shares:
+            _store(out, row, head, acc, total, value_scale, spec)
+        else:
+
+            @pl.when(num_splits == 1)
+            def _whole() -> None:
+                _store(out, row, head, acc, total, value_scale, spec)
+
+            @pl.when(num_splits > 1)
+            def _share() -> None:
+                _leave(shares, row, head, split, acc, new_largest, total, spec)
+                if not spec.interpret:
+                    pltriton.debug_barrier()  # all threads have stored, before one of them counts the program
+                finished = pltriton.atomic_add(counters, (row, head), jnp.int32(1))
+
+                @pl.when(finished == num_splits - 1)
+                def _last() -> None:
+                    counters[row, head] = jnp.int32(0)
+                    _combine(out, shares, row, head, num_splits, value_scale, spec)
+
+        # Last, since it waits for its page's number.
         @pl.when(has_new)
         def _write() -> None:
             page = refs.page_table[row, num_cached // spec.page_size]
             offset = num_cached % spec.page_size
-            for (start, size), k, v in zip(spec.parts, new_k, new_v, strict=True):
-                kv_pages[page, offset, head, 0, pl.ds(start, size)] = k
-                kv_pages[page, offset, head, 1, pl.ds(start, size)] = v
+            for part, x, y in zip(spec.parts, k, v, strict=True):
+                kv_pages[page, offset, head, 0, pl.ds(*part)] = x
+                kv_pages[page, offset, head, 1, pl.ds(*part)] = y
 
-        def to_scores(products: jax.Array) -> jax.Array:
-            """Scores in units of log 2, the softmax being computed by powers of two."""
-            scores = products * (spec.scale * key_scale)
-            if spec.soft_cap is not None:
-                scores = spec.soft_cap * jnp.tanh(scores / spec.soft_cap)
-            return scores * _LOG2E
 
-        new_score = to_scores(
-            _add(jnp.sum(_wide(a) * _wide(b)[None], axis=1) for a, b in zip(q, new_k, strict=True))
-        )
-        q = [x.astype(spec.dot_dtype) for x in q]
+def _pages_of_block(
+    refs: DecodeArrays | None, row: jax.Array, block: Any, spec: DecodeSpec
+) -> tuple[Any, Any]:
+    """Pages (if `refs` is given) and offsets in them of a block's tokens; one page where it holds the block.
 
-        def body(index: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            acc, largest, total = carry
-            block = first_block + split + index * num_splits
-            positions = block * spec.tuning.block_kv + jnp.arange(spec.tuning.block_kv)
-            visible = positions < num_cached
-            if spec.window is not None:
-                visible &= positions >= first
-            safe = jnp.minimum(positions, num_cached - 1)
-            pages = refs.page_table[row, safe // spec.page_size]
-            offsets = safe % spec.page_size
+    Blocks past the end of the row give pages that are not the row's: mask what is read there.
+    """
+    block_kv, page_size = spec.tuning.block_kv, spec.page_size
+    token = jnp.arange(block_kv)
+    if page_size % block_kv == 0:
+        per_page = page_size // block_kv
+        index, offsets = block // per_page, block % per_page * block_kv + token
+    elif block_kv % page_size == 0:
+        # The division is of constants: nothing of it is left in the loop.
+        index, offsets = block * (block_kv // page_size) + token // page_size, token % page_size
+    else:
+        index, offsets = (block * block_kv + token) // page_size, (block * block_kv + token) % page_size
+    if refs is None:
+        return None, offsets
+    return refs.page_table[row, jnp.minimum(index, refs.page_table.shape[1] - 1)], offsets
 
-            def load(which: int, start: int, size: int) -> jax.Array:
-                columns = start + jnp.arange(size)
-                tile = kv_pages.at[pages[:, None], offsets[:, None], head, which, columns[None]]
-                # Masked lanes cost no memory traffic, and read as zero.
-                return pltriton.load(tile, mask=visible[:, None], other=0.0).astype(spec.dot_dtype)
 
-            keys = [load(0, *part) for part in spec.parts]
-            values = [load(1, *part) for part in spec.parts]
-            scores = to_scores(_add(_dot(a, b, 1) for a, b in zip(q, keys, strict=True)))
-            scores = jnp.where(visible[None], scores, _MASKED)
-            new_largest = jnp.maximum(largest, scores.max(axis=1))
-            rescale = jnp.exp2(largest - new_largest)
-            weights = jnp.exp2(scores - new_largest[:, None])
-            total = total * rescale + weights.sum(axis=1)
-            weights = weights.astype(spec.dot_dtype)
-            acc = [a * rescale[:, None] + _dot(weights, b, 0) for a, b in zip(acc, values, strict=True)]
-            return acc, new_largest, total
-
-        carry = (
-            [jnp.where(has_new, jnp.broadcast_to(_wide(x), (spec.tile, x.size)), 0.0) for x in new_v],
-            jnp.where(has_new, new_score, _MASKED),
-            jnp.where(has_new, jnp.ones_like(new_score), 0.0),
-        )
-        trips = pl.cdiv(num_blocks - split, num_splits)
-        acc, largest, total = lax.fori_loop(0, trips, body, carry)
-        if not scratch:
-            _store(out, row, head, acc, total, value_scale, spec)
-            return
-
-        @pl.when(num_splits == 1)
-        def _whole() -> None:
-            _store(out, row, head, acc, total, value_scale, spec)
-
-        @pl.when(num_splits > 1)
-        def _share() -> None:
-            counters, sums, stats = scratch
-            heads = jnp.arange(spec.tile)
-            for (start, size), part in zip(spec.parts, acc, strict=True):
-                tile = sums.at[row, head, split, heads[:, None], (start + jnp.arange(size))[None]]
-                pltriton.store(tile, part, mask=jnp.broadcast_to(heads[:, None] < spec.group, part.shape))
-            pltriton.store(stats.at[row, head, split, 0, heads], largest, mask=heads < spec.group)
-            pltriton.store(stats.at[row, head, split, 1, heads], total, mask=heads < spec.group)
-            if not spec.interpret:
-                pltriton.debug_barrier()  # all threads have stored, before one of them counts the program
-            finished = pltriton.atomic_add(counters, (row, head), jnp.int32(1))
-
-            @pl.when(finished == num_splits - 1)
-            def _last() -> None:
-                counters[row, head] = jnp.int32(0)
-                _combine(out, sums, stats, row, head, num_splits, value_scale, spec)
+def _exp2(x: jax.Array, spec: DecodeSpec) -> jax.Array:
+    if spec.interpret:
+        return jnp.exp2(x)
+    # Without the three instructions by which the library keeps subnormal results.
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    [result] = pltriton.elementwise_inline_asm(
+        "ex2.approx.ftz.f32 $0, $1;", args=[x], constraints="=f,f", pack=1, result_shape_dtypes=[shape]
+    )
+    return result
 
 
 def _add(terms: Iterable[jax.Array]) -> jax.Array:
@@ -206,47 +242,64 @@ def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.float32)
 
 
-def _scales(refs: DecodeArrays, head: jax.Array) -> tuple[Any, Any]:
-    if refs.kv_scales is None:
-        return 1.0, 1.0
-    return refs.kv_scales[head, 0], refs.kv_scales[head, 1]
+class _RawHeads(NamedTuple):
+    """Queries or a key as they lie in memory, each part twice where rope pairs its components with others."""
+
+    own: _Parts
+    partners: _Parts  # empty without rope
 
 
-def _new_heads(
-    ref: Any, norm: Any, refs: DecodeArrays, row: jax.Array, head: jax.Array, slots: Any, spec: DecodeSpec
-) -> _Parts:
-    """The step's queries or key, normed and turned as asked, in the inputs' dtype.  `slots` is scalar or [tile]."""
-    is_tile = not isinstance(slots, int)
-    index = slots[:, None] if is_tile else slots
+def _columns(part: tuple[int, int]) -> jax.Array:
+    start, size = part
+    return start + jnp.arange(size)
+
+
+def _partners(columns: jax.Array, spec: DecodeSpec) -> jax.Array:
+    """The component that each one turns together with."""
     half = spec.head_dim // 2
+    return jnp.where(columns < half, columns + half, columns - half)
+
+
+def _load_heads(
+    ref: Any, slots: Any, row: jax.Array, head: jax.Array, spec: DecodeSpec, *, rope: bool
+) -> _RawHeads:
+    """Heads `slots` of the row: an index, which gives arrays [part], or [tile], which gives [tile, part]."""
 
     def load(columns: jax.Array) -> jax.Array:
-        return ref[row, head, index, columns[None] if is_tile else columns].astype(jnp.float32)
+        if isinstance(slots, int):
+            return ref[row, head, slots, columns]
+        return ref[row, head, slots[:, None], columns[None]]
 
-    own = [load(start + jnp.arange(size)) for start, size in spec.parts]
+    columns = [_columns(part) for part in spec.parts]
+    return _RawHeads([load(x) for x in columns], [load(_partners(x, spec)) for x in columns] if rope else [])
+
+
+def _prepare(heads: _RawHeads, norm: Any, refs: DecodeArrays, row: jax.Array, spec: DecodeSpec) -> _Parts:
+    """Normed and turned as asked, and rounded where the unfused computation rounds."""
     inverse_rms: Any = None
     if norm is not None:
-        mean_square = _add(jnp.sum(x * x, axis=-1, keepdims=is_tile) for x in own) / spec.head_dim
-        inverse_rms = lax.rsqrt(mean_square + spec.eps)
+        squares = _add(jnp.sum(_wide(x) * _wide(x), axis=-1) for x in heads.own)
+        inverse_rms = lax.rsqrt(squares / spec.head_dim + spec.eps)
+        if heads.own[0].ndim == 2:
+            inverse_rms = inverse_rms[:, None]
 
     def normed(x: jax.Array, columns: jax.Array) -> jax.Array:
         if norm is None:
-            return x
-        # Rounded where the unfused computation rounds.
-        return (x * inverse_rms * norm[columns].astype(jnp.float32)).astype(spec.dtype).astype(jnp.float32)
+            return _wide(x)
+        return _wide((_wide(x) * inverse_rms * _wide(norm[columns])).astype(spec.dtype))
 
-    heads = []
-    for (start, size), x in zip(spec.parts, own, strict=True):
-        columns = start + jnp.arange(size)
-        x = normed(x, columns)
+    half = spec.head_dim // 2
+    prepared = []
+    for index, part in enumerate(spec.parts):
+        columns = _columns(part)
+        x = normed(heads.own[index], columns)
         if refs.cos is not None:
-            is_first = columns < half
-            angles = jnp.where(is_first, columns, columns - half)
-            partners = jnp.where(is_first, columns + half, columns - half)
-            sine = refs.sin[row, angles] * jnp.where(is_first, -1.0, 1.0)
-            x = x * refs.cos[row, angles] + normed(load(partners), partners) * sine
-        heads.append(x.astype(spec.dtype))
-    return heads
+            angles = jnp.where(columns < half, columns, columns - half)
+            sine = refs.sin[row, angles] * jnp.where(columns < half, -1.0, 1.0)
+            partner = normed(heads.partners[index], _partners(columns, spec))
+            x = x * refs.cos[row, angles] + partner * sine
+        prepared.append(x.astype(spec.dtype))
+    return prepared
 
 
 def _to_page(x: jax.Array, scale: Any, spec: DecodeSpec) -> jax.Array:
@@ -280,15 +333,34 @@ def _store(
     rows = jnp.arange(total.size)
     factor = value_scale / jnp.maximum(total, _TINY)
     for (start, size), part in zip(spec.parts, acc, strict=True):
-        tile = out.at[row, (head * spec.group + rows)[:, None], (start + jnp.arange(size))[None]]
+        tile = out.at[row, (head * spec.group + rows)[:, None], _columns((start, size))[None]]
         mask = jnp.broadcast_to(rows[:, None] < spec.group, part.shape)
         pltriton.store(tile, (part * factor[:, None]).astype(spec.dtype), mask=mask)
 
 
+def _leave(
+    shares: Sequence[Any],
+    row: jax.Array,
+    head: jax.Array,
+    split: jax.Array,
+    acc: Sequence[jax.Array],
+    largest: jax.Array,
+    total: jax.Array,
+    spec: DecodeSpec,
+) -> None:
+    """Write a split's sums to scratch memory."""
+    sums, stats = shares
+    rows = jnp.arange(spec.tile)
+    for part, x in zip(spec.parts, acc, strict=True):
+        tile = sums.at[row, head, split, rows[:, None], _columns(part)[None]]
+        pltriton.store(tile, x, mask=jnp.broadcast_to(rows[:, None] < spec.group, x.shape))
+    pltriton.store(stats.at[row, head, split, 0, rows], largest, mask=rows < spec.group)
+    pltriton.store(stats.at[row, head, split, 1, rows], total, mask=rows < spec.group)
+
+
 def _combine(
     out: Any,
-    sums: Any,
-    stats: Any,
+    shares: Sequence[Any],
     row: jax.Array,
     head: jax.Array,
     num_splits: jax.Array,
@@ -296,36 +368,44 @@ def _combine(
     spec: DecodeSpec,
 ) -> None:
     """Add up what the row's splits have left in scratch memory, and write the output."""
-    rows = pl.next_power_of_2(spec.group)
-    heads = jnp.arange(rows)
+    sums, stats = shares
+    num_heads = pl.next_power_of_2(spec.group)
+    heads = jnp.arange(num_heads)
+    # As many splits at a time as registers hold, with all loads under way at once.
+    chunk = max(1, min(spec.tuning.num_splits, _COMBINED_ELEMENTS // (num_heads * spec.parts[0][1])))
 
     def load(ref: Any, index: tuple[Any, ...], mask: jax.Array, other: float) -> jax.Array:
-        # Past the first-level cache, which other multiprocessors' stores do not reach.
+        # Volatile: past the first-level cache, which other multiprocessors' stores do not reach.
         return pltriton.load(ref.at[(row, head, *index)], mask=mask, other=other, volatile=True)
 
-    def load_stats(splits: jax.Array) -> tuple[jax.Array, jax.Array]:
-        alive = (splits < num_splits)[:, None] & (heads < spec.group)[None]
-        index = splits[:, None], heads[None]
-        largest = load(stats, (index[0], 0, index[1]), alive, _MASKED)
-        return largest, load(stats, (index[0], 1, index[1]), alive, 0.0)
-
-    largest, totals = load_stats(jnp.arange(spec.tuning.num_splits))
-    top = largest.max(axis=0)
-    total = jnp.sum(jnp.exp2(largest - top[None]) * totals, axis=0)
-    # As many splits at a time as registers hold, all loads under way at once.
-    chunk = max(1, min(spec.tuning.num_splits, _COMBINED_ELEMENTS // (rows * spec.parts[0][1])))
-
-    def body(index: jax.Array, acc: list[jax.Array]) -> list[jax.Array]:
+    def body(index: Any, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        acc, largest, total = carry
         splits = index * chunk + jnp.arange(chunk)
-        weights = jnp.exp2(load_stats(splits)[0] - top[None])  # [chunk, rows]
-        alive = ((splits < num_splits)[:, None] & (heads < spec.group)[None])[:, :, None]
+        where = splits[:, None], heads[None]
+        alive = (where[0] < num_splits) & (where[1] < spec.group)
+        tops = load(stats, (where[0], 0, where[1]), alive, _MASKED)  # [chunk, heads]
+        totals = load(stats, (where[0], 1, where[1]), alive, 0.0)
         added = []
-        for (start, size), part in zip(spec.parts, acc, strict=True):
-            index3 = splits[:, None, None], heads[None, :, None], (start + jnp.arange(size))[None, None]
-            shares = load(sums, index3, jnp.broadcast_to(alive, (chunk, rows, size)), 0.0)
-            added.append(part + jnp.sum(weights[:, :, None] * shares, axis=0))
-        return added
+        for part in spec.parts:
+            where3 = splits[:, None, None], heads[None, :, None], _columns(part)[None, None]
+            mask = jnp.broadcast_to(alive[:, :, None], (chunk, num_heads, part[1]))
+            added.append(load(sums, where3, mask, 0.0))
+        new_largest = jnp.maximum(largest, tops.max(axis=0))
+        rescale = _exp2(largest - new_largest, spec)
+        weights = _exp2(tops - new_largest[None], spec)
+        acc = [
+            a * rescale[:, None] + jnp.sum(weights[:, :, None] * b, axis=0)
+            for a, b in zip(acc, added, strict=True)
+        ]
+        return acc, new_largest, total * rescale + jnp.sum(weights * totals, axis=0)
 
-    acc = [jnp.zeros((rows, size), jnp.float32) for _, size in spec.parts]
-    acc = lax.fori_loop(0, pl.cdiv(num_splits, chunk), body, acc)
-    _store(out, row, head, acc, total, value_scale, spec)
+    carry = (
+        [jnp.zeros((num_heads, size), jnp.float32) for _, size in spec.parts],
+        jnp.full((num_heads,), _MASKED),
+        jnp.zeros((num_heads,), jnp.float32),
+    )
+    if chunk == spec.tuning.num_splits:
+        carry = body(0, carry)
+    else:
+        carry = lax.fori_loop(0, pl.cdiv(num_splits, chunk), body, carry)
+    _store(out, row, head, carry[0], carry[2], value_scale, spec)
