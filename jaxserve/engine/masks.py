@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from jaxserve.engine.plan import PlanEntry
@@ -16,19 +18,32 @@ class MaskBook:
         self._words = mask_words(vocab_size)
         self._requests: list[CoreRequest | None] = [None] * num_slots
         self._fixed: list[np.ndarray | None] = [None] * num_slots
+        self._constrained: set[int] = set()  # slots whose request may ever need a mask
+
+    def rows(self, entries: Sequence[PlanEntry]) -> dict[int, np.ndarray]:
+        """Masks of the entries that need one in this step, by the entry's index."""
+        if not self._constrained:
+            return {}
+        masks = {row: self.row(entry) for row, entry in enumerate(entries) if entry.slot in self._constrained}
+        return {row: mask for row, mask in masks.items() if mask is not None}
 
     def admit(self, slot: int, request: CoreRequest) -> None:
         """The slot belongs to `request` from now on."""
         self._requests[slot] = request
         self._fixed[slot] = None
+        params = request.params
+        if params.allowed_token_ids is None and not request.bad_word_ids and not params.min_tokens:
+            self._constrained.discard(slot)
+            return
+        self._constrained.add(slot)
         banned = [ids[0] for ids in request.bad_word_ids if len(ids) == 1]
-        if request.params.allowed_token_ids is None and not banned:
+        if params.allowed_token_ids is None and not banned:
             return
         mask = np.empty(self._words, np.uint32)
-        if request.params.allowed_token_ids is None:
+        if params.allowed_token_ids is None:
             allow_all(mask)
         else:
-            allow_only(mask, request.params.allowed_token_ids)
+            allow_only(mask, params.allowed_token_ids)
         forbid(mask, banned)
         self._fixed[slot] = mask
 

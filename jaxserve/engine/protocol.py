@@ -41,9 +41,9 @@ class TokenLogprobs:
     top_logprobs: list[float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class TokenOutput:
-    """What one engine step gave one sequence."""
+    """What one engine step gave one sequence.  Nobody changes one; freezing it would treble the time to make it."""
 
     request_id: str
     token_ids: list[int]

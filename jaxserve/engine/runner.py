@@ -249,27 +249,22 @@ class Runner:
     def _sample(self, plan: StepPlan, hidden: jax.Array) -> tuple[jax.Array, ...]:
         """Queue the sampler for the entries that sample; row i belongs to entry i."""
         entries = plan.entries
-        sampling = [entry for entry in entries if entry.samples]
-        if not sampling:
+        idle = [row for row, entry in enumerate(entries) if not entry.samples]
+        if len(idle) == len(entries):
             return ()
-        masked = {
-            row: mask for row, entry in enumerate(entries) if (mask := self._masks.row(entry)) is not None
-        }
-        variant: Variant = (
-            "full" if masked else VARIANTS[max(int(self._variants[entry.slot]) for entry in sampling)]
-        )
-        with_logprobs = any(self._num_logprobs[entry.slot] >= 0 for entry in sampling)
-        shape = self._settings.lattice.sample(len(entries), variant, with_logprobs)
+        masked = self._masks.rows(entries)
+        slots = np.array([entry.slot for entry in entries])
+        variants, num_logprobs = self._variants[slots], self._num_logprobs[slots]
+        variants[idle], num_logprobs[idle] = 0, -1
+        variant: Variant = "full" if masked else VARIANTS[variants.max()]
+        shape = self._settings.lattice.sample(len(entries), variant, bool(num_logprobs.max() >= 0))
         if hidden.shape[0] != shape.num_rows:
             hidden = self._programs[resize_program(hidden.shape[0], shape.num_rows)](hidden)
-        slots = np.full(shape.num_rows, self._dummy_slot)
-        slots[: len(entries)] = [entry.slot for entry in entries]
+        slots = np.pad(slots, (0, shape.num_rows - len(entries)), constant_values=self._dummy_slot)
         ints, floats = self._ints[slots], self._floats[slots]
         ints[: len(entries), POSITION] = [entry.start + len(entry.token_ids) for entry in entries]
-        for row, entry in enumerate(entries):
-            if not entry.samples:
-                ints[row, FLAGS] &= ~FLAG_ACTIVE
-                ints[row, SLOT] = self._dummy_slot
+        ints[idle, FLAGS] &= ~FLAG_ACTIVE
+        ints[idle, SLOT] = self._dummy_slot
         return self._call_sampler(shape, hidden, ints, floats, masked)
 
     def _score_prompts(

@@ -68,7 +68,7 @@ class Scheduler:
         """Queue a request whose prompt and pages fit (the front end checked the length)."""
         assert request.request_id not in self._by_id, f"request {request.request_id} is already here"
         assert 0 < len(request.prompt_token_ids) < self._max_model_len
-        seq = Sequence(self._next_seq_id, request)
+        seq = Sequence(self._next_seq_id, request, self._max_model_len)
         self._next_seq_id += 1
         self._by_id[request.request_id] = seq
         self._by_seq_id[seq.seq_id] = seq
@@ -89,14 +89,19 @@ class Scheduler:
         admissions: list[Admission] = []
         preemptions_before = self.counters.num_preemptions
         # Decodes first: a long prompt must not stall the answers that are already streaming.
-        for wants_decode in (True, False):
-            for seq in list(self._running):
-                count = min(self._num_schedulable(seq), budget)
-                if count == 0 or seq.slot < 0 or seq.seq_id in planned or (count == 1) != wants_decode:
-                    continue
-                if self._grow(seq, count, planned):
-                    planned[seq.seq_id] = self._plan_entry(seq, count)
-                    budget -= count
+        chunks: list[Sequence] = []
+        for seq in self._running.copy():
+            count = min(self._num_schedulable(seq), budget)
+            if count > 1:
+                chunks.append(seq)
+            elif count and seq.slot >= 0 and self._grow(seq, 1, planned):
+                planned[seq.seq_id] = self._plan_entry(seq, 1)
+                budget -= 1
+        for seq in chunks:
+            count = min(self._num_schedulable(seq), budget)
+            if count > 1 and seq.slot >= 0 and self._grow(seq, count, planned):
+                planned[seq.seq_id] = self._plan_entry(seq, count)
+                budget -= count
         if self.counters.num_preemptions == preemptions_before:
             while budget and self._free_slots:
                 seq = self._pop_waiting()
@@ -159,13 +164,10 @@ class Scheduler:
 
     def _num_schedulable(self, seq: Sequence) -> int:
         """Input tokens that `seq` could run now."""
-        if seq.num_in_flight and (
-            seq.needs_host
-            or seq.num_tokens >= self._max_model_len
-            or seq.num_generated >= (seq.request.params.max_tokens or self._max_model_len)
-        ):
+        num_tokens = len(seq.token_ids) + seq.num_in_flight
+        if seq.num_in_flight and (seq.needs_host or num_tokens >= seq.max_num_tokens):
             return 0  # the token in flight is certainly the last, or must be seen first
-        return seq.num_unscheduled
+        return num_tokens - seq.num_scheduled
 
     def _plan_entry(self, seq: Sequence, count: int) -> PlanEntry:
         """Spend `count` tokens on `seq`, whose pages suffice."""
@@ -174,10 +176,11 @@ class Scheduler:
         if len(token_ids) < count:
             token_ids += (ON_DEVICE,)
             assert len(token_ids) == count, "only the newest token can be unknown to the host"
-        samples = start + count == seq.num_tokens
+        samples = start + count == len(seq.token_ids) + seq.num_in_flight
         targets: tuple[int, ...] = ()
         if start < seq.num_prompt_tokens - 1 and seq.wants_prompt_logprobs:
             targets = tuple(seq.token_ids[start + 1 : min(start + count + 1, seq.num_prompt_tokens)])
+        num_planned = seq.num_planned_pages
         entry = PlanEntry(
             seq_id=seq.seq_id,
             slot=seq.slot,
@@ -185,9 +188,9 @@ class Scheduler:
             token_ids=token_ids,
             samples=samples,
             num_generated=seq.num_generated,
-            page_offset=seq.num_planned_pages,
-            new_pages=tuple(seq.pages[seq.num_planned_pages :]),
-            tail_ids=seq.tail_ids(),
+            page_offset=num_planned,
+            new_pages=tuple(seq.pages[num_planned:]) if len(seq.pages) > num_planned else (),
+            tail_ids=seq.tail_ids() if seq.needs_host else (),
             prompt_targets=targets,
         )
         seq.num_planned_pages = len(seq.pages)
@@ -288,21 +291,20 @@ class Scheduler:
     def _register_pages(self, seq: Sequence) -> None:
         """Name the pages whose tokens are all known and whose keys and values are written or being written."""
         full = min(seq.num_scheduled, len(seq.token_ids)) // self._page_size
+        if full <= seq.num_registered_pages:
+            return
         for index in range(seq.num_registered_pages, full):
             self.allocator.register(seq.pages[index], seq.page_hash(index, self._page_size))
-        seq.num_registered_pages = max(seq.num_registered_pages, full)
+        seq.num_registered_pages = full
 
     def _finish_reason(self, seq: Sequence, token_id: int) -> tuple[str | None, int | None]:
         request = seq.request
-        num_generated = len(seq.token_ids) - seq.num_prompt_tokens
-        if num_generated > request.params.min_tokens:
+        if len(seq.token_ids) - seq.num_prompt_tokens > request.params.min_tokens:
             if token_id in request.eos_token_ids:
                 return FINISH_STOP, None
             if token_id in request.stop_token_ids:
                 return FINISH_STOP, token_id
-        if num_generated >= (request.params.max_tokens or self._max_model_len):
-            return FINISH_LENGTH, None
-        if len(seq.token_ids) >= self._max_model_len:
+        if len(seq.token_ids) >= seq.max_num_tokens:
             return FINISH_LENGTH, None
         return None, None
 

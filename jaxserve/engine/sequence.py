@@ -18,6 +18,8 @@ class Sequence:
 
     __slots__ = (
         "_hashes",
+        "max_num_tokens",
+        "needs_host",
         "num_cached_tokens",
         "num_in_flight",
         "num_planned_pages",
@@ -33,7 +35,7 @@ class Sequence:
         "token_ids",
     )
 
-    def __init__(self, seq_id: int, request: CoreRequest) -> None:
+    def __init__(self, seq_id: int, request: CoreRequest, max_model_len: int) -> None:
         self.seq_id = seq_id
         self.request = request
         self.token_ids = list(request.prompt_token_ids)
@@ -47,6 +49,12 @@ class Sequence:
         self.num_in_flight = 0
         # Prompt tokens found in the prefix cache, at first admission.
         self.num_cached_tokens: int | None = None
+        # Read in every step, of every sequence, and made of what does not change.  needs_host: the next token's mask
+        # depends on the last token, so that no step may be planned ahead.
+        self.needs_host = any(len(ids) > 1 for ids in request.bad_word_ids)
+        self.max_num_tokens = min(
+            max_model_len, self.num_prompt_tokens + (request.params.max_tokens or max_model_len)
+        )
         missing: list[TokenLogprobs | None] = [None] * (self.num_prompt_tokens - 1)
         self.prompt_logprobs = None if request.params.prompt_logprobs is None else missing
         self._hashes: list[PageHash] = []
@@ -75,11 +83,6 @@ class Sequence:
     def order(self) -> tuple[int, float, int]:
         """Who goes first: low priority value, then early arrival."""
         return (self.request.priority, self.request.arrival_time, self.seq_id)
-
-    @property
-    def needs_host(self) -> bool:
-        """Whether the next token's mask depends on the last token, so that no step may be planned ahead."""
-        return any(len(ids) > 1 for ids in self.request.bad_word_ids)
 
     def tail_ids(self) -> tuple[int, ...]:
         """The newest generated tokens, as many as a bad word can look back on; empty if no mask needs them."""
