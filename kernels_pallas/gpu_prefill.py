@@ -197,7 +197,7 @@ def _call(
     rows = max(_SMALL_ROWS, pl.next_power_of_2(tile * group))
     tile_parts = pl.cdiv(meta.tile_size, tile)
     num_programs = meta.tile_rows.shape[0] * tile_parts
-    kernel = partial(
+    kernel: Any = partial(
         _kernel,
         tile=tile,
         tile_size=meta.tile_size,

@@ -232,8 +232,9 @@ def _kernel(
     full_turns = num_items // num_programs
     num_turns = full_turns + (item_of(full_turns) < num_items).astype(jnp.int32)
 
-    def tile_of(turn: jax.Array) -> tuple[jax.Array, ...]:
-        tile = item_of(turn) // num_pairs
+    def item_at(turn: jax.Array) -> tuple[jax.Array, ...]:
+        """First token, its position, row and pair of heads of this program's item; any beyond its last."""
+        tile = jnp.minimum(item_of(turn) // num_pairs, tiles_ref.shape[1] - 1)
         return tiles_ref[0, tile], tiles_ref[1, tile], tiles_ref[2, tile], item_of(turn) % num_pairs
 
     def blocks_of(position: jax.Array) -> tuple[jax.Array, ...]:
@@ -251,14 +252,12 @@ def _kernel(
     def _fetch():
         plgpu.set_max_registers(40, action="decrease")
 
-        @pl.loop(0, num_turns, init_carry=jnp.int32(0))
-        def _item(turn, step):
-            _, position, row, pair = tile_of(turn)
+        def fetch_item(turn, step):
+            _, position, row, pair = item_at(turn)
             column = (pair * _COMPUTE_WARPGROUPS // group) * (2 * head_dim)
             first, _, _, last = blocks_of(position)
 
-            @pl.loop(first, last, init_carry=step)
-            def _block(index, step):
+            def fetch_block(index, step):
                 slot = lax.rem(step, jnp.int32(stages))
                 rows = _page_rows(table_ref, row, index, block, page_size)
                 count = min(block, page_size)
@@ -276,12 +275,13 @@ def _kernel(
                         )
                 return step + 1
 
-            return _block
+            return lax.fori_loop(first, last, fetch_block, step)
 
+        num_steps = lax.fori_loop(0, num_turns, fetch_item, jnp.int32(0))
         for before_end in range(stages, 0, -1):  # every phase of a barrier is waited for
 
-            @pl.when(_item >= before_end)
-            def _drain(step=_item - before_end):
+            @pl.when(num_steps >= before_end)
+            def _drain(step=num_steps - before_end):
                 slot = lax.rem(step, jnp.int32(stages))
                 plgpu.barrier_wait(k_consumed.at[slot])
                 plgpu.barrier_wait(v_consumed.at[slot])
@@ -294,7 +294,8 @@ def _kernel(
         else:
             q_flat, q_tiled = q_smem
 
-        def fetch_queries(turn: jax.Array, start: jax.Array, pair: jax.Array) -> None:
+        def fetch_queries(turn: jax.Array, item: tuple[jax.Array, ...]) -> None:
+            start, _, _, pair = item
             buffer = turn % 2
             column = (pair * _COMPUTE_WARPGROUPS + warpgroup) * head_dim
             for half in range(head_dim // _COLUMNS):
@@ -308,26 +309,14 @@ def _kernel(
             plgpu.barrier_arrive(turns)
             plgpu.barrier_wait(turns)
 
-        @pl.when(num_turns > 0)
-        def _first_queries():
-            start, _, _, pair = tile_of(jnp.int32(0))
-            fetch_queries(jnp.int32(0), start, pair)
-
+        first_item = item_at(jnp.int32(0))
+        pl.when(num_turns > 0)(lambda: fetch_queries(jnp.int32(0), first_item))
         pl.when(warpgroup == 1)(take_turns)
 
-        @pl.loop(0, num_turns, init_carry=jnp.int32(0))
-        def _item(turn, step):
-            start, position, _, pair = tile_of(turn)
+        def compute_item(turn, carry):
+            step, start, position, _, pair = carry
             buffer = turn % 2
             first, whole, diagonal, last = blocks_of(position)
-
-            @pl.when(turn + 1 < num_turns)
-            def _next_queries():
-                next_start, _, _, next_pair = tile_of(turn + 1)
-                # The other buffer's output must have left it.
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                fetch_queries(turn + 1, next_start, next_pair)
-
             attend_block = partial(
                 _attend_block,
                 q_tiled.at[warpgroup, buffer],
@@ -348,6 +337,14 @@ def _kernel(
             if window is not None:
                 carry = lax.fori_loop(first, whole, partial(attend_block, masked=True), carry)
             carry = lax.fori_loop(whole, diagonal, partial(attend_block, masked=False), carry)
+            # By now the last item's output has left the other buffer, and what is ahead hides how long loads take.
+            next_item = item_at(turn + 1)
+
+            @pl.when(turn + 1 < num_turns)
+            def _next_queries():
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                fetch_queries(turn + 1, next_item)
+
             acc, _, total = lax.fori_loop(diagonal, last, partial(attend_block, masked=True), carry)
             out = acc * lax.broadcast_in_dim(1.0 / total, acc.shape, [0])
             out = out.astype(out_ref.dtype)
@@ -361,8 +358,9 @@ def _kernel(
                     q_flat.at[warpgroup, buffer, half],
                     out_ref.at[pl.ds(start, TILE), pl.ds(column + half * _COLUMNS, _COLUMNS)],
                 )
-            return step + (last - first)
+            return step + (last - first), *next_item
 
+        lax.fori_loop(0, num_turns, compute_item, (jnp.int32(0), *first_item))
         pl.when(warpgroup == 0)(take_turns)
         plgpu.wait_smem_to_gmem(0)
 
@@ -398,7 +396,7 @@ def _attend_block(
     v_smem: Any,
     barriers: tuple[Any, ...],
     index: jax.Array,
-    carry: tuple[jax.Array, jax.Array, jax.Array],
+    carry: tuple[Any, Any, Any],
     *,
     first_step: jax.Array,
     last_index: jax.Array,
@@ -408,7 +406,7 @@ def _attend_block(
     soft_cap: float | None,
     interpret: bool,
     masked: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[Any, Any, Any]:
     """One block of keys and values for one warpgroup; its keys have arrived, and so have the next when it returns."""
     k_filled, v_filled, k_consumed, v_consumed, turns = barriers
     stages, block, _ = k_smem.shape
@@ -422,10 +420,9 @@ def _attend_block(
 
     halves = [pl.ds(half * _COLUMNS, _COLUMNS) for half in range(q_smem.shape[0])]
     if interpret:  # which knows neither transposed operands nor accumulators that begin with a value
-        scores = sum(
-            jnp.dot(q_smem[half], k_smem[slot, :, columns].T, preferred_element_type=jnp.float32)
-            for half, columns in enumerate(halves)
-        )
+        scores = jnp.zeros((TILE, block), jnp.float32)
+        for half, columns in enumerate(halves):
+            scores += jnp.dot(q_smem[half], k_smem[slot, :, columns].T, preferred_element_type=jnp.float32)
         take_turns()
     else:
 
@@ -435,7 +432,7 @@ def _attend_block(
             take_turns()
             return scores_ref[...]
 
-        scores = pl.run_scoped(multiply_keys, plgpu.ACC((TILE, block), jnp.float32))
+        scores = pl.run_scoped(multiply_keys, plgpu.WGMMAAccumulatorRef((TILE, block), jnp.float32))
     plgpu.barrier_arrive(k_consumed.at[slot])
 
     if soft_cap is None:
@@ -479,6 +476,6 @@ def _attend_block(
             plgpu.wgmma(acc_ref, narrow, v_smem.at[slot])
             wait_for_next_keys()
 
-        acc = pl.run_state(multiply_values)(plgpu.ACC.init(acc))
+        acc = pl.run_state(multiply_values)(plgpu.WGMMAAccumulatorRef.init(acc))
     plgpu.barrier_arrive(v_consumed.at[slot])
     return acc, new_largest, total
