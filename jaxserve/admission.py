@@ -103,6 +103,8 @@ class Admission:
         tokenized = tokenize_prompt(prompt, self.tokenizer)
         check_prompt(tokenized, self.info)
         params.check_vocabulary(self.info.vocab_size, self.info.max_logprobs)
+        if not -(2**63) <= priority < 2**63:
+            raise RequestError("priority must be a 64-bit integer.", param="priority")
         if params.n > MAX_N:
             raise RequestError(f"n must be at most {MAX_N}, got {params.n}.", param="n")
         stop_token_ids = tuple(dict.fromkeys(params.stop_token_ids or ()))
@@ -131,10 +133,13 @@ class Admission:
 
     def _core_params(self, params: SamplingParams, room: int) -> SamplingParams:
         """What the engine needs to know: one answer, a seed, a max_tokens that fits; texts stay here."""
+        allowed = params.allowed_token_ids
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         return replace(
             params,
             n=1,
+            top_k=min(params.top_k, self.info.vocab_size),
+            allowed_token_ids=allowed and tuple(dict.fromkeys(allowed)),
             seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
             max_tokens=max_tokens,
             min_tokens=min(params.min_tokens, max_tokens),

@@ -140,9 +140,18 @@ class AsyncLLM:
 
         Raises RequestError naming `param` for a text that is not valid Unicode.
         """
-        if len(text) > LONG_TEXT:
-            return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens, param=param)
-        return self.tokenizer.encode(text, add_special_tokens, param=param)
+        (ids,) = await self.encode_batch([text], add_special_tokens=add_special_tokens, param=param)
+        return ids
+
+    async def encode_batch(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True, param: str = "prompt"
+    ) -> list[list[int]]:
+        """Token ids of each text; if they are long together, they are tokenized on other threads."""
+        if sum(map(len, texts)) > LONG_TEXT:
+            return await asyncio.to_thread(
+                self.tokenizer.encode_batch, texts, add_special_tokens, param=param
+            )
+        return self.tokenizer.encode_batch(texts, add_special_tokens, param=param)
 
     def generate(
         self,

@@ -11,6 +11,11 @@ from typing import Any
 from jaxserve.errors import RequestError
 
 MAX_LOGIT_BIAS = 1024  # entries of logit_bias that one request may carry (a row of device state is this wide)
+# What one request may ask of every step, so that no request slows the others down.
+MAX_STOP_STRINGS = 1024
+MAX_BAD_WORDS = 256
+MAX_STOP_TOKEN_IDS = 1024
+MAX_LIST_CHARACTERS = 16384  # of all stop strings, and of all bad words
 
 
 class OutputKind(Enum):
@@ -65,7 +70,9 @@ class SamplingParams:
 
         def need(ok: bool, name: str, wants: str) -> None:
             if not ok:
-                raise RequestError(f"{name} must be {wants}, got {getattr(self, name)!r}.", param=name)
+                shown = repr(getattr(self, name))
+                shown = shown if len(shown) <= 100 else f"{shown[:100]}…"
+                raise RequestError(f"{name} must be {wants}, got {shown}.", param=name)
 
         def is_number(value: object) -> bool:
             return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -99,6 +106,21 @@ class SamplingParams:
             )
         need(all(isinstance(s, str) and s for s in stop), "stop", "non-empty strings")
         need(all(isinstance(s, str) and s for s in bad_words), "bad_words", "non-empty strings")
+        for name, strings, most in (
+            ("stop", stop, MAX_STOP_STRINGS),
+            ("bad_words", bad_words, MAX_BAD_WORDS),
+        ):
+            if len(strings) > most or sum(map(len, strings)) > MAX_LIST_CHARACTERS:
+                raise RequestError(
+                    f"{name} must have at most {most} strings of {MAX_LIST_CHARACTERS} characters together, "
+                    f"got {len(strings)} of {sum(map(len, strings))}.",
+                    param=name,
+                )
+        if len(stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            raise RequestError(
+                f"stop_token_ids must have at most {MAX_STOP_TOKEN_IDS} entries, got {len(stop_token_ids)}.",
+                param="stop_token_ids",
+            )
         need(allowed_token_ids != (), "allowed_token_ids", "at least one token id")
         for name, ids in (
             ("stop_token_ids", stop_token_ids),

@@ -29,6 +29,7 @@ def create_app(llm: AsyncLLM, settings: ServerSettings) -> Quart:
     """The application that serves `llm`.  Raises ConfigError for settings that cannot work together."""
     app = Quart(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.config["BODY_TIMEOUT"] = settings.receive_timeout
     app.json.sort_keys = False  # pyright: ignore[reportAttributeAccessIssue]  # of the default provider
     state = ServerState.build(llm, settings)
     _add_routes(app, state)

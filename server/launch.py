@@ -10,12 +10,14 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Generator
+from functools import partial
 
 import uvicorn
 from quart import Quart
 
 from jaxserve.async_llm import AsyncLLM
 from jaxserve.errors import ConfigError
+from jaxserve.server.connection import Connection
 from jaxserve.server.listen import address_of, bind_socket
 from jaxserve.server.settings import ServerSettings
 
@@ -128,7 +130,7 @@ def _uvicorn_config(app: Quart, settings: ServerSettings) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=partial(Connection, receive_timeout=settings.receive_timeout),  # pyright: ignore[reportArgumentType]  # is called only
         ws="none",
         lifespan="off",
         log_config=None,

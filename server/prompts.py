@@ -24,16 +24,14 @@ async def completion_prompts(
             f"prompt has {len(given)} prompts and n is {params.n}: at most {MAX_ANSWERS} answers fit.",
             param="prompt",
         )
+    texts = [one for one in given if isinstance(one, str)]
     add_special_tokens = request.add_special_tokens is not False
-    prompts = []
-    for one in given:
-        if isinstance(one, str):
-            ids = await llm.encode(one, add_special_tokens=add_special_tokens)
-        else:
-            ids = one
-        prompt = TokenizedPrompt(ids, one if isinstance(one, str) else None)
-        prompts.append(fit(llm, prompt, params, request.truncate_prompt_tokens, param="prompt"))
-    return prompts
+    encoded = iter(await llm.encode_batch(texts, add_special_tokens=add_special_tokens))
+    prompts = [
+        TokenizedPrompt(next(encoded), one) if isinstance(one, str) else TokenizedPrompt(one) for one in given
+    ]
+    truncate = request.truncate_prompt_tokens
+    return [fit(llm, prompt, params, truncate, param="prompt") for prompt in prompts]
 
 
 def fit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,9 @@ from jaxserve.server.protocol import ChatRequest, CompletionRequest, GenerationR
 
 MAX_N = 128  # of OpenAI's document
 COMPLETION_MAX_TOKENS = 16  # likewise, where a plain completion says nothing
+
+# Written one way only: "7" and "07" must not be two entries for one token.
+_TOKEN_ID = re.compile(r"-?(?:0|[1-9][0-9]{0,18})")
 
 # Fields that SamplingParams has under the same name and with the same meaning.
 _SAME = (
@@ -136,9 +140,8 @@ def _check_max_tokens(llm: AsyncLLM, name: str, value: int | None) -> None:
 
 
 def _token_id(key: str) -> int:
-    try:
-        return int(key)
-    except ValueError:
+    if _TOKEN_ID.fullmatch(key) is None:
         raise RequestError(
             f"logit_bias must map token ids to numbers; {key!r:.60} is not a token id.", param="logit_bias"
-        ) from None
+        )
+    return int(key)

@@ -26,6 +26,7 @@ class ServerSettings:
     allowed_origins: tuple[str, ...] = ("*",)  # browsers' origins (CORS)
     shutdown_timeout: float = 30.0  # seconds that running requests get after the first SIGTERM
     max_body_bytes: int = 4 * MIB
+    receive_timeout: float = 60.0  # seconds that a request's head, and then its body, may take to arrive
     strict_params: bool = False  # unknown request fields are refused instead of named in a header
     enable_prompt_tokens_details: bool = False  # usage.prompt_tokens_details.cached_tokens
     return_tokens_as_token_ids: bool = False  # logprobs say "token_id:123" instead of the token's text
@@ -45,6 +46,7 @@ class ServerSettings:
         need(0 <= self.port <= 65535, "port", "must be from 0 to 65535")
         need(self.uds != "", "uds", "give the path of the socket")
         need(self.shutdown_timeout >= 0, "shutdown_timeout", "must be at least 0 seconds")
+        need(self.receive_timeout > 0, "receive_timeout", "must be above 0 seconds")
         need(self.max_body_bytes >= 1024, "max_body_bytes", "must be at least 1024 bytes")
         need(all(self.served_model_names), "served_model_names", "names must not be empty")
         need(

@@ -45,7 +45,7 @@ class ServerState:
             served = ", ".join(f"`{served}`" for served in self.model_names)
             raise ApiError(
                 404,
-                f"The model `{name}` does not exist. Served here: {served}.",
+                f"The model `{name:.200}` does not exist. Served here: {served}.",
                 param="model",
                 code="model_not_found",
             )

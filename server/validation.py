@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
-import msgspec
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from quart import Request
 
 from jaxserve.server.errors import ApiError
+from jaxserve.server.strict_json import decode_body
 
 IGNORED_HEADER = "X-Ignored-Params"
 MAX_SHOWN = 60  # characters of a wrong value that an error message repeats
+MAX_IGNORED = 32  # names in that header: clients take heads of some kilobytes
 
 Fields = TypeVar("Fields", bound=BaseModel)
 
@@ -40,15 +41,18 @@ async def read_object(request: Request) -> tuple[dict[str, Any], int]:
     if media_type != "application/json" and not media_type.endswith("+json"):
         said = f"got {media_type!r:.100}" if media_type else "it is missing"
         raise ApiError(400, f"Content-Type must be application/json; {said}.", param="Content-Type")
-    data = await request.get_data(as_text=False)
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise ApiError(
+            415,
+            f"Content-Encoding {encoding!r:.60} is not supported: send the body uncompressed.",
+            param="Content-Encoding",
+            headers={"Accept-Encoding": "identity"},
+        )
+    data = cast(bytes, await request.get_data(as_text=False))
     if not data:
         raise ApiError(400, "The request body must be a JSON object, got nothing.", param="body")
-    try:
-        body = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ApiError(400, f"The request body is not valid JSON: {error}.", param="body") from error
-    except RecursionError as error:
-        raise ApiError(400, "The request body is nested too deeply.", param="body") from error
+    body = decode_body(data)
     if not isinstance(body, dict):
         raise ApiError(400, f"The request body must be a JSON object, got {_shown(body)}.", param="body")
     return body, len(data)
@@ -88,7 +92,8 @@ def refuse_ignored(request: BaseModel, names: Sequence[str]) -> None:
 def ignored_header(names: Sequence[str]) -> dict[str, str]:
     """The header that names ignored fields; empty when there are none."""
     # Names are the caller's: quoted, so that none can end the header or the encoding.
-    return {IGNORED_HEADER: ", ".join(quote(name, safe="") for name in names[:100])} if names else {}
+    quoted = [quote(name[:MAX_SHOWN], safe="") for name in names[:MAX_IGNORED]]
+    return {IGNORED_HEADER: ", ".join(quoted)} if quoted else {}
 
 
 def _message(error: ErrorDetails) -> str:
@@ -105,7 +110,7 @@ def _message(error: ErrorDetails) -> str:
 
 def _path(loc: Sequence[str | int]) -> str:
     """("messages", 0, "role") → messages[0].role"""
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc]
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part[:MAX_SHOWN]}" for part in loc]
     return "".join(parts).removeprefix(".") or "body"
 
 

@@ -56,6 +56,13 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         help="of a request (default: 4M)",
     )
     add(
+        "--receive-timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="in which a request's head, and then its body, must arrive (default: %(default)s)",
+    )
+    add(
         "--strict-params",
         action="store_true",
         help="refuse unknown request fields instead of naming them in a header",
@@ -112,6 +119,7 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         allowed_origins=args.allowed_origins,
         shutdown_timeout=args.shutdown_timeout,
         max_body_bytes=args.max_body_bytes,
+        receive_timeout=args.receive_timeout,
         strict_params=args.strict_params,
         enable_prompt_tokens_details=args.enable_prompt_tokens_details,
         return_tokens_as_token_ids=args.return_tokens_as_token_ids,

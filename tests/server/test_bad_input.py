@@ -9,6 +9,7 @@ import pytest
 
 from jaxserve.errors import EngineDeadError, QueueFullError
 from jaxserve.server.errors import to_api_error
+from tests.scripted import echo
 from tests.server.serving import PARIS, QUESTION, serving
 
 JSON = {"Content-Type": "application/json"}
@@ -70,6 +71,27 @@ CHAT = [
     ({"logit_bias": {"Paris": 5}}, "logit_bias", "'Paris' is not a token id"),
     ({"logit_bias": {"99999": 5}}, "logit_bias", "outside the vocabulary of 262: [99999]"),
     ({"logit_bias": {"-1": 5}}, "logit_bias", "outside the vocabulary of 262: [-1]"),
+    ({"logit_bias": {"05": 1}}, "logit_bias", "'05' is not a token id"),
+    ({"logit_bias": {"1_0": 1}}, "logit_bias", "'1_0' is not a token id"),
+    ({"logit_bias": {" 5": 1}}, "logit_bias", "' 5' is not a token id"),
+    ({"logit_bias": {"\u0665": 1}}, "logit_bias", "is not a token id"),
+    ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "is not a token id"),
+    (
+        {"logit_bias": {str(i): 1 for i in range(100_000)}},
+        "logit_bias",
+        "logit_bias must have at most 1024 entries, got 100000.",
+    ),
+    ({"stop": [f"s{i}" for i in range(100_000)]}, "stop", "stop must have at most 1024 strings"),
+    ({"stop": "a" * 100_000}, "stop", "of 16384 characters together, got 1 of 100000."),
+    ({"bad_words": ["a"] * 257}, "bad_words", "bad_words must have at most 256 strings"),
+    ({"stop_token_ids": [5] * 1025}, "stop_token_ids", "stop_token_ids must have at most 1024 entries"),
+    ({"n": 10**9}, "n", "n must be at most 128, got 1000000000."),
+    ({"max_tokens": 10**30}, "max_tokens", "max_tokens must be at most the model's context of 512 tokens"),
+    ({"min_tokens": 2**63}, "min_tokens", "min_tokens must be at most max_tokens (64)"),
+    ({"seed": -(2**64)}, "seed", "seed must be a 64-bit integer"),
+    ({"priority": 2**63}, "priority", "priority must be a 64-bit integer."),
+    ({"stop_token_ids": [10**30]}, "stop_token_ids", "outside the vocabulary of 262"),
+    ({"truncate_prompt_tokens": -(10**30)}, "truncate_prompt_tokens", "truncate_prompt_tokens must be -1"),
     ({"logit_bias": {"5": "much"}}, "logit_bias", "logit_bias.5 must be a number, got 'much'."),
     ({"logit_bias": [1]}, "logit_bias", "logit_bias must be an object, got a list of 1."),
     ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "top_logprobs must be from 0 to 20, got 21."),
@@ -189,6 +211,7 @@ async def test_completion(fields: dict[str, Any], param: str, message: str):
         (b'{"a": "\xff"}', "not valid JSON"),
         (b'{"a": "\\ud800"}', "not valid JSON"),
         (b"[" * 100_000, "nested too deeply"),
+        (b'{"metadata": ' + b'{"a":' * 900 + b"1" + b"}" * 901, "nested too deeply"),
         (b"[1, 2]", "must be a JSON object, got a list of 2"),
         (b'"hello"', "must be a JSON object, got 'hello'"),
         (b"null", "must be a JSON object, got None"),
@@ -224,6 +247,54 @@ async def test_content_types_of_json(content_type: str):
         assert answer.status == 200
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "br", "x-unknown", "gzip, identity"])
+async def test_compressed_bodies(encoding: str):
+    with serving() as served:
+        answer = await served.request(
+            "POST",
+            "/v1/completions",
+            data=b"\x1f\x8b\x08",
+            headers={**JSON, "Content-Encoding": encoding},
+        )
+        assert answer.status == 415
+        assert answer.error["param"] == "Content-Encoding"
+        assert "uncompressed" in answer.error["message"]
+        plain = await served.request(
+            "POST",
+            "/v1/completions",
+            data=b'{"prompt": "a"}',
+            headers={**JSON, "Content-Encoding": "identity"},
+        )
+        assert plain.status == 200
+
+
+async def test_names_that_fill_headers_and_messages_are_cut():
+    with serving() as served:
+        unknown = {f"{i}" * 5000: 1 for i in range(100)}
+        answer = await served.chat(**unknown, best_of=10**9)
+        assert answer.status == 200
+        assert len(answer.headers["x-ignored-params"]) < 4096
+        assert "best_of" in (await served.chat(best_of=10**9)).headers["x-ignored-params"]
+        missing = await served.chat(model="m" * 100_000)
+        assert missing.status == 404
+        assert len(missing.data) < 1000
+
+
+async def test_a_name_given_twice():
+    with serving() as served:
+        data = b'{"prompt": "a", "temperature": 0, "temperature": 1}'
+        answer = await served.request("POST", "/v1/completions", data=data, headers=JSON)
+        assert answer.status == 400
+        assert answer.error["param"] == "temperature"
+
+
+async def test_null_characters_are_characters():
+    with serving(echo) as served:
+        answer = await served.complete(prompt="a\0b", user="\0", cache_salt="\0", max_tokens=3)
+        assert answer.json["choices"][0]["text"] == "a\0b"
+        assert (await served.chat(model="\0")).status == 404
+
+
 async def test_unknown_model():
     with serving(served_model_names=("small", "alias")) as served:
         for answer in (await served.chat(model="big"), await served.complete(model="big")):
@@ -250,6 +321,13 @@ async def test_wrong_path_and_method():
         assert missing.status == 404
         assert missing.error["type"] == "NotFoundError"
         assert "/v1/nothing-here" in missing.error["message"]
+        for method in ("GET", "HEAD", "PUT", "DELETE", "PATCH", "TRACE"):
+            for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"):
+                assert (await served.request(method, path)).status == 405
+        options = await served.request("OPTIONS", "/v1/completions")
+        assert (options.status, options.data) == (200, b"")
+        assert set(options.headers["allow"].split(", ")) == {"POST", "OPTIONS"}
+        assert (await served.request("OPTIONS", "/v1/nothing-here")).error["type"] == "NotFoundError"
         wrong = await served.request("PUT", "/v1/completions", data=b"{}")
         assert wrong.status == 405
         assert wrong.headers["allow"] == "POST"

@@ -89,6 +89,7 @@ def test_unix_sockets(tmp_path: Path):
         ("max_body_bytes", 10),
         ("metrics_prefix", "a b"),
         ("metrics_prefix", "1:"),
+        ("receive_timeout", 0.0),
         ("chat_template_content_format", "parts"),
     ],
 )

@@ -108,3 +108,26 @@ def test_nothing_may_follow_a_stop(include: bool) -> None:
     checker.push("x")
     with pytest.raises(AssertionError, match="already stopped"):
         checker.push("y")
+
+
+@given(
+    text=st.text(alphabet="abc", max_size=40),
+    stop=st.lists(st.text(alphabet="abc", min_size=1, max_size=7), max_size=30),
+    include=st.booleans(),
+    min_tokens=st.integers(0, 30),
+)
+def test_many_stop_strings(text: str, stop: list[str], include: bool, min_tokens: int) -> None:
+    texts, matched = run(StopChecker(stop, include, min_tokens), list(text))
+    assert ("".join(texts), matched) == by_force(list(text), stop, include, min_tokens)
+
+
+@given(text=st.text(alphabet="ab", max_size=30), stop=st.lists(few, max_size=6))
+def test_nothing_is_held_back_that_cannot_become_a_stop_string(text: str, stop: list[str]) -> None:
+    checker, seen, given_out = StopChecker(stop), "", ""
+    for character in text:
+        piece, matched = checker.push(character)
+        seen, given_out = seen + character, given_out + piece
+        if matched is not None:
+            return
+        beginnings = [s[:n] for s in stop for n in range(1, len(s)) if seen.endswith(s[:n])]
+        assert len(given_out) == len(seen) - max(map(len, beginnings), default=0)

@@ -1,5 +1,7 @@
 """The tokenizer's face: special tokens, unusual ids, text that is no text."""
 
+from typing import Any
+
 import pytest
 
 from jaxserve.errors import CheckpointError, RequestError
@@ -85,3 +87,35 @@ def test_a_decoder_that_is_not_understood_is_refused() -> None:
 def test_a_missing_path_is_named() -> None:
     with pytest.raises(CheckpointError, match="/no/such/place"):
         load_tokenizer("/no/such/place")
+
+
+def test_long_texts_and_batches_have_the_ids_of_short_ones():
+    tokenizer = byte_tokenizer(add_bos=True)
+    texts = ["short", "", "<|im_start|>é" * 400, "x" * 5000]
+    for add_special_tokens in (True, False):
+        expected = [
+            tokenizer.backend.encode(text, add_special_tokens=add_special_tokens).ids for text in texts
+        ]
+        assert tokenizer.encode_batch(texts, add_special_tokens) == expected
+        assert [tokenizer.encode(text, add_special_tokens) for text in texts] == expected
+    with pytest.raises(RequestError, match="surrogates"):
+        tokenizer.encode("x" * 5000 + "\ud800")
+    assert tokenizer.encode_batch([]) == []
+
+
+def test_a_long_text_is_left_to_the_call_that_lets_other_threads_run():
+    tokenizer = byte_tokenizer()
+
+    class Backend:
+        """The library's tokenizer, whose `encode` keeps the interpreter's lock."""
+
+        def encode(self, text: str, **options: bool) -> Any:
+            assert len(text) < 2000
+            return real.encode(text, **options)
+
+        def encode_batch_fast(self, texts: list[str], **options: bool) -> Any:
+            return real.encode_batch_fast(texts, **options)
+
+    real, tokenizer.backend = tokenizer.backend, Backend()  # pyright: ignore[reportAttributeAccessIssue]  # a stand-in
+    assert len(tokenizer.encode("hello world " * 1000)) == 12_000
+    assert len(tokenizer.encode("hello world")) == 11

@@ -1,0 +1,151 @@
+"""One client's connection: uvicorn's, with limits on what comes before a request is one."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from jaxserve.server.errors import ApiError
+
+MAX_HEAD_BYTES = 64 * 1024  # of the request line and the headers
+MAX_HEADERS = 256
+LINGER_SECONDS = 5.0  # that a client may go on sending after it has its answer
+
+
+class Connection(HttpToolsProtocol):
+    """Refuses heads that are too long, too slow or no HTTP, with the API's own error objects.
+
+    uvicorn reads a head of any length, waits for it forever, and answers what is no HTTP in plain text.
+    """
+
+    def __init__(self, *args: Any, receive_timeout: float, **kwargs: Any) -> None:
+        """`receive_timeout` is the seconds that a head may take to arrive."""
+        super().__init__(*args, **kwargs)
+        self._receive_timeout = receive_timeout
+        self._timer: asyncio.TimerHandle | None = None  # runs while a head is awaited
+        self._linger: asyncio.TimerHandle | None = None
+        self._is_in_head = False  # a head has begun and is not complete
+        self._num_fragment_bytes = 0  # of the head, in reads that did not complete it
+        self._num_field_bytes = 0  # of the head's complete fields
+        self._refusal: ApiError | None = None
+        self._is_refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # as uvicorn's own
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        if self._linger is not None:
+            self._linger.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return  # what follows is not looked at
+        super().data_received(data)
+        if self._is_refused or self.transport.is_closing():
+            return
+        if self._is_in_head:
+            self._num_fragment_bytes += len(data)
+            if self._num_fragment_bytes > MAX_HEAD_BYTES:
+                self._refuse(_too_long())
+        elif self._timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._await_head()  # line ends between requests, which the parser skips
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_head = True
+        self._num_fragment_bytes = self._num_field_bytes = 0
+        if self._timer is None:
+            self._await_head()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+        if len(self.headers) > MAX_HEADERS:
+            self._refusal = ApiError(
+                431, f"The request has more than {MAX_HEADERS} headers.", param="headers"
+            )
+            raise ValueError(self._refusal.message)
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        cycle = self.cycle
+        if (
+            self._linger is None
+            and cycle.response_complete
+            and cycle.more_body
+            and not self.transport.is_closing()
+        ):
+            self._linger = self.loop.call_later(LINGER_SECONDS, self._end_linger, cycle)
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's name for the end of a connection whose bytes the parser, or a callback of ours, refused."""
+        self._refuse(self._refusal or ApiError(400, msg))
+
+    def _count(self, num_bytes: int) -> None:
+        self._num_field_bytes += num_bytes
+        if self._num_field_bytes > MAX_HEAD_BYTES:
+            self._refusal = _too_long()
+            raise ValueError(self._refusal.message)  # out of the parser, which then refuses all that follows
+
+    def _await_head(self) -> None:
+        self._timer = self.loop.call_later(self._receive_timeout, self._end_wait)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end_wait(self) -> None:
+        self._timer = None
+        if self._is_in_head:
+            self._refuse(ApiError(408, "The request's head did not arrive in time.", param="headers"))
+        else:
+            self.transport.close()
+
+    def _end_linger(self, cycle: Any) -> None:
+        self._linger = None
+        if self._is_refused or (self.cycle is cycle and cycle.more_body):
+            self.transport.close()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Say why and close; in the middle of another request's answer, only close."""
+        self._is_refused, self._is_in_head = True, False
+        self._stop_waiting()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.close()
+            return
+        body = error.to_json()
+        self.transport.write(
+            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+            "content-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n"
+            "connection: close\r\n\r\n".encode()
+            + body
+        )
+        if not self.transport.can_write_eof():  # TLS has no half-closed connections
+            self.transport.close()
+            return
+        # Closing while the client still sends would reset the connection before it has read why.
+        self.transport.write_eof()
+        self._linger = self.loop.call_later(LINGER_SECONDS, self._end_linger, None)
+
+
+def _too_long() -> ApiError:
+    return ApiError(
+        431, f"The request line and headers are longer than {MAX_HEAD_BYTES} bytes.", param="headers"
+    )

@@ -1,0 +1,190 @@
+"""What a client may do on its connection before, beside and after a request: limits, and what they disturb."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from jaxserve.server import connection
+from tests.server.serving import Serving, listening, say, serving
+
+HOST = b"Host: x\r\n"
+JSON = b"Content-Type: application/json\r\n"
+
+
+@asynccontextmanager
+async def connected(**settings: Any) -> AsyncIterator[tuple[Serving, str]]:
+    with serving(**settings) as served:
+        async with listening(served) as url:
+            yield served, url
+
+
+async def open_connection(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = url.removeprefix("http://").split(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+async def ask(url: str, *pieces: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Send bytes and read until the server closes: status, headers, body."""
+    reader, writer = await open_connection(url)
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        data = await reader.read()
+    finally:
+        writer.close()
+    head, _, body = data.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    return int(first.split()[1]), dict(line.lower().split(": ", 1) for line in lines), body
+
+
+def error_of(answer: tuple[int, dict[str, str], bytes]) -> dict[str, Any]:
+    status, headers, body = answer
+    assert status >= 400
+    assert headers["content-type"] == "application/json"
+    error = json.loads(body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+async def is_well(url: str) -> bool:
+    """Whether somebody else is served as usual."""
+    status, _, body = await ask(url, b"GET /health HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
+    return (status, body) == (200, b"")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        [b"GET /health HTTP/1.1\r\n", HOST, b"X-Long: " + b"a" * 70_000 + b"\r\n\r\n"],
+        [b"GET /health HTTP/1.1\r\n", HOST, b"X-Long: ", *[b"a" * 30_000] * 3],
+        [b"GET /health HTTP/1.1\r\n", HOST, *[b"X-%d: " % i + b"b" * 500 + b"\r\n" for i in range(200)]],
+        [b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n"],
+        [b"GET /health HTTP/1.1\r\n", HOST, b"".join(b"X-%d: y\r\n" % i for i in range(300)), b"\r\n"],
+    ],
+    ids=["long", "endless", "many long", "path", "many"],
+)
+async def test_a_head_that_is_too_long(head: list[bytes]):
+    async with connected() as (_, url):
+        answer = await ask(url, *head)
+        assert answer[0] == 431
+        assert error_of(answer)["param"] == "headers"
+        assert await is_well(url)
+
+
+async def test_a_usual_head_is_none():
+    async with connected() as (_, url):
+        cookies = b"Cookie: " + b"c" * 8000 + b"\r\n"
+        head = b"GET /health HTTP/1.1\r\n" + HOST + cookies * 4 + b"Connection: close\r\n\r\n"
+        assert (await ask(url, *[head[i : i + 1000] for i in range(0, len(head), 1000)]))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"FOO / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02hello\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"POST /v1/completions HTTP/1.1\r\n" + HOST + b"Content-Length: -1\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\n" + HOST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\n"
+        + HOST
+        + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_gets_an_error_object(data: bytes):
+    async with connected() as (_, url):
+        answer = await ask(url, data)
+        assert answer[0] == 400
+        assert error_of(answer)["type"] == "BadRequestError"
+        assert await is_well(url)
+
+
+async def test_a_head_that_does_not_come():
+    async with connected(receive_timeout=0.1) as (_, url):
+        answer = await ask(url, b"GET /health HTTP/1.1\r\nHost")
+        assert answer[0] == 408
+        assert error_of(answer)["param"] == "headers"
+        for silence in (b"", b"\r\n"):
+            reader, writer = await open_connection(url)
+            writer.write(silence)
+            assert await reader.read() == b""  # closed without a word: nothing was asked
+            writer.close()
+        assert await is_well(url)
+
+
+async def test_line_ends_do_not_hold_a_connection():
+    async with connected(receive_timeout=0.1) as (_, url):
+        reader, writer = await open_connection(url)
+        writer.write(b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"\r\n")
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connection, "LINGER_SECONDS", 0.05)
+    async with connected(receive_timeout=0.1) as (served, url):
+        head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON + b"Content-Length: 30\r\n\r\n"
+        answer = await ask(url, head, b'{"prompt"')
+        assert answer[0] == 408
+        assert error_of(answer)["param"] == "body"
+        assert served.engine.submitted == []
+        assert await is_well(url)
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_a_body_that_never_ends(is_chunked: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connection, "LINGER_SECONDS", 0.05)
+    async with connected(max_body_bytes=4096) as (_, url):
+        length = b"Transfer-Encoding: chunked\r\n" if is_chunked else b"Content-Length: 99999999999\r\n"
+        head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON + length + b"\r\n"
+        piece = b"1000\r\n" + b"a" * 4096 + b"\r\n" if is_chunked else b"a" * 4096
+        answer = await ask(url, head, *[piece] * 10)  # and then it waits for more
+        assert answer[0] == 413
+        assert error_of(answer)["param"] == "body"
+        assert await is_well(url)
+
+
+async def test_a_connection_is_used_again_and_again():
+    async with connected() as (_, url):
+        reader, writer = await open_connection(url)
+        body = b'{"prompt": "a", "max_tokens": 2}'
+        head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON + b"Content-Length: %d\r\n\r\n" % len(body)
+        for _ in range(3):
+            for part in (head[:20], head[20:] + body[:5], body[5:]):
+                writer.write(part)
+                await asyncio.sleep(0)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 200")
+            length = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            assert json.loads(await reader.readexactly(length))["choices"][0]["text"] == "Th"
+        writer.write((head + body) * 3)  # pipelined
+        for _ in range(3):
+            answer = await reader.readuntil(b"\r\n\r\n")
+            length = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            await reader.readexactly(length)
+        writer.close()
+
+
+async def test_nonsense_in_the_middle_of_an_answer_ends_it():
+    with serving(say("a" * 200), engine={"stalled": True}) as served:
+        async with listening(served) as url:
+            reader, writer = await open_connection(url)
+            body = b'{"prompt": "a", "stream": true, "max_tokens": 100}'
+            head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON
+            writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            await asyncio.to_thread(served.engine.wait_until, lambda: len(served.engine.submitted) == 1)
+            await asyncio.to_thread(served.engine.step, 2)
+            await reader.readuntil(b'"text":"a')
+            writer.write(b"\x00\x01nonsense\r\n\r\n")
+            assert b"400" not in await reader.read()  # nothing that could be taken for a part of the answer
+            await asyncio.to_thread(served.engine.wait_until, lambda: served.engine.num_unfinished == 0)
+            writer.close()
