@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -37,6 +38,24 @@ class DecoderLayer(nnx.Module):
         attended, kv_pages, scratch = self.attention(self.attention_norm(x), kv_pages, rope, meta, scratch)
         x = x + attended
         return x + self.mlp(self.mlp_norm(x)), kv_pages, scratch
+
+
+@partial(jax.jit, static_argnums=0)
+def _run_layer(
+    graphdef: nnx.GraphDef[DecoderLayer],
+    state: nnx.State,
+    x: jax.Array,
+    kv_pages: jax.Array,
+    rope: RopeTable,
+    meta: AttentionMetadata,
+    scratch: StepScratch,
+) -> tuple[jax.Array, jax.Array, StepScratch]:
+    """One layer as a function of its own: layers alike are traced and lowered once, and XLA inlines the calls.
+
+    Of 32 layers with GPU kernels that takes an eighth of the time (jax 0.10.2, 2026-11-23), all of it under the
+    interpreter lock, which programs that compile side by side share.
+    """
+    return nnx.merge(graphdef, state)(x, kv_pages, rope, meta, scratch)
 
 
 class DecoderModel(nnx.Module):
@@ -79,7 +98,7 @@ class DecoderModel(nnx.Module):
         scratch = start_step(meta, self.config.num_kv_heads)
         written = []
         for layer, pages in zip(self.layers, kv_pages, strict=True):
-            x, pages, scratch = layer(x, pages, rope, meta, scratch)
+            x, pages, scratch = _run_layer(*nnx.split(layer), x, pages, rope, meta, scratch)
             written.append(pages)
         return self.norm(x), tuple(written)
 

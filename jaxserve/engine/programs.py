@@ -24,6 +24,7 @@ from jaxserve.engine.sampling_rows import NUM_FLOATS, NUM_INTS, SamplingRows, ma
 from jaxserve.engine.settle import Settings
 from jaxserve.engine.weight_pack import WeightPack
 from jaxserve.kernels_pallas.attention import backend_of, make_ready
+from jaxserve.kernels_pallas.metadata import Backend
 from jaxserve.models.decoder import DecoderModel
 from jaxserve.sampling_params import MAX_LOGIT_BIAS
 
@@ -60,7 +61,7 @@ class ProgramBook:
         self._leaf_specs = [_spec(leaf.shape, leaf.dtype) for leaf in leaves]
         self._head = self._find_head(abstract_state)
         model = settings.model
-        self._backend = backend_of(jax.default_backend(), settings.dtype, model.head_dim)
+        self._backend: Backend = backend_of(jax.default_backend(), settings.dtype, model.head_dim)
         make_ready(self._backend)
         page = (settings.memory.num_pages, settings.page_size, model.num_kv_heads, 2, model.head_dim)
         self.kv_specs = (_spec(page, settings.dtype),) * model.num_layers

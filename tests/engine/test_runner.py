@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -87,3 +88,15 @@ def test_too_little_memory_for_a_program_is_said_at_start(parts: tuple[Any, ...]
     runner = Runner(settings, weights, programs | {"forward_mixed_16": out_of_memory}, kv_specs)
     with pytest.raises(ConfigError, match="program forward_mixed_16"):
         runner.warm_up()
+
+
+@pytest.mark.parametrize("kind", ["decode", "mixed"])
+def test_pages_are_written_in_place(kind: str) -> None:
+    config = tiny_config("", max_num_seqs=64, max_num_batched_tokens=64)
+    settings = settle(config, TINY, weights_bytes(TINY))
+    book = ProgramBook(settings, *abstract_model(TINY, jnp.dtype(settings.dtype)))
+    program = next(program for program in book if program.name.startswith(f"forward_{kind}"))
+    memory = program.lower().compile().memory_analysis()
+    page_bytes = [math.prod(spec.shape) * spec.dtype.itemsize for spec in book.kv_specs]
+    assert memory.alias_size_in_bytes >= sum(page_bytes)
+    assert memory.temp_size_in_bytes < min(page_bytes) / 2
