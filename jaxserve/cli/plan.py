@@ -48,11 +48,14 @@ def make_plan(config: EngineConfig) -> dict[str, Any]:
     model, _, path = open_config(config.model)
 
     from jaxserve.engine.client import weights_bytes
+    from jaxserve.engine.compile_estimate import compile_seconds
+    from jaxserve.engine.host_limits import num_processors
     from jaxserve.engine.settle import settle
 
     # A plan shall not take the memory that it speaks of: a server may be using it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     settings = settle(config, model, weights_bytes(model))
+    programs = _programs(settings)
     return {
         "model": config.model,
         "path": str(path),
@@ -68,7 +71,10 @@ def make_plan(config: EngineConfig) -> dict[str, Any]:
             "forwards": [{"name": shape.name, **asdict(shape)} for shape in settings.lattice.forwards],
             "samples": [{"name": shape.name, **asdict(shape)} for shape in settings.lattice.samples],
         },
-        "programs": _programs(settings),
+        "programs": programs,
+        "compile_seconds_estimate": round(
+            compile_seconds(programs, settings.platform, model.num_layers, num_processors()), 1
+        ),
     }
 
 
@@ -154,4 +160,7 @@ def _print(plan: dict[str, Any]) -> None:
         ]
         samplers.add_row(variant, "yes" if with_logprobs else "no", ", ".join(rows))
     console.print(samplers)
-    console.print(f"{len(plan['programs'])} programs to compile, or to read from the cache on disk")
+    console.print(
+        f"{len(plan['programs'])} programs to compile, or to read from the cache on disk: the first start takes "
+        f"about {plan['compile_seconds_estimate']:.0f} s for that (an estimate from typical figures)"
+    )

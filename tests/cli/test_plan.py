@@ -52,6 +52,10 @@ def test_json(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert {"decode", "mixed"} == {shape["kind"] for shape in plan["lattice"]["forwards"]}
     forwards = {shape["name"] for shape in plan["lattice"]["forwards"]}
     assert forwards <= set(plan["programs"])
+    assert plan["compile_seconds_estimate"] > 0
+    assert plan["memory"]["total"] == sum(
+        plan["memory"][part] for part in ("weights", "activations", "sampler_state", "kv_cache")
+    )
 
 
 def test_tables(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,6 +63,7 @@ def test_tables(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "KV capacity" in out
     assert "programs to compile" in out
+    assert "an estimate" in out
 
 
 def test_too_little_memory_says_what_it_takes(model: str, capsys: pytest.CaptureFixture[str]) -> None:

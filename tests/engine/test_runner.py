@@ -97,6 +97,7 @@ def test_pages_are_written_in_place(kind: str) -> None:
     book = ProgramBook(settings, *abstract_model(TINY, jnp.dtype(settings.dtype)))
     program = next(program for program in book if program.name.startswith(f"forward_{kind}"))
     memory = program.lower().compile().memory_analysis()
+    assert memory is not None
     page_bytes = [math.prod(spec.shape) * spec.dtype.itemsize for spec in book.kv_specs]
     assert memory.alias_size_in_bytes >= sum(page_bytes)
     assert memory.temp_size_in_bytes < min(page_bytes) / 2
