@@ -40,7 +40,7 @@ class MosaicConfig:
 
 def default_config(head_dim: int) -> MosaicConfig:
     """A configuration that fits an H100's shared memory and registers."""
-    return MosaicConfig() if head_dim <= 128 else MosaicConfig(block_keys=64)
+    return MosaicConfig(num_stages=2 if head_dim > 64 else 3)
 
 
 def supports(q: jax.Array, kv_pages: jax.Array) -> bool:
@@ -51,7 +51,7 @@ def supports(q: jax.Array, kv_pages: jax.Array) -> bool:
     return (
         q.dtype in (jnp.bfloat16, jnp.float16)
         and kv_pages.dtype == q.dtype
-        and head_dim in (64, 128, 256)
+        and head_dim in (64, 128)
         and num_heads // num_kv_heads % _COMPUTE_WARPGROUPS == 0
         and page_size % 8 == 0
         and (block % page_size == 0 or page_size % block == 0)
