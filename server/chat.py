@@ -13,6 +13,7 @@ from jaxserve.outputs import RequestOutput
 from jaxserve.server.answers import ChatChunk, ChatChunkChoice, ChatCompletion, Delta
 from jaxserve.server.chat_choices import ChatChoices
 from jaxserve.server.conversation import render
+from jaxserve.server.errors import ApiError
 from jaxserve.server.fan_in import Item, final_outputs, merged_outputs
 from jaxserve.server.generation import Envelope, start
 from jaxserve.server.intake import name_request, take
@@ -33,6 +34,7 @@ async def chat_completions(state: ServerState, request: Request) -> Response:
     refuse_tool_calls(fields.tools, fields.tool_choice)
     check_stream_options(fields)
     params = chat_sampling(state.llm, fields)
+    _check_number(state, fields)
     prompt = await render(
         state,
         fields.messages,
@@ -53,6 +55,18 @@ async def chat_completions(state: ServerState, request: Request) -> Response:
     items = merged_outputs(streams)
     first = await anext(items)  # a failure before any text is still a plain error with its own status
     return sse_response(_events(choices, first, items), headers, answer_id)
+
+
+def _check_number(state: ServerState, fields: ChatRequest) -> None:
+    """Refuse what cannot fit before it is rendered: every message has a token at least."""
+    limit, count = state.llm.info.max_model_len, len(fields.messages)
+    if count > limit and fields.truncate_prompt_tokens is None:
+        raise ApiError(
+            400,
+            f"This model's maximum context length is {limit} tokens, and messages has {count} messages.",
+            param="messages",
+            code="context_length_exceeded",
+        )
 
 
 def _whole(choices: ChatChoices, output: RequestOutput) -> ChatCompletion:

@@ -9,9 +9,16 @@ from typing import Any
 import pytest
 
 from jaxserve.config import EngineConfig
+from jaxserve.engine import client
 from jaxserve.errors import ConfigError
 from jaxserve.generation_config import generation_defaults
+from jaxserve.llm import LLM
+from jaxserve.loading import resolve
 from jaxserve.loading.checkpoint import GenerationDefaults
+from jaxserve.sampling_params import SamplingParams
+from jaxserve.text import tokenizer
+from tests.scripted import ScriptedClient
+from tests.tiny import byte_tokenizer
 
 MODEL = GenerationDefaults((7, 8), {"temperature": 0.6, "top_k": 20, "max_tokens": 100})
 
@@ -83,3 +90,17 @@ def test_a_models_impossible_defaults_stop_the_start_and_say_how_to_go_on():
     with pytest.raises(ConfigError, match="generation_config=vllm does without"):
         defaults(broken)
     assert defaults(broken, generation_config="vllm").sampling == {}
+
+
+def test_an_engine_is_assembled_with_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(resolve, "open_config", lambda model: (None, MODEL, tmp_path))
+    monkeypatch.setattr(tokenizer, "load_tokenizer", lambda path: byte_tokenizer())
+    monkeypatch.setattr(client, "build_client", lambda *arguments: ScriptedClient())
+    override = {"temperature": 0.25, "max_new_tokens": 3}
+    with LLM("m", load_format="dummy", generation_config="vllm", override_generation_config=override) as llm:
+        params = llm.get_default_sampling_params()
+        assert (params.temperature, params.top_k, params.max_tokens) == (0.25, 0, 3)
+        assert llm.generate("abcdef", use_tqdm=False)[0].outputs[0].text == "abc"
+        # As in vLLM the limit is a server's: who builds parameters here means them.
+        longer = llm.generate("abcdef", SamplingParams(max_tokens=5), use_tqdm=False)
+        assert longer[0].outputs[0].text == "abcde"

@@ -27,6 +27,7 @@ CHAT = [
         "messages[0].content[0] is of type 'image_url'",
     ),
     ({"messages": [{"role": "user", "content": "x" * 600}]}, "messages", "512 tokens"),
+    ({"messages": [{"role": "user"}] * 513}, "messages", "512 tokens, and messages has 513 messages"),
     ({"max_tokens": -1}, "max_tokens", "max_tokens must be at least 1, got -1."),
     ({"max_tokens": 0}, "max_tokens", "max_tokens must be at least 1, got 0."),
     (

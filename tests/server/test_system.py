@@ -111,7 +111,15 @@ async def test_what_cannot_be_tokenized(path: str, body: dict[str, Any], status:
 
 async def test_load():
     with serving(engine={"stalled": True}, info={"max_num_seqs": 1}) as served:
-        assert (await served.request("GET", "/load")).json["server_load"] == 0
+        asked = [asyncio.create_task(served.complete()) for _ in range(3)]
+        await asyncio.to_thread(served.engine.wait_until, lambda: len(served.engine.submitted) == 3)
+        busy = {"server_load": 3, "num_requests_running": 1, "num_requests_waiting": 2}
+        assert (await served.request("GET", "/load")).json == busy
+        served.engine.resume()
+        await asyncio.gather(*asked)
+        await asyncio.to_thread(served.engine.wait_until, lambda: served.engine.num_unfinished == 0)
+        idle = {"server_load": 0, "num_requests_running": 0, "num_requests_waiting": 0}
+        assert (await served.request("GET", "/load")).json == idle
 
 
 async def counters(served: Serving) -> dict[tuple[str, frozenset[Any]], float]:
