@@ -1,10 +1,12 @@
 """A step plan as arrays: packed into one integer vector on the host, taken apart inside jit.
 
-One vector means one transfer a step.  Its layout is a function of the forward shape alone.
+One vector means one transfer a step.  Its layout is a function of the forward shape alone.  The page table stays on
+the device, and a step brings what is new in it: whole rows would be megabytes a step with a long context.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -22,6 +24,7 @@ class ForwardBatch:
     token_ids: jax.Array  # [T] int32; ON_DEVICE where the token sampled last in `slots` is meant
     slots: jax.Array  # [T] int32, row of the sampler state
     sample_index: jax.Array  # [R] int32, token whose hidden state row r samples from (mixed steps)
+    page_table: jax.Array  # [slots + 1, MP] int32, the pages of every slot, this step's new ones included
     meta: AttentionMetadata
 
 
@@ -33,10 +36,11 @@ def _layout(shape: ForwardShape) -> dict[str, tuple[int, ...]]:
         "slots": (tokens,),
         "positions": (tokens,),
         "kv_lens": (rows,),
-        "page_table": (rows, shape.max_pages),
+        "new_pages": (3, shape.num_new_pages),  # slot, place in its row of the page table, page
     }
     if shape.kind == "mixed":
         parts |= {
+            "row_slots": (rows,),
             "token_rows": (tokens,),
             "sample_index": (rows - 1,),
             "query_starts": (rows + 1,),
@@ -52,20 +56,36 @@ def vector_length(shape: ForwardShape) -> int:
     return sum(int(np.prod(part)) for part in _layout(shape).values())
 
 
-def pack(plan: StepPlan, shape: ForwardShape, page_table: np.ndarray, dummy_slot: int) -> np.ndarray:
-    """The plan as one int32 vector.  `page_table` [slots, MP] is the runner's copy of every running row."""
+def new_pages(plan: StepPlan) -> list[tuple[int, int, int]]:
+    """Slot, place in its row of the page table, and page, of each page that a sequence gets in this step."""
+    return [
+        (entry.slot, entry.page_offset + i, page)
+        for entry in plan.entries
+        if entry.new_pages
+        for i, page in enumerate(entry.new_pages)
+    ]
+
+
+def pack(
+    plan: StepPlan, shape: ForwardShape, pages: Sequence[tuple[int, int, int]], dummy_slot: int
+) -> np.ndarray:
+    """The plan as one int32 vector.  `pages` are at most shape.num_new_pages of its new ones."""
     vector = np.zeros(vector_length(shape), np.int32)
     part = _views(vector, shape)
     part["slots"][:] = dummy_slot
+    part["new_pages"][0] = dummy_slot
+    if pages:
+        part["new_pages"][:, : len(pages)] = np.array(pages, np.int32).T
     entries = plan.entries
     slots = [entry.slot for entry in entries]
-    part["page_table"][: len(entries)] = page_table[slots]
     part["kv_lens"][: len(entries)] = [entry.start + len(entry.token_ids) for entry in entries]
     if shape.kind == "decode":
         part["slots"][: len(entries)] = slots
         part["token_ids"][: len(entries)] = [entry.token_ids[0] for entry in entries]
         part["positions"][: len(entries)] = [entry.start for entry in entries]
         return vector
+    part["row_slots"][:] = dummy_slot
+    part["row_slots"][: len(entries)] = slots
     part["token_rows"][:] = shape.num_rows - 1
     token = tile = 0
     for row, entry in enumerate(entries):
@@ -87,16 +107,23 @@ def pack(plan: StepPlan, shape: ForwardShape, page_table: np.ndarray, dummy_slot
     return vector
 
 
-def unpack(vector: jax.Array, shape: ForwardShape, backend: Backend = "xla") -> ForwardBatch:
-    """Inside jit: the vector's parts, as slices that cost nothing."""
+def unpack(
+    vector: jax.Array, shape: ForwardShape, page_table: jax.Array, backend: Backend = "xla"
+) -> ForwardBatch:
+    """Inside jit: the vector's parts, as slices that cost nothing, and `page_table` [slots + 1, MP] brought up to date.
+
+    The table's last row belongs to the dummy slot: it stays zero.
+    """
     part = _views(vector, shape)
+    slots, places, pages = part["new_pages"]
+    page_table = page_table.at[slots, places].set(pages)
     rows = jax.numpy.arange(shape.num_rows, dtype=jax.numpy.int32)
     empty = jax.numpy.zeros((0,), jax.numpy.int32)
     decode = shape.kind == "decode"
     meta = AttentionMetadata(
         positions=part["positions"],
         token_rows=rows if decode else part["token_rows"],
-        page_table=part["page_table"],
+        page_table=page_table[part["slots"] if decode else part["row_slots"]],
         kv_lens=part["kv_lens"],
         query_starts=jax.numpy.arange(shape.num_rows + 1, dtype=jax.numpy.int32)
         if decode
@@ -112,6 +139,7 @@ def unpack(vector: jax.Array, shape: ForwardShape, backend: Backend = "xla") -> 
         token_ids=part["token_ids"],
         slots=part["slots"],
         sample_index=rows if decode else part["sample_index"],
+        page_table=page_table,
         meta=meta,
     )
 

@@ -139,7 +139,7 @@ def build_client(config: EngineConfig, checkpoint: Checkpoint | None, model: Mod
     book = ProgramBook(settings, graphdef, abstract)
     cache = CompileCache(default_folder(config.compile_cache_dir), _cache_context(settings))
     programs = compile_all(book, cache, show_progress=True)
-    runner = Runner(settings, book.pack(state), programs, book.kv_specs)
+    runner = Runner(settings, book.pack(state), programs, book)
     if settings.platform != "cpu":
         runner.warm_up()
     scheduler = Scheduler(

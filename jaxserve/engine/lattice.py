@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from jaxserve.engine.sampling_rows import VARIANTS, Variant
 from jaxserve.kernels_pallas.metadata import StepKind
 
+MIN_PAGE_SIZE = 8  # tokens; the least that EngineConfig takes
 _PROMPT_LOGPROBS_CHUNK = 64  # prompt positions whose logits exist at a time
 
 
@@ -24,6 +25,11 @@ class ForwardShape:
     def num_tiles(self) -> int:
         """Tiles that any mix of `num_rows` sequences can need."""
         return 0 if self.kind == "decode" else self.num_tokens // self.tile_size + self.num_rows
+
+    @property
+    def num_new_pages(self) -> int:
+        """New pages that fit into a step's vector; more, as of a long cached prefix, go ahead of it."""
+        return self.num_rows + (0 if self.kind == "decode" else self.num_tokens // MIN_PAGE_SIZE)
 
     @property
     def name(self) -> str:
@@ -72,6 +78,11 @@ class Lattice:
             ),
             key=lambda s: (VARIANTS.index(s.variant), s.with_logprobs, s.num_rows),
         )
+
+    @property
+    def max_pages(self) -> int:
+        """Pages that a sequence can have."""
+        return self.forwards[0].max_pages
 
     def prompt_chunk(self, forward: ForwardShape) -> int:
         """Prompt positions that one call of the prompt log-probability program takes."""

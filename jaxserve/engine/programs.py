@@ -30,6 +30,8 @@ from jaxserve.sampling_params import MAX_LOGIT_BIAS
 
 ADMIT_CHUNK = 1024  # tokens of one admit call
 ADMIT = "admit"
+ASSIGN_CHUNK = 256  # pages of one assign call
+ASSIGN = "assign_pages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class ProgramBook:
         make_ready(self._backend)
         page = (settings.memory.num_pages, settings.page_size, model.num_kv_heads, 2, model.head_dim)
         self.kv_specs = (_spec(page, settings.dtype),) * model.num_layers
+        self.page_table_spec = _spec((settings.max_num_seqs + 1, settings.lattice.max_pages), jnp.int32)
         state = jax.eval_shape(lambda: init_state(settings.max_num_seqs, model.vocab_size))
         self._state_specs = tuple(_spec(x.shape, x.dtype) for x in state_to_tuple(state))
 
@@ -86,6 +89,7 @@ class ProgramBook:
                 lambda given=given, taken=taken: self._lower_resize(given, taken),
             )
         yield Program(ADMIT, self._lower_admit)
+        yield Program(ASSIGN, self._lower_assign)
 
     def pack(self, state: nnx.State) -> Weights:
         """A model's parameters as the programs take them."""
@@ -109,17 +113,17 @@ class ProgramBook:
         return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, leaves))
 
     def _lower_forward(self, shape: ForwardShape) -> jax.stages.Lowered:
-        def forward(weights, kv_pages, last_token, vector):
-            batch = unpack(vector, shape, self._backend)
+        def forward(weights, kv_pages, page_table, last_token, vector):
+            batch = unpack(vector, shape, page_table, self._backend)
             token_ids = jnp.where(batch.token_ids >= 0, batch.token_ids, last_token[batch.slots])
             hidden, kv_pages = self._model(weights)(token_ids, kv_pages, batch.meta)
             if shape.kind == "decode":
-                return hidden, kv_pages
-            return hidden[batch.sample_index], hidden, kv_pages
+                return hidden, kv_pages, batch.page_table
+            return hidden[batch.sample_index], hidden, kv_pages, batch.page_table
 
         vector = _spec((vector_length(shape),), jnp.int32)
-        return jax.jit(forward, donate_argnums=1).lower(
-            self._pack.specs, self.kv_specs, self._state_specs[0], vector
+        return jax.jit(forward, donate_argnums=(1, 2)).lower(
+            self._pack.specs, self.kv_specs, self.page_table_spec, self._state_specs[0], vector
         )
 
     def _lower_sample(self, shape: SampleShape) -> jax.stages.Lowered:
@@ -185,6 +189,13 @@ class ProgramBook:
             return hidden[:taken] if taken < given else jnp.pad(hidden, ((0, taken - given), (0, 0)))
 
         return jax.jit(resize).lower(_spec((given, self._settings.model.hidden_size), self._settings.dtype))
+
+    def _lower_assign(self) -> jax.stages.Lowered:
+        def assign(page_table, slots, places, pages):
+            return page_table.at[slots, places].set(pages)
+
+        numbers = _spec((ASSIGN_CHUNK,), jnp.int32)
+        return jax.jit(assign, donate_argnums=0).lower(self.page_table_spec, numbers, numbers, numbers)
 
     def _lower_admit(self) -> jax.stages.Lowered:
         def admit(state, slot, token_ids, num_prompt, num_valid, is_first, bias_ids, bias_values):

@@ -9,13 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxserve.engine.batch import pack
+from jaxserve.engine.batch import new_pages, pack
 from jaxserve.engine.lattice import ForwardShape, SampleShape
 from jaxserve.engine.masks import MaskBook
 from jaxserve.engine.plan import Admission, PlanEntry, StepPlan, StepResult
 from jaxserve.engine.programs import (
     ADMIT,
     ADMIT_CHUNK,
+    ASSIGN,
+    ASSIGN_CHUNK,
+    ProgramBook,
     Weights,
     num_state_arrays,
     prompt_program,
@@ -64,15 +67,16 @@ class Runner:
     `dispatch` returns while the device works; dispatched steps run in order.  `fetch` waits for one.
     """
 
-    def __init__(self, settings: Settings, weights: Weights, programs: Programs, kv_specs: tuple) -> None:
+    def __init__(self, settings: Settings, weights: Weights, programs: Programs, book: ProgramBook) -> None:
+        """`programs` are those of `book`, compiled."""
         self._settings = settings
         self._weights = weights
         self._programs = programs
-        self._kv_pages = tuple(jnp.zeros(spec.shape, spec.dtype) for spec in kv_specs)
+        self._kv_pages = tuple(jnp.zeros(spec.shape, spec.dtype) for spec in book.kv_specs)
+        self._page_table = jnp.zeros(book.page_table_spec.shape, book.page_table_spec.dtype)
         self._state = state_to_tuple(init_state(settings.max_num_seqs, settings.model.vocab_size))
         slots = settings.max_num_seqs
         self._dummy_slot = slots
-        self._page_table = np.zeros((slots, settings.lattice.forwards[0].max_pages), np.int32)
         self._ints = np.zeros((slots + 1, NUM_INTS), np.int32)
         self._floats = np.zeros((slots + 1, NUM_FLOATS), np.float32)
         fill_padding(self._ints, self._floats, 0, slots)
@@ -94,7 +98,7 @@ class Runner:
             # The largest first: what does not fit had better be known soon.
             for shape in sorted(lattice.forwards, key=lambda shape: -shape.num_tokens):
                 name = shape.name
-                outputs = self._call_forward(shape, pack(empty, shape, self._page_table, self._dummy_slot))
+                outputs = self._call_forward(shape, pack(empty, shape, [], self._dummy_slot))
                 hidden[outputs[0].shape[0]] = outputs[0]
                 if shape.kind == "mixed":
                     name = prompt_program(shape)
@@ -111,6 +115,8 @@ class Runner:
                     sampler, hidden[sampler.num_rows], self._ints[slots], self._floats[slots], {}
                 )
                 jax.block_until_ready(self._state)
+            name = ASSIGN
+            self._assign([])
             name = ADMIT
             self._admit_chunk(self._dummy_slot, [], 0, is_first=True, bias=bias_arrays(SamplingParams()))
             jax.block_until_ready(self._state)
@@ -124,12 +130,12 @@ class Runner:
 
     def dispatch(self, plan: StepPlan) -> PendingStep:
         """Start a step: returns once everything is queued on the device."""
-        for entry in plan.entries:
-            if entry.new_pages:
-                stop = entry.page_offset + len(entry.new_pages)
-                self._page_table[entry.slot, entry.page_offset : stop] = entry.new_pages
         shape = self._forward_shape(plan)
-        vector = pack(plan, shape, self._page_table, self._dummy_slot)
+        pages = new_pages(plan)
+        if len(pages) > shape.num_new_pages:
+            self._assign(pages)
+            pages = []
+        vector = pack(plan, shape, pages, self._dummy_slot)
         outputs = self._call_forward(shape, vector)
         sampled = self._sample(plan, outputs[0])
         for array in sampled:
@@ -220,10 +226,21 @@ class Runner:
         )
 
     def _call_forward(self, shape: ForwardShape, vector: np.ndarray) -> tuple[jax.Array, ...]:
-        """The program's outputs but for the pages: rows that may sample, and of a mixed step all tokens' rows."""
-        outputs = self._programs[shape.name](self._weights.model, self._kv_pages, self._state[0], vector)
-        self._kv_pages = outputs[-1]
-        return outputs[:-1]
+        """Hidden rows that may sample, and of a mixed step those of all tokens."""
+        *outputs, self._kv_pages, self._page_table = self._programs[shape.name](
+            self._weights.model, self._kv_pages, self._page_table, self._state[0], vector
+        )
+        return tuple(outputs)
+
+    def _assign(self, pages: Sequence[tuple[int, int, int]]) -> None:
+        """Write new pages into the page table ahead of a step, whose vector has no room for so many."""
+        for first in range(0, max(1, len(pages)), ASSIGN_CHUNK):
+            chunk = np.zeros((3, ASSIGN_CHUNK), np.int32)
+            chunk[0] = self._dummy_slot
+            some = pages[first : first + ASSIGN_CHUNK]
+            if some:
+                chunk[:, : len(some)] = np.array(some, np.int32).T
+            self._page_table = self._programs[ASSIGN](self._page_table, *chunk)
 
     def _call_sampler(
         self,

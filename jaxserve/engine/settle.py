@@ -141,6 +141,9 @@ def _plan_memory(
     # Live at once in the largest step: the residual stream, one MLP, hidden states; float32 logits and their copies.
     activations = max_num_batched_tokens * (3 * model.intermediate_size + 6 * model.hidden_size) * itemsize
     activations += max_num_seqs * model.vocab_size * 4 * 4
+    activations += (
+        2 * (max_num_seqs + 1) * -(-max_model_len // config.page_size) * 4
+    )  # page table, and a step's rows
     state = jax.eval_shape(lambda: init_state(max_num_seqs, model.vocab_size))
     sampler_state = sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(state))
     fixed = weights + activations + sampler_state

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 
-from jaxserve.engine.batch import ForwardBatch, pack, unpack, vector_length
+from jaxserve.engine.batch import ForwardBatch, new_pages, pack, unpack, vector_length
 from jaxserve.engine.lattice import ForwardShape, build_lattice
 from jaxserve.engine.plan import ON_DEVICE, PlanEntry, StepPlan
 
@@ -27,10 +29,13 @@ def entry(slot: int, start: int, token_ids: tuple[int, ...]) -> PlanEntry:
 
 
 def round_trip(entries: list[PlanEntry], shape: ForwardShape) -> ForwardBatch:
-    table = np.arange(DUMMY * shape.max_pages, dtype=np.int32).reshape(DUMMY, shape.max_pages) + 1
-    vector = pack(StepPlan(step_id=1, admissions=(), entries=tuple(entries)), shape, table, DUMMY)
+    entries = [replace(entry, new_pages=(100 + entry.slot,), page_offset=1) for entry in entries]
+    table = np.arange((DUMMY + 1) * shape.max_pages, dtype=np.int32).reshape(DUMMY + 1, shape.max_pages) + 1
+    table[DUMMY] = 0
+    plan = StepPlan(step_id=1, admissions=(), entries=tuple(entries))
+    vector = pack(plan, shape, new_pages(plan), DUMMY)
     assert vector.shape == (vector_length(shape),)
-    return unpack(jax.numpy.asarray(vector), shape)
+    return unpack(jax.numpy.asarray(vector), shape, jax.numpy.asarray(table))
 
 
 def test_decode() -> None:
@@ -41,7 +46,8 @@ def test_decode() -> None:
     assert batch.meta.positions.tolist() == [5, 9, 0, 0]
     assert batch.meta.kv_lens.tolist() == [6, 10, 0, 0]
     assert batch.meta.token_rows.tolist() == [0, 1, 2, 3]
-    assert batch.meta.page_table.tolist() == [[7, 8, 9], [1, 2, 3], [0, 0, 0], [0, 0, 0]]
+    assert batch.meta.page_table.tolist() == [[7, 102, 9], [1, 100, 3], [0, 0, 0], [0, 0, 0]]
+    assert batch.page_table.tolist() == [[1, 100, 3], [4, 5, 6], [7, 102, 9], [10, 11, 12], [0, 0, 0]]
 
 
 def test_mixed() -> None:
@@ -58,7 +64,12 @@ def test_mixed() -> None:
     assert int(meta.num_tiles) == 4
     assert meta.tile_rows.tolist()[:4] == [0, 1, 1, 2]
     assert meta.tile_starts.tolist()[:4] == [0, 1, 3, 4]
-    assert meta.page_table[4].tolist() == [0, 0, 0]
+    assert meta.page_table.tolist() == [[4, 101, 6], [10, 103, 12], [1, 100, 3], [0, 0, 0], [0, 0, 0]]
+
+
+def test_new_pages_are_counted_from_where_a_row_ends() -> None:
+    entries = (replace(entry(2, 5, (1,)), new_pages=(8, 9), page_offset=3), entry(0, 9, (7,)))
+    assert new_pages(StepPlan(step_id=1, admissions=(), entries=entries)) == [(2, 3, 8), (2, 4, 9)]
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])

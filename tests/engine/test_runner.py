@@ -26,14 +26,14 @@ PROMPT = (5, 17, 3, 99, 42, 8, 1, 60, 23)
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
-    """Settings, weights, programs and page specs of the tiny engine."""
+    """Settings, weights and programs of the tiny engine."""
     config = tiny_config(str(tmp_path_factory.mktemp("xla")), max_num_batched_tokens=16)
     settings = settle(config, TINY, weights_bytes(TINY))
     graphdef, state = dummy_model(TINY, jnp.dtype(settings.dtype), 3)
     _, abstract = abstract_model(TINY, jnp.dtype(settings.dtype))
     book = ProgramBook(settings, graphdef, abstract)
     programs = compile_all(book, CompileCache(None, ""), show_progress=False)
-    return settings, book.pack(state), programs, book.kv_specs
+    return settings, book.pack(state), programs, book
 
 
 def run(runner: Runner, count: int) -> list[int]:
@@ -61,7 +61,7 @@ def run(runner: Runner, count: int) -> list[int]:
 def test_warming_up_runs_every_program_and_changes_no_answer(
     parts: tuple[Any, ...], dense: DenseModel
 ) -> None:
-    settings, weights, programs, kv_specs = parts
+    settings, weights, programs, book = parts
     calls: Counter[str] = Counter()
 
     def counted(name: str) -> Any:
@@ -71,7 +71,7 @@ def test_warming_up_runs_every_program_and_changes_no_answer(
 
         return call
 
-    runner = Runner(settings, weights, {name: counted(name) for name in programs}, kv_specs)
+    runner = Runner(settings, weights, {name: counted(name) for name in programs}, book)
     runner.warm_up()
     assert calls == Counter(programs.keys())
     assert run(runner, 6) == dense.greedy(PROMPT, 6)
@@ -80,14 +80,37 @@ def test_warming_up_runs_every_program_and_changes_no_answer(
 
 
 def test_too_little_memory_for_a_program_is_said_at_start(parts: tuple[Any, ...]) -> None:
-    settings, weights, programs, kv_specs = parts
+    settings, weights, programs, book = parts
 
     def out_of_memory(*args: Any) -> Any:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
 
-    runner = Runner(settings, weights, programs | {"forward_mixed_16": out_of_memory}, kv_specs)
+    runner = Runner(settings, weights, programs | {"forward_mixed_16": out_of_memory}, book)
     with pytest.raises(ConfigError, match="program forward_mixed_16"):
         runner.warm_up()
+
+
+def test_more_new_pages_than_a_step_has_room_for_go_ahead_of_it(
+    parts: tuple[Any, ...], dense: DenseModel
+) -> None:
+    """A sequence whose prompt is cached but for one token takes all its pages in a decode step."""
+    settings, weights, programs, book = parts
+    runner = Runner(settings, weights, programs, book)
+    (first,) = run(runner, 1)  # leaves the prompt's keys and values in pages 1 and 2
+    prompt = (*PROMPT, first)
+    runner.admit(Admission(slot=2, request=request("b", prompt), token_ids=prompt))
+    entry = PlanEntry(
+        seq_id=1,
+        slot=2,
+        start=len(PROMPT),
+        token_ids=(first,),
+        samples=True,
+        num_generated=0,
+        page_offset=0,
+        new_pages=(1, 2),
+    )
+    result = runner.fetch(runner.dispatch(StepPlan(step_id=1, admissions=(), entries=(entry,))))
+    assert [first, *result.token_ids] == dense.greedy(PROMPT, 2)
 
 
 @pytest.mark.parametrize("kind", ["decode", "mixed"])
