@@ -25,7 +25,7 @@ MIN_TILE = 16  # rows and depth of the smallest matrix product that the tensor c
 _MASKED = -1e30  # finite: the difference of two masked scores must not be NaN
 _TINY = 1e-30
 _LOG2E = math.log2(math.e)
-_COMBINED_ELEMENTS = 16384  # of the splits' sums, held in registers at a time
+_COMBINED_PER_WARP = 4096  # elements of the splits' sums that are held in registers at a time
 
 
 class DecodeArrays(NamedTuple):
@@ -372,7 +372,8 @@ def _combine(
     num_heads = pl.next_power_of_2(spec.group)
     heads = jnp.arange(num_heads)
     # As many splits at a time as registers hold, with all loads under way at once.
-    chunk = max(1, min(spec.tuning.num_splits, _COMBINED_ELEMENTS // (num_heads * spec.parts[0][1])))
+    held = _COMBINED_PER_WARP * spec.tuning.num_warps // (num_heads * pl.next_power_of_2(spec.head_dim))
+    chunk = max(1, min(spec.tuning.num_splits, held))
 
     def load(ref: Any, index: tuple[Any, ...], mask: jax.Array, other: float) -> jax.Array:
         # Volatile: past the first-level cache, which other multiprocessors' stores do not reach.

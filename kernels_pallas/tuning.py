@@ -51,6 +51,11 @@ def decode_tuning(
     return _MEASURED[nearest]
 
 
+def measured_rows() -> dict[_Key, DecodeTuning]:
+    """All measured rows, by (device kind, head_dim, group, dtype of the pages, rows x kv heads)."""
+    return dict(_MEASURED)
+
+
 def decode_rule(*, head_dim: int, itemsize: int, num_programs: int) -> DecodeTuning:
     """Blocks of one pipeline stage's bytes, and splits until every multiprocessor has work."""
     block_kv = _power_of_two_below(_STAGE_BYTES // (2 * head_dim * itemsize))

@@ -163,7 +163,7 @@ def test_rope_and_norms_fused(
         interpret=interpret,
     )
 
-    @partial(jax.jit, donate_argnums=(1, 3))
+    @partial(jax.jit, donate_argnums=(1, 3), compiler_options=quickly(interpret))
     def twice(qkv, kv_pages, meta, counters):
         """As two layers would: the second must find the counters cleared, and what the first has written."""
         _, kv_pages, counters = call(qkv, kv_pages, meta, counters=counters)
@@ -190,7 +190,10 @@ def test_a_row_reads_neither_its_slot_nor_what_lies_behind(interpret: bool) -> N
         visible[np.asarray(step.meta.page_table)[row, where // 16], where % 16] = True
     poisoned = step.kv_pages.copy()
     poisoned[~visible] = np.nan
-    call = jax.jit(partial(decode_attention, scale=0.125, tuning=SPLIT, interpret=interpret))
+    call = jax.jit(
+        partial(decode_attention, scale=0.125, tuning=SPLIT, interpret=interpret),
+        compiler_options=quickly(interpret),
+    )
     want, _ = call(step.q, step.k, step.v, step.kv_pages, step.meta)
     out, _ = call(step.q, step.k, step.v, poisoned, step.meta)
     np.testing.assert_array_equal(out, want)
@@ -284,9 +287,16 @@ def check(
 
 
 def run(step: Step, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-    call = jax.jit(partial(decode_attention, **options), donate_argnums=3)
+    call = jax.jit(
+        partial(decode_attention, **options), donate_argnums=3, compiler_options=quickly(options["interpret"])
+    )
     out, pages = call(*(jnp.asarray(x) for x in (step.q, step.k, step.v, step.kv_pages)), step.meta)
     return np.asarray(out), np.asarray(pages)
+
+
+def quickly(interpret: bool) -> dict[str, Any] | None:
+    """An interpreted kernel is much code that runs once."""
+    return {"xla_backend_optimization_level": 0} if interpret else None
 
 
 def wide_array(x: Any) -> np.ndarray:
