@@ -3,8 +3,9 @@
     python benchmarks/tune_prefill.py                  # both models, all steps, under 90 s on an H100
     python benchmarks/tune_prefill.py --model 8B       # one of them
 
-Attention alone, over pages that are filled; the writing of pages is timed beside it.  Calls take turns over several
-sets of random data that are together larger than the second-level cache.
+Attention alone, over pages that are filled; the writing of pages is timed beside it.  A call computes several layers,
+so that what is planned once a step is shared as in a model; their random data together are larger than the
+second-level cache.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from jaxserve.kernels_pallas.gpu_prefill import PrefillConfig
 from jaxserve.kernels_pallas.gpu_prefill_mosaic import MosaicConfig
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
 
-NUM_SETS = 3  # of random data
+NUM_LAYERS = 4  # of a call, each with data of its own
 TARGET_SECONDS = 0.012  # of one timed run of calls
 REPEATS = 3
 ROWS = 65  # of the page table
@@ -146,9 +147,9 @@ def make_data(model: Model, step: Step) -> list[tuple[jax.Array, jax.Array]]:
     """Sets of queries [T, N, H] and pages [P, S, K, 2, H]."""
     q_shape = (step.num_tokens, model.num_heads, model.head_dim)
     kv_shape = (step.num_pages, step.page_size, model.num_kv_heads, 2, model.head_dim)
-    keys = jax.random.split(jax.random.key(1), 2 * NUM_SETS)
+    keys = jax.random.split(jax.random.key(1), 2 * NUM_LAYERS)
     normal = partial(jax.random.normal, dtype=jnp.bfloat16)
-    return [(normal(keys[2 * i], q_shape), normal(keys[2 * i + 1], kv_shape)) for i in range(NUM_SETS)]
+    return [(normal(keys[2 * i], q_shape), normal(keys[2 * i + 1], kv_shape)) for i in range(NUM_LAYERS)]
 
 
 @partial(jax.jit, static_argnames="group")
@@ -180,34 +181,32 @@ def largest_error(choice: Choice, out: jax.Array, q: jax.Array, pages: jax.Array
     return worst
 
 
-def seconds_per_call(call: Callable[[int], Any]) -> float:
-    """Of the best of several runs of calls; `call(i)` starts the i-th."""
-    jax.block_until_ready([call(i) for i in range(NUM_SETS)])
+def seconds_per_call(call: Callable[[], Any]) -> float:
+    """Of the best of several runs of calls."""
+    jax.block_until_ready(call())
     begin = time.perf_counter()
-    jax.block_until_ready([call(i) for i in range(NUM_SETS)][-1])
-    count = max(NUM_SETS, int(TARGET_SECONDS / ((time.perf_counter() - begin) / NUM_SETS)))
+    jax.block_until_ready(call())
+    count = max(2, int(TARGET_SECONDS / (time.perf_counter() - begin)))
     best = np.inf
     for _ in range(REPEATS):
         begin = time.perf_counter()
-        last = None
-        for i in range(count):
-            last = call(i)
-        jax.block_until_ready(last)
+        jax.block_until_ready([call() for _ in range(count)][-1])
         best = min(best, (time.perf_counter() - begin) / count)
     return best
 
 
 def compile_choice(choice: Choice) -> Any:
-    """An executable of (q, pages, meta), or the error that says why there is none."""
+    """An executable of (layers, meta), or the error that says why there is none."""
     model, step = choice.model, choice.step
     q = jax.ShapeDtypeStruct((step.num_tokens, model.num_heads, model.head_dim), jnp.bfloat16)
     kv_shape = (step.num_pages, step.page_size, model.num_kv_heads, 2, model.head_dim)
+    layers = [(q, jax.ShapeDtypeStruct(kv_shape, jnp.bfloat16))] * NUM_LAYERS
+
+    def run(data: Any, meta: AttentionMetadata) -> list[jax.Array]:
+        return [choice.function(q, pages, meta) for q, pages in data]
+
     try:
-        return (
-            jax.jit(choice.function)
-            .lower(q, jax.ShapeDtypeStruct(kv_shape, jnp.bfloat16), step.meta)
-            .compile()
-        )
+        return jax.jit(run).lower(layers, step.meta).compile()
     except Exception as error:  # noqa: BLE001  # a cut may not fit the device in more ways than can be listed
         return error
 
@@ -219,14 +218,19 @@ def time_writes(model: Model) -> None:
     shape = (step.num_tokens, model.num_kv_heads, model.head_dim)
     k, v = (jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(2))
     for name, write in (("triton", gpu_prefill.write_kv), ("xla", xla.write_kv)):
-        jitted = jax.jit(write, donate_argnums=0)
-        pages = [pages for _, pages in make_data(model, step)]
 
-        def call(i: int, jitted: Any = jitted, pages: list[jax.Array] = pages) -> jax.Array:
-            pages[i % NUM_SETS] = jitted(pages[i % NUM_SETS], k, v, step.meta)
-            return pages[i % NUM_SETS]
+        def write_layers(layers: Any, k: Any, v: Any, meta: Any, write: Any = write) -> list[jax.Array]:
+            return [write(pages, k, v, meta) for pages in layers]
 
-        print(f"{model.name}  {step_name}  write_kv {name:<8} {seconds_per_call(call) * 1e3:7.3f} ms")
+        jitted = jax.jit(write_layers, donate_argnums=0)
+        layers = [pages for _, pages in make_data(model, step)]
+
+        def call(jitted: Any = jitted, layers: list[jax.Array] = layers) -> list[jax.Array]:
+            layers[:] = jitted(layers, k, v, step.meta)
+            return list(layers)
+
+        seconds = seconds_per_call(call) / NUM_LAYERS
+        print(f"{model.name}  {step_name}  write_kv {name:<8} {seconds * 1e3:7.3f} ms")
 
 
 def main() -> int:
@@ -257,12 +261,12 @@ def main() -> int:
         if isinstance(run, Exception):
             print(f"{line} does not compile: {str(run).splitlines()[0][:90]}")
             continue
-        error = largest_error(choice, run(*data[0], step.meta), *data[0])
+        error = largest_error(choice, run(data, step.meta)[-1], *data[-1])
         if error > TOLERANCE:
             failures += 1
             print(f"{line} WRONG by {error:.3g}")
             continue
-        seconds = seconds_per_call(lambda i, run=run, meta=step.meta: run(*data[i % NUM_SETS], meta))  # noqa: B023  # called at once
+        seconds = seconds_per_call(partial(run, data, step.meta)) / NUM_LAYERS
         rate = step.flops(model) / seconds / 1e12
         print(f"{line} {seconds * 1e3:7.3f} ms  {rate:5.0f} TFLOP/s  error {error:.4f}", flush=True)
     for model in models:

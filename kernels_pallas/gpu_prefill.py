@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -155,13 +155,6 @@ def attend_short_rows(
 
     `out` [T, N, H], overwritten in place, keeps what it holds for the tokens of other rows.
     """
-    meta = replace(
-        meta,
-        tile_rows=jnp.arange(meta.kv_lens.shape[0], dtype=jnp.int32),
-        tile_starts=meta.query_starts[:-1],
-        num_tiles=jnp.int32(meta.kv_lens.shape[0]),
-        tile_size=shorter_than - 1,
-    )
     return _call(
         q,
         kv_pages,
@@ -193,14 +186,16 @@ def _call(
     num_kv_heads = kv_pages.shape[2]
     config = config or default_config(head_dim, q.dtype)
     group = num_heads // num_kv_heads
-    tile = min(meta.tile_size, max(1, config.block_rows // group))
+    # Rows that are short are tiles themselves, whatever tiles were planned.
+    tile_size = meta.tile_size if shorter_than is None else shorter_than - 1
+    num_tiles = (meta.tile_rows if shorter_than is None else meta.kv_lens).shape[0]
+    tile = min(tile_size, max(1, config.block_rows // group))
     rows = max(_SMALL_ROWS, pl.next_power_of_2(tile * group))
-    tile_parts = pl.cdiv(meta.tile_size, tile)
-    num_programs = meta.tile_rows.shape[0] * tile_parts
+    num_programs = num_tiles * pl.cdiv(tile_size, tile)
     kernel: Any = partial(
         _kernel,
         tile=tile,
-        tile_size=meta.tile_size,
+        tile_size=tile_size,
         shorter_than=shorter_than,
         rows=rows,
         group=group,
@@ -267,14 +262,15 @@ def _kernel(
     index = num_programs - 1 - pl.program_id(1)
     tile_parts = -(-tile_size // tile)
     tile_index = index // tile_parts
-    row = tile_rows_ref[tile_index]
-    tile_start = tile_starts_ref[tile_index]
+    row = tile_rows_ref[tile_index] if shorter_than is None else tile_index
+    tile_start = tile_starts_ref[tile_index] if shorter_than is None else query_starts_ref[row]
     start = tile_start + index % tile_parts * tile
     row_end = query_starts_ref[row + 1]
     count = jnp.minimum(jnp.minimum(row_end, tile_start + tile_size) - start, tile)
-    is_live = tile_index < num_tiles_ref[0]
-    if shorter_than is not None:
-        is_live &= row_end - query_starts_ref[row] < shorter_than
+    if shorter_than is None:
+        is_live = tile_index < num_tiles_ref[0]
+    else:
+        is_live = row_end - tile_start < shorter_than
     count = jnp.where(is_live, count, 0)
     kv_len = kv_lens_ref[row]
 
