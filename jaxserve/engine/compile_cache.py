@@ -14,7 +14,7 @@ import pickle
 import tempfile
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import jax
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # What a program is traced from.  Folders count whole, since which of their files matter is too easily mistaken.
 _SOURCES = ("engine", "models", "kernels_pallas", "config.py", "sampling_params.py")
+_PACKAGES = ("jaxlib", "flax", "numba")  # numba's machine code is called by programs, where there is numba
 _JAX_SETTINGS = (  # that change what is traced or compiled
     "jax_default_matmul_precision",
     "jax_enable_x64",
@@ -93,8 +94,7 @@ def _environment_digest(context: str) -> str:
     parts = [
         context,
         jax.__version__,
-        version("jaxlib"),
-        version("flax"),
+        *(_version(package) for package in _PACKAGES),
         device.platform,
         device.device_kind,
         str(getattr(device.client, "platform_version", "")),
@@ -104,6 +104,13 @@ def _environment_digest(context: str) -> str:
         _source_digest(),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 @cache

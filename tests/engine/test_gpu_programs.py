@@ -1,0 +1,84 @@
+"""The programs of a GPU engine, lowered for CUDA on a machine that has none: shapes, kernels and donation fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
+
+from jaxserve.config import EngineConfig
+from jaxserve.engine import programs as programs_module
+from jaxserve.engine.client import weights_bytes
+from jaxserve.engine.programs import ProgramBook
+from jaxserve.engine.settle import settle
+from jaxserve.models.loading import abstract_model
+from tests.engine.tiny_engine import TINY
+
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+
+NUM_LAYERS = 5
+MODEL = replace(
+    TINY,
+    num_layers=NUM_LAYERS,
+    layer_windows=(None,) * NUM_LAYERS,
+    num_heads=8,
+    num_kv_heads=2,
+    head_dim=64,
+    hidden_size=128,
+)
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+class LowersForCuda:
+    """Stands for jax.jit's result: what it lowers, it lowers for CUDA."""
+
+    def __init__(self, function: Any, **options: Any) -> None:
+        self._jitted = jax.jit(function, **options)
+
+    def lower(self, *specs: Any) -> jax.stages.Lowered:
+        return self._jitted.trace(*specs).lower(lowering_platforms=("cuda",))
+
+
+class JaxForCuda:
+    """jax, but for jit."""
+
+    jit = LowersForCuda
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(jax, name)
+
+
+@pytest.fixture
+def book(monkeypatch: pytest.MonkeyPatch) -> ProgramBook:
+    """Programs of a small bfloat16 engine on a pretend H100."""
+    device = SimpleNamespace(platform="gpu", device_kind=H100, memory_stats=lambda: {"bytes_limit": 2**30})
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: [device])
+        config = EngineConfig(
+            model="tiny", max_num_seqs=4, max_num_batched_tokens=64, gpu_memory_utilization=0.5
+        )
+        settings = settle(config, MODEL, weights_bytes(MODEL))
+        assert (settings.platform, settings.dtype) == ("gpu", "bfloat16")
+        patch.setattr(jax, "default_backend", lambda: "gpu")
+        book = ProgramBook(settings, *abstract_model(MODEL, jnp.dtype(settings.dtype)))
+    monkeypatch.setattr(programs_module, "jax", JaxForCuda())
+    return book
+
+
+def test_every_program_lowers(book: ProgramBook) -> None:
+    device = AbstractDevice(device_kind=H100, num_cores=132, platform="gpu")
+    mesh = AbstractMesh((1,), ("x",), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        texts = {program.name: program.lower().as_text() for program in book}
+    for name, text in texts.items():
+        if name.startswith("forward"):
+            assert "triton" in text, f"{name} has none of our kernels"
+            # Pages of each layer and the page table: what is not aliased would be copied in every step.
+            assert text.count("tf.aliasing_output") >= NUM_LAYERS + 1, name
+            # Layers that are alike are one function; the first's scratch may be of another kind.
+            assert text.count("func.func private @_run_layer") <= 2, name
