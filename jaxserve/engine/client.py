@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxserve.config import EngineConfig, ModelConfig
 from jaxserve.engine.compile_cache import CompileCache, default_folder
-from jaxserve.engine.compiling import CompileGuard, compile_all
+from jaxserve.engine.compiling import CompileGuard, check_memory, compile_all
 from jaxserve.engine.core import EngineCore
 from jaxserve.engine.pages import PageAllocator
 from jaxserve.engine.programs import ProgramBook
@@ -139,6 +139,7 @@ def build_client(config: EngineConfig, checkpoint: Checkpoint | None, model: Mod
     book = ProgramBook(settings, graphdef, abstract)
     cache = CompileCache(default_folder(config.compile_cache_dir), _cache_context(settings))
     programs = compile_all(book, cache, show_progress=True)
+    check_memory(programs, settings.memory)
     runner = Runner(settings, book.pack(state), programs, book)
     if settings.platform != "cpu":
         runner.warm_up()

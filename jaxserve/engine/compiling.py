@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import jax
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from jaxserve.engine.compile_cache import CompileCache
 from jaxserve.engine.host_limits import num_processors
 from jaxserve.engine.programs import Program
+from jaxserve.engine.settle import MemoryPlan
 from jaxserve.errors import RecompileError
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,30 @@ def compile_all(
 def _load_or_compile(program: Program, cache: CompileCache) -> jax.stages.Compiled:
     found = cache.load(program.name)
     return found if found is not None else cache.compile(program.name, program.lower)
+
+
+def check_memory(programs: Mapping[str, jax.stages.Compiled], memory: MemoryPlan) -> None:
+    """Warn if a program takes more for a step than was planned, and more than is left."""
+    needs = {name: _step_bytes(program) for name, program in programs.items()}
+    name = max(needs, key=lambda name: needs[name])
+    total = memory.total - memory.activations + needs[name]
+    if total > memory.available:
+        logger.warning(
+            "program %s takes %.2f GiB where %.2f GiB were planned for a step: memory may run out, so lower "
+            "gpu_memory_utilization, kv_cache_memory or max_num_batched_tokens",
+            name,
+            needs[name] / 2**30,
+            memory.activations / 2**30,
+        )
+
+
+def _step_bytes(program: jax.stages.Compiled) -> int:
+    """What a call takes beside its arguments; 0 where the compiler does not tell."""
+    analysis = program.memory_analysis()
+    if analysis is None:
+        return 0
+    outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return analysis.temp_size_in_bytes + max(0, outputs)
 
 
 class CompileGuard:

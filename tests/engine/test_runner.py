@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 
 from jaxserve.engine.client import weights_bytes
 from jaxserve.engine.compile_cache import CompileCache
-from jaxserve.engine.compiling import compile_all
+from jaxserve.engine.compiling import check_memory, compile_all
 from jaxserve.engine.plan import Admission, PlanEntry, StepPlan
 from jaxserve.engine.programs import ProgramBook
 from jaxserve.engine.runner import Runner
@@ -111,6 +112,18 @@ def test_more_new_pages_than_a_step_has_room_for_go_ahead_of_it(
     )
     result = runner.fetch(runner.dispatch(StepPlan(step_id=1, admissions=(), entries=(entry,))))
     assert [first, *result.token_ids] == dense.greedy(PROMPT, 2)
+
+
+def test_a_program_beyond_the_plan_is_warned_of(
+    parts: tuple[Any, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings, _, programs, _ = parts
+    check_memory(programs, settings.memory)
+    assert not caplog.records
+    memory = replace(settings.memory, available=settings.memory.total, activations=1)
+    check_memory(programs, memory)
+    (record,) = caplog.records
+    assert "memory may run out" in record.getMessage()
 
 
 @pytest.mark.parametrize("kind", ["decode", "mixed"])
