@@ -47,7 +47,8 @@ def default_config(head_dim: int, dtype: jax.typing.DTypeLike) -> PrefillConfig:
         return PrefillConfig(block_rows=128, block_keys=64, num_warps=4, num_stages=3)
     if head_dim <= 128:
         return PrefillConfig(block_rows=128, block_keys=64, num_warps=8, num_stages=3)
-    return PrefillConfig(block_rows=64, block_keys=32, num_warps=4, num_stages=2)
+    # With 4 warps it neither fits into registers nor compiles within a minute.
+    return PrefillConfig(block_rows=64, block_keys=64, num_warps=8, num_stages=2)
 
 
 def tile_size(num_heads: int, num_kv_heads: int, head_dim: int, dtype: jax.typing.DTypeLike) -> int:
@@ -79,6 +80,7 @@ def paged_attention(
     return out, kv_pages
 
 
+@partial(jax.jit, static_argnames="interpret")
 def write_kv(
     kv_pages: jax.Array, k: jax.Array, v: jax.Array, meta: AttentionMetadata, *, interpret: bool = False
 ) -> jax.Array:
@@ -169,6 +171,8 @@ def attend_short_rows(
     )
 
 
+# Jitted, so that a model's layers share one tracing and lowering.
+@partial(jax.jit, static_argnames=("shorter_than", "scale", "window", "soft_cap", "config", "interpret"))
 def _call(
     q: jax.Array,
     kv_pages: jax.Array,

@@ -97,6 +97,8 @@ def attend(
     )
 
 
+# Jitted, so that a model's layers share one tracing and lowering, which takes half a second.
+@partial(jax.jit, static_argnames=("scale", "window", "soft_cap", "config", "interpret"))
 def attend_long_rows(
     q: jax.Array,
     kv_pages: jax.Array,
