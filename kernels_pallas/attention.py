@@ -26,7 +26,7 @@ def backend_of(platform: str, dtype: jax.typing.DTypeLike, head_dim: int) -> Bac
     """Whose kernels are the fastest on `platform` for pages of `dtype`."""
     if platform in ("gpu", "cuda") and head_dim % 16 == 0:
         return "gpu"
-    if platform == "cpu" and dtype == jnp.float32 and find_spec("numba") is not None:
+    if platform == "cpu" and jnp.dtype(dtype) == jnp.float32 and find_spec("numba") is not None:
         return "cpu"
     return "xla"
 

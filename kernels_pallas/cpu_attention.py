@@ -1,9 +1,9 @@
-"""Paged decode attention on CPUs: a loop over pages compiled by Numba, called by XLA through its foreign function interface.
+"""Paged decode attention on CPUs: loops over pages that Numba compiles and XLA calls as a foreign function.
 
 XLA on CPU can only gather pages into a new array, element by element, before it may multiply: on 2 cores that made
 29 of the 80 ms of a decode step (SmolLM2-135M, 8 rows, context 200).  Here keys and values are read where they lie.
 
-Work is cut into units of (row, kv head).  XLA's own thread pool and the calling thread take units from a shared
+Work is cut into units: rows, or a row's heads over one kv head.  XLA's own thread pool and the calling thread take units from a shared
 counter; whoever is the last to finish completes the future that XLA waits for, so that no thread ever blocks.
 
 The structs are those of xla/ffi/api/c_api.h, read as arrays of 8-byte words.
@@ -23,13 +23,14 @@ import numba as nb
 import numpy as np
 from llvmlite import binding, ir
 from numba import carray, cfunc, njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
 
 _TARGET = "jaxserve_cpu_decode_attention"
 _TASK_SYMBOL = "jaxserve_cpu_decode_attention_task"
-_TOKENS_PER_THREAD = 64  # context tokens of a kv head below which another thread is not worth waking
+_TOKENS_PER_THREAD = 64  # context tokens below which another thread is not worth waking
 _LEAST = np.float32(-1e30)
 # Order of operations is free, infinities and NaN are not: a NaN in the cache must not become a plausible answer.
 _FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
@@ -37,7 +38,7 @@ _FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
 # Words of the control block that the threads of one call share (an XLA result buffer, alive until the future is set).
 _NEXT_UNIT, _NUM_DONE, _NUM_PARTIES, _FUTURE, _API = range(5)
 _Q, _KV, _TABLE, _LENS, _OUT, _NUMBERS, _WINDOW = range(5, 12)
-_ROWS, _HEADS, _KV_HEADS, _HEAD_DIM, _PAGES, _PAGE_SIZE, _TABLE_WIDTH = range(12, 19)
+_ROWS, _HEADS, _KV_HEADS, _HEAD_DIM, _PAGE_SIZE, _TABLE_WIDTH, _UNIT_HEADS = range(12, 19)
 _CONTROL_WORDS = 24
 
 
@@ -103,6 +104,113 @@ def _task_address(_context):
     return types.int64(), codegen
 
 
+def _vector_loop(builder, rows, stride, count, width, carry, step):
+    """Emit `for i in range(count): carry = step(i, row, carry)`; row: `width` floats at address rows + i * stride."""
+    word, vector = ir.IntType(64), ir.VectorType(ir.FloatType(), width)
+    before = builder.block
+    head, body, done = (builder.append_basic_block(name) for name in ("head", "body", "done"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    index = builder.phi(word)
+    index.add_incoming(ir.Constant(word, 0), before)
+    kept = [builder.phi(value.type) for value in carry]
+    for phi, value in zip(kept, carry, strict=True):
+        phi.add_incoming(value, before)
+    builder.cbranch(builder.icmp_signed("<", index, count), body, done)
+    builder.position_at_end(body)
+    address = builder.add(rows, builder.mul(index, stride))
+    row = builder.load(builder.inttoptr(address, vector.as_pointer()), align=4)
+    for phi, value in zip(kept, step(index, row, kept), strict=True):
+        phi.add_incoming(value, builder.block)
+    index.add_incoming(builder.add(index, ir.Constant(word, 1)), builder.block)
+    builder.branch(head)
+    builder.position_at_end(done)
+    return kept
+
+
+def _float_at(builder, base, index):
+    """Pointer to float `index` behind address `base`."""
+    offset = builder.mul(index, ir.Constant(ir.IntType(64), 4))
+    return builder.inttoptr(builder.add(base, offset), ir.FloatType().as_pointer())
+
+
+@intrinsic(prefer_literal=True)
+def _dot_rows(_context, q, rows, stride, count, scores, is_more, width):
+    """scores[i] = q . rows[i] over `width` floats, for i < count; added to what is there if `is_more`.
+
+    q, rows and scores are addresses, rows lie `stride` bytes apart, and `width` is a literal: vectors of that length
+    stay in registers, so that q is read once.
+    """
+    size = width.literal_value
+
+    def codegen(_backend, builder, _signature, arguments):
+        q_at, rows_at, stride_of, num_rows, out_at, more, _ = arguments
+        vector = ir.VectorType(ir.FloatType(), size)
+        query = builder.load(builder.inttoptr(q_at, vector.as_pointer()), align=4)
+        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), vector])
+        reduce = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{size}f32")
+
+        def step(index, row, _carry):
+            place = _float_at(builder, out_at, index)
+            before = builder.select(more, builder.load(place, align=4), ir.Constant(ir.FloatType(), 0.0))
+            total = builder.call(reduce, [before, builder.fmul(query, row)], fastmath=("reassoc",))
+            builder.store(total, place, align=4)
+            return []
+
+        _vector_loop(builder, rows_at, stride_of, num_rows, size, [], step)
+        return ir.Constant(ir.IntType(64), 0)
+
+    integer = types.int64
+    return integer(integer, integer, integer, integer, integer, types.boolean, width), codegen
+
+
+@intrinsic(prefer_literal=True)
+def _add_rows(_context, acc, rows, stride, count, weights, rescale, width):
+    """acc = acc * rescale + the sum of weights[i] * rows[i] over i < count; arguments as for _dot_rows."""
+    size = width.literal_value
+
+    def codegen(_backend, builder, _signature, arguments):
+        acc_at, rows_at, stride_of, num_rows, weights_at, factor, _ = arguments
+        vector = ir.VectorType(ir.FloatType(), size)
+        pointer = builder.inttoptr(acc_at, vector.as_pointer())
+        kind = ir.FunctionType(vector, [vector, vector, vector])
+        fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{size}f32")
+
+        def spread(value):
+            undefined = ir.Constant(vector, ir.Undefined)
+            lane = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), size), [0] * size)
+            return builder.shuffle_vector(lane, undefined, mask)
+
+        def step(index, row, carry):
+            weight = builder.load(_float_at(builder, weights_at, index), align=4)
+            return [builder.call(fma, [spread(weight), row, carry[0]])]
+
+        start = builder.fmul(builder.load(pointer, align=4), spread(factor))
+        (total,) = _vector_loop(builder, rows_at, stride_of, num_rows, size, [start], step)
+        builder.store(total, pointer, align=4)
+        return ir.Constant(ir.IntType(64), 0)
+
+    integer = types.int64
+    signature = integer(integer, integer, integer, integer, integer, types.float32, width)
+    return signature, codegen
+
+
+@intrinsic
+def _prefetch(_context, address):
+    """Ask for the cache line at `address`, which will be read soon."""
+
+    def codegen(_backend, builder, _signature, arguments):
+        pointer, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, word, word, word])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        hints = [ir.Constant(word, hint) for hint in (0, 2, 1)]  # to read, to the second level, data
+        builder.call(prefetch, [builder.inttoptr(arguments[0], pointer), *hints])
+        return ir.Constant(ir.IntType(64), 0)
+
+    return types.int64(types.int64), codegen
+
+
 @njit(inline="always")
 def _words(address, count):
     return carray(_pointer(address, nb.int64), count)
@@ -114,95 +222,87 @@ def _dims(buffer):
 
 
 @njit(inline="always")
-def _unit(q, kv, pages, first, num_keys, out, page_size, stride, head_dim, scale, soft_cap):
-    """Online softmax of q [G, H] over keys first .. num_keys of one kv head; kv [P * S * K * 2, H] of all heads.
+def _attend_heads(control, row, first_head, num_heads, first, num_keys, width):
+    """Online softmax of one row's query heads over keys first .. num_keys; `width` is a literal that divides H.
 
-    The pages' first slots are rows pages[i] * page_size * stride of kv; a token's value follows its key.
+    All heads go through a page before the next one: it is read from memory once, and from end to end.
     """
-    group = q.shape[0]
-    largest = np.full(group, _LEAST, np.float32)
-    total = np.zeros(group, np.float32)
-    scores = np.empty((page_size, group), np.float32)
-    acc = np.zeros((group, head_dim), np.float32)
-    for page in range(first // page_size, (num_keys + page_size - 1) // page_size):
-        base = np.int64(pages[page]) * page_size * stride
-        begin = max(0, first - page * page_size)
-        end = min(page_size, num_keys - page * page_size)
-        for slot in range(begin, end):
-            key = kv[base + slot * stride]
-            for g in range(group):
-                dot = np.float32(0)
-                for h in range(head_dim):
-                    dot += q[g, h] * key[h]
-                dot *= scale
+    page_size, head_dim = control[_PAGE_SIZE], control[_HEAD_DIM]
+    group = control[_HEADS] // control[_KV_HEADS]
+    pages = carray(_pointer(control[_TABLE], nb.int32), (control[_ROWS], control[_TABLE_WIDTH]))[row]
+    numbers = carray(_pointer(control[_NUMBERS], nb.float32), 2)
+    scale, soft_cap = numbers[0], numbers[1]
+    head_bytes = 4 * head_dim
+    token_bytes = control[_KV_HEADS] * 2 * head_bytes
+    offset = (row * control[_HEADS] + first_head) * head_bytes
+    queries, outs = control[_Q] + offset, control[_OUT] + offset
+    acc = carray(_pointer(outs, nb.float32), (num_heads, head_dim))
+    acc[:] = np.float32(0)
+    largest = np.full(num_heads, _LEAST, np.float32)
+    totals = np.zeros(num_heads, np.float32)
+    weights = np.empty(page_size, np.float32)
+    end_page = (num_keys + page_size - 1) // page_size
+    for index in range(first // page_size, end_page):
+        begin = max(0, first - index * page_size)
+        count = min(page_size, num_keys - index * page_size) - begin
+        page = control[_KV] + (pages[index] * page_size + begin) * token_bytes
+        if index + 1 < end_page:  # pages lie anywhere: the processor cannot guess which comes next
+            following = control[_KV] + pages[index + 1] * page_size * token_bytes
+            for line in range(0, page_size * token_bytes, 64):
+                _prefetch(following + line)
+        for head in range(num_heads):
+            keys = page + (first_head + head) // group * 2 * head_bytes
+            query, out = queries + head * head_bytes, outs + head * head_bytes
+            for part in range(0, head_bytes, 4 * width):
+                _dot_rows(query + part, keys + part, token_bytes, count, weights.ctypes.data, part > 0, width)
+            peak = largest[head]
+            for i in range(count):
+                score = weights[i] * scale
                 if soft_cap > 0:
-                    dot = soft_cap * math.tanh(dot / soft_cap)
-                scores[slot, g] = dot
-        for g in range(group):
-            peak = largest[g]
-            for slot in range(begin, end):
-                peak = max(peak, scores[slot, g])
-            if peak > largest[g]:
-                rescale = math.exp(largest[g] - peak)
-                largest[g] = peak
-                total[g] *= rescale
-                for h in range(head_dim):
-                    acc[g, h] *= rescale
-            for slot in range(begin, end):
-                weight = math.exp(scores[slot, g] - peak)
-                scores[slot, g] = weight
-                total[g] += weight
-        for slot in range(begin, end):
-            value = kv[base + slot * stride + 1]
-            for g in range(group):
-                weight = scores[slot, g]
-                for h in range(head_dim):
-                    acc[g, h] += weight * value[h]
-    for g in range(group):
+                    score = soft_cap * math.tanh(score / soft_cap)
+                weights[i] = score
+                peak = max(peak, score)
+            rescale = math.exp(largest[head] - peak)
+            largest[head] = peak
+            total = totals[head] * rescale
+            for i in range(count):
+                weight = math.exp(weights[i] - peak)
+                weights[i] = weight
+                total += weight
+            totals[head] = total
+            values = keys + head_bytes
+            for part in range(0, head_bytes, 4 * width):
+                _add_rows(out + part, values + part, token_bytes, count, weights.ctypes.data, rescale, width)
+    for head in range(num_heads):
         for h in range(head_dim):
-            out[g, h] = acc[g, h] / total[g]
+            acc[head, h] /= totals[head]
 
 
 @njit(fastmath=_FAST_MATH, error_model="numpy")
 def _attend_unit(control, unit):
-    num_heads, num_kv_heads, head_dim = control[_HEADS], control[_KV_HEADS], control[_HEAD_DIM]
-    page_size, width = control[_PAGE_SIZE], control[_TABLE_WIDTH]
-    group = num_heads // num_kv_heads
-    row, head = unit // num_kv_heads, unit % num_kv_heads
-    begin = row * num_heads + head * group
-    q = carray(_pointer(control[_Q], nb.float32), (control[_ROWS] * num_heads, head_dim))[
-        begin : begin + group
-    ]
-    out = carray(_pointer(control[_OUT], nb.float32), (control[_ROWS] * num_heads, head_dim))[
-        begin : begin + group
-    ]
-    stride = num_kv_heads * 2
-    kv = carray(_pointer(control[_KV], nb.float32), (control[_PAGES] * page_size * stride, head_dim))[
-        head * 2 :
-    ]
-    pages = carray(_pointer(control[_TABLE], nb.int32), (control[_ROWS], width))[row]
+    num_heads = control[_UNIT_HEADS]
+    units_of_row = control[_HEADS] // num_heads
+    row, first_head = unit // units_of_row, unit % units_of_row * num_heads
+    head_dim = control[_HEAD_DIM]
     num_keys = np.int64(carray(_pointer(control[_LENS], nb.int32), control[_ROWS])[row])
-    numbers = carray(_pointer(control[_NUMBERS], nb.float32), 2)
     window = np.int64(carray(_pointer(control[_WINDOW], nb.int32), 1)[0])
-    scale, soft_cap = numbers[0], numbers[1]
-    if num_keys <= 0:
-        out[:] = np.float32(0)
-        return
     first = max(0, num_keys - window) if window > 0 else 0
-    # The same code with the head size known, which unrolls the inner loops.
-    if head_dim == 64:
-        _unit(q, kv, pages, first, num_keys, out, page_size, stride, 64, scale, soft_cap)
-    elif head_dim == 128:
-        _unit(q, kv, pages, first, num_keys, out, page_size, stride, 128, scale, soft_cap)
+    if num_keys <= 0:
+        offset = (row * control[_HEADS] + first_head) * head_dim * 4
+        carray(_pointer(control[_OUT] + offset, nb.float32), num_heads * head_dim)[:] = np.float32(0)
+    elif head_dim % 64 == 0:
+        _attend_heads(control, row, first_head, num_heads, first, num_keys, 64)
+    elif head_dim % 16 == 0:
+        _attend_heads(control, row, first_head, num_heads, first, num_keys, 16)
     else:
-        _unit(q, kv, pages, first, num_keys, out, page_size, stride, head_dim, scale, soft_cap)
+        _attend_heads(control, row, first_head, num_heads, first, num_keys, 1)
 
 
 @njit
 def _take_units(address):
     """Work until no unit is left; the last of the parties completes the future.  `address` is dead afterwards."""
     control = _words(address, _CONTROL_WORDS)
-    num_units = control[_ROWS] * control[_KV_HEADS]
+    num_units = control[_ROWS] * (control[_HEADS] // control[_UNIT_HEADS])
     while True:
         unit = _fetch_add(address + 8 * _NEXT_UNIT)
         if unit >= num_units:
@@ -236,7 +336,7 @@ def _handle_call(frame_address):
     control[_OUT] = _words(results[0], 6)[3]
     q_dims, kv_dims = _dims(_words(arguments[0], 6)), _dims(_words(arguments[1], 6))
     control[_ROWS], control[_HEADS], control[_HEAD_DIM] = q_dims[0], q_dims[1], q_dims[2]
-    control[_PAGES], control[_PAGE_SIZE], control[_KV_HEADS] = kv_dims[0], kv_dims[1], kv_dims[2]
+    control[_PAGE_SIZE], control[_KV_HEADS] = kv_dims[1], kv_dims[2]
     control[_TABLE_WIDTH] = _dims(_words(arguments[2], 6))[1]
 
     lens = carray(_pointer(control[_LENS], nb.int32), q_dims[0])
@@ -247,8 +347,10 @@ def _handle_call(frame_address):
     threads = np.zeros(1, np.int64)
     query[0], query[2], query[3] = 32, frame[3], threads.ctypes.data
     parties = np.int64(1)
-    if num_tokens * kv_dims[2] >= 2 * _TOKENS_PER_THREAD and _call(api[_NUM_THREADS], query.ctypes.data) == 0:
-        parties = min(threads[0], q_dims[0] * kv_dims[2], num_tokens * kv_dims[2] // _TOKENS_PER_THREAD)
+    if num_tokens >= 2 * _TOKENS_PER_THREAD and _call(api[_NUM_THREADS], query.ctypes.data) == 0:
+        parties = min(threads[0], q_dims[0] * kv_dims[2], num_tokens // _TOKENS_PER_THREAD)
+    # Whole rows if there are enough of them to keep the threads evenly busy, else a kv head's queries.
+    control[_UNIT_HEADS] = q_dims[1] if q_dims[0] >= 3 * parties else q_dims[1] // kv_dims[2]
     control[_NUM_PARTIES] = max(parties, 1)
     if parties > 1:
         create = np.zeros(3, np.int64)
