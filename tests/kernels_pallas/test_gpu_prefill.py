@@ -17,6 +17,7 @@ from jaxserve.kernels_pallas import gpu_prefill, reference
 from jaxserve.kernels_pallas.gpu_prefill import PrefillConfig
 from tests.kernels_pallas.layouts import Step, make_step
 
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # from 0.11 on
 COMPILED = [
     pytest.mark.gpu,
     pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU"),

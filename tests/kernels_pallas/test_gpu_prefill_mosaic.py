@@ -18,6 +18,7 @@ from jaxserve.kernels_pallas import gpu_prefill, gpu_prefill_mosaic, reference
 from jaxserve.kernels_pallas.gpu_prefill_mosaic import TILE, MosaicConfig
 from tests.kernels_pallas.layouts import Step, make_step
 
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # from 0.11 on
 MIXED = [(40, 1), (0, 64), (7, 1), (300, 200), (0, 63), (129, 65), (5, 3), (1000, 130)]
 CASES: dict[str, dict[str, Any]] = {
     "one tile": {"sequences": [(0, 64)]},
