@@ -5,6 +5,7 @@ The one door for models.  Who does the work is decided here, by the platform tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -37,6 +38,9 @@ def make_ready(backend: Backend) -> None:
         from jaxserve.kernels_pallas import cpu_attention
 
         cpu_attention.register()
+    elif backend == "gpu" and _is_hopper():
+        # Loads the library that serialised kernels look for; without it XLA compiles them once more.
+        from jaxserve.kernels_pallas import gpu_prefill_mosaic  # noqa: F401
 
 
 def start_step(meta: AttentionMetadata, num_kv_heads: int) -> StepScratch:
@@ -93,13 +97,31 @@ def paged_attention(
     """`attention` of queries and keys that are normalised and rotated: q [T, N, H], k and v [T, K, H]."""
     options = {"scale": scale, "window": window, "soft_cap": soft_cap}
     if meta.backend == "gpu":
-        from jaxserve.kernels_pallas import gpu_decode, gpu_prefill
-
-        kernel = gpu_decode.decode_attention if meta.kind == "decode" else gpu_prefill.paged_attention
-        return kernel(q, k, v, kv_pages, meta, **options)
+        return _gpu_kernel(q, kv_pages, meta)(q, k, v, kv_pages, meta, **options)
     kv_pages = xla.write_kv(kv_pages, k, v, meta)
     if meta.backend == "cpu" and meta.kind == "decode":
         from jaxserve.kernels_pallas import cpu_attention
 
         return cpu_attention.attend_decode(q, kv_pages, meta, **options), kv_pages
     return xla.attend(q, kv_pages, meta, **options), kv_pages
+
+
+def _gpu_kernel(
+    q: jax.Array, kv_pages: jax.Array, meta: AttentionMetadata
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    # Here, since Pallas' GPU parts cost a second to import, and CPUs need none of them.
+    from jaxserve.kernels_pallas import gpu_decode, gpu_prefill
+
+    if meta.kind == "decode":
+        return gpu_decode.decode_attention
+    if _is_hopper():
+        from jaxserve.kernels_pallas import gpu_prefill_mosaic
+
+        if gpu_prefill_mosaic.supports(q, kv_pages):
+            return gpu_prefill_mosaic.paged_attention
+    return gpu_prefill.paged_attention
+
+
+def _is_hopper() -> bool:
+    device = jax.devices()[0]
+    return device.platform == "gpu" and device.compute_capability.startswith("9.")

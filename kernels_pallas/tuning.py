@@ -32,6 +32,13 @@ _Key = tuple[str, int, int, str, int]
 # fmt: off
 # measured rows begin
 _MEASURED: dict[_Key, DecodeTuning] = {
+    ("NVIDIA H100 80GB HBM3", 64, 4, "bfloat16", 8): DecodeTuning(64, 64, 64, 2, 4),
+    ("NVIDIA H100 80GB HBM3", 128, 4, "bfloat16", 8): DecodeTuning(64, 64, 64, 4, 4),
+    ("NVIDIA H100 80GB HBM3", 128, 4, "bfloat16", 64): DecodeTuning(64, 16, 128, 2, 2),
+    ("NVIDIA H100 80GB HBM3", 128, 4, "bfloat16", 256): DecodeTuning(64, 4, 1024, 4, 3),
+    ("NVIDIA H100 80GB HBM3", 128, 4, "bfloat16", 512): DecodeTuning(64, 4, 1024, 4, 3),
+    ("NVIDIA H100 80GB HBM3", 128, 4, "bfloat16", 1024): DecodeTuning(64, 4, 1024, 4, 3),
+    ("NVIDIA H100 80GB HBM3", 128, 4, "bfloat16", 2048): DecodeTuning(64, 4, 1024, 4, 3),
 }
 # measured rows end
 # fmt: on
