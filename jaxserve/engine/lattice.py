@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxserve.engine.sampling_rows import VARIANTS, Variant
+from jaxserve.engine.sampling_rows import VARIANTS, Variant, covers
 from jaxserve.kernels_pallas.metadata import StepKind
 
 MIN_PAGE_SIZE = 8  # tokens; the least that EngineConfig takes
@@ -66,15 +66,12 @@ class Lattice:
         )
 
     def sample(self, num_rows: int, variant: Variant, with_logprobs: bool) -> SampleShape:
-        """The least sampler, and of that the smallest, that does what is asked for."""
-        wanted = VARIANTS.index(variant)
+        """The cheapest sampler, and of that the smallest, that does what is asked for."""
         return min(
             (
                 s
                 for s in self.samples
-                if s.with_logprobs >= with_logprobs
-                and s.num_rows >= num_rows
-                and VARIANTS.index(s.variant) >= wanted
+                if s.with_logprobs >= with_logprobs and s.num_rows >= num_rows and covers(s.variant, variant)
             ),
             key=lambda s: (VARIANTS.index(s.variant), s.with_logprobs, s.num_rows),
         )
@@ -135,9 +132,13 @@ def build_lattice(
         tokens = _buckets((64, 256), max_num_batched_tokens, 2)
         # Straight-line programs, as a condition would break the CUDA graph; coarser buckets for what is rarer.
         coarse = sorted({rows[0], *(n for n in rows if n in (8, 64)), rows[-1]})
-        common: tuple[Variant, ...] = ("greedy", "temperature", "random")
-        samples = [SampleShape(n, variant, False) for variant in common for n in rows]
-        samples += [SampleShape(n, "full", False) for n in coarse]
+        # Up to 64 rows the head's weights are most of a sampler's time, and padding rows cost little.
+        drawing = sorted({*coarse, *(n for n in rows if n >= 64)})
+        common: tuple[Variant, ...] = ("temperature", "top_k", "random")
+        samples = [SampleShape(n, "greedy", False) for n in rows]
+        samples += [SampleShape(n, variant, False) for variant in common for n in drawing]
+        processing: tuple[Variant, ...] = ("full_top_k", "full")
+        samples += [SampleShape(n, variant, False) for variant in processing for n in coarse]
         with_logprobs: tuple[Variant, ...] = ("greedy", "random", "full")
         samples += [SampleShape(n, variant, True) for variant in with_logprobs for n in coarse]
     forwards = [ForwardShape("decode", n, n, 1, max_pages) for n in rows]

@@ -20,7 +20,7 @@ from jaxserve.engine.lattice import ForwardShape, SampleShape
 from jaxserve.engine.logprobs import Logprobs, gather_logprobs, prompt_logprobs
 from jaxserve.engine.sampler_state import SamplerState, admit_chunk, init_state
 from jaxserve.engine.sampling import sample
-from jaxserve.engine.sampling_rows import NUM_FLOATS, NUM_INTS, SamplingRows, mask_words
+from jaxserve.engine.sampling_rows import NUM_FLOATS, NUM_INTS, SamplingRows, has_processors, mask_words
 from jaxserve.engine.settle import Settings
 from jaxserve.engine.weight_pack import WeightPack
 from jaxserve.kernels_pallas.attention import backend_of, make_ready
@@ -166,7 +166,7 @@ class ProgramBook:
             _spec((rows, settings.model.hidden_size), settings.dtype),
             _spec((rows, NUM_INTS + NUM_FLOATS), jnp.int32),
         ]
-        if shape.variant == "full":
+        if has_processors(shape.variant):
             args.append(_spec((rows, mask_words(settings.model.vocab_size)), jnp.uint32))
         return jax.jit(sample_rows, donate_argnums=1).lower(*args)
 
@@ -231,8 +231,8 @@ def state_to_tuple(state: SamplerState) -> tuple[jax.Array, ...]:
 
 
 def num_state_arrays(shape: SampleShape) -> int:
-    """How many of the sampler state's arrays a sampler takes and gives back: only "full" looks beyond the first."""
-    return len(dataclasses.fields(SamplerState)) if shape.variant == "full" else 1
+    """How many of the sampler state's arrays a sampler takes and gives back: few look beyond the first."""
+    return len(dataclasses.fields(SamplerState)) if has_processors(shape.variant) else 1
 
 
 def _state_from_tuple(arrays: tuple[jax.Array, ...]) -> SamplerState:

@@ -31,17 +31,18 @@ from jaxserve.engine.sampling_rows import (
     FLAG_ACTIVE,
     FLAG_LOGPROBS,
     FLAGS,
+    NEEDS_PROCESSORS,
     NUM_FLOATS,
     NUM_INTS,
     POSITION,
     SLOT,
-    VARIANTS,
-    Variant,
     bias_arrays,
     fill_padding,
     fill_row,
+    has_processors,
+    needs_of,
     needs_state,
-    variant_of,
+    variant_for,
 )
 from jaxserve.engine.settle import Settings
 from jaxserve.errors import ConfigError
@@ -80,7 +81,7 @@ class Runner:
         self._ints = np.zeros((slots + 1, NUM_INTS), np.int32)
         self._floats = np.zeros((slots + 1, NUM_FLOATS), np.float32)
         fill_padding(self._ints, self._floats, 0, slots)
-        self._variants = np.zeros(slots, np.int32)  # index into VARIANTS
+        self._needs = np.zeros(slots, np.int32)  # NEEDS_ bits
         self._num_logprobs = np.full(slots, -1, np.int32)  # -1: not asked for
         self._num_prompt_logprobs = np.zeros(slots, np.int32)
         self._masks = MaskBook(slots, settings.model.vocab_size)
@@ -196,7 +197,7 @@ class Runner:
         )
         if params.logprobs is not None:
             self._ints[slot, FLAGS] |= FLAG_LOGPROBS
-        self._variants[slot] = VARIANTS.index(variant_of(params))
+        self._needs[slot] = needs_of(params)
         self._num_logprobs[slot] = -1 if params.logprobs is None else params.logprobs
         self._num_prompt_logprobs[slot] = params.prompt_logprobs or 0
         self._masks.admit(slot, request)
@@ -253,7 +254,7 @@ class Runner:
         num_arrays = num_state_arrays(shape)
         numbers = np.concatenate([ints, floats.view(np.int32)], axis=1)
         args = [self._weights.head, self._state[:num_arrays], hidden, numbers]
-        if shape.variant == "full":
+        if has_processors(shape.variant):
             args.append(self._masks.stack(masked, shape.num_rows))
         sampled, state = self._programs[shape.name](*args)
         self._state = (*state, *self._state[num_arrays:])
@@ -271,9 +272,9 @@ class Runner:
             return ()
         masked = self._masks.rows(entries)
         slots = np.array([entry.slot for entry in entries])
-        variants, num_logprobs = self._variants[slots], self._num_logprobs[slots]
-        variants[idle], num_logprobs[idle] = 0, -1
-        variant: Variant = "full" if masked else VARIANTS[variants.max()]
+        needs, num_logprobs = self._needs[slots], self._num_logprobs[slots]
+        needs[idle], num_logprobs[idle] = 0, -1
+        variant = variant_for(int(np.bitwise_or.reduce(needs)) | (NEEDS_PROCESSORS if masked else 0))
         shape = self._settings.lattice.sample(len(entries), variant, bool(num_logprobs.max() >= 0))
         if hidden.shape[0] != shape.num_rows:
             hidden = self._programs[resize_program(hidden.shape[0], shape.num_rows)](hidden)

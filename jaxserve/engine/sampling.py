@@ -12,10 +12,10 @@ from jax import lax
 from jaxserve.engine import vocab_search
 from jaxserve.engine.logprobs import Logprobs, gather_logprobs
 from jaxserve.engine.sampler_state import SamplerState
-from jaxserve.engine.sampling_filters import Filters, draw, draw_filtered
+from jaxserve.engine.sampling_filters import Filters, draw, draw_filtered, draw_top_k
 from jaxserve.engine.sampling_noise import row_keys
 from jaxserve.engine.sampling_processors import apply_mask, apply_state
-from jaxserve.engine.sampling_rows import SamplingRows, Variant
+from jaxserve.engine.sampling_rows import SamplingRows, Variant, covers, has_processors
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["ids", "logprobs"], meta_fields=[])
@@ -39,24 +39,27 @@ def sample(
     """Choose a token per row of logits [B, V] float32; to be jitted with `state` donated.
 
     variant: "greedy" takes the most likely token and reads no parameter; "temperature" draws; "random" also
-    filters (min_p, top_k, top_p); "full" also applies the mask, logit_bias and penalties, and counts the
-    sampled tokens. A row gets the same token from every variant that honours its parameters. num_logprobs:
-    alternatives to report beside the sampled token's own log-probability; None for neither. on_cpu: branch at
-    run time to skip what no row wants; False gives straight-line code for accelerators.
+    filters (min_p, top_k, top_p); "top_k" does so for rows that are greedy or have 1 <= top_k <= MAX_TOP_K,
+    and never looks beyond each row's largest logits; "full" and "full_top_k" are "random" and "top_k" that
+    also apply the mask, logit_bias and penalties, and count the sampled tokens. A row gets the same token
+    from every variant that honours its parameters, up to rounding and to ties that number hundreds
+    (sampling_filters.draw_top_k). num_logprobs: alternatives to report beside the sampled token's own
+    log-probability; None for neither. on_cpu: branch at run time to skip what no row wants, which makes
+    "top_k" the same as "random"; False gives straight-line code for accelerators.
 
     The token depends on the row's logits, parameters, seed and position alone: not on the other rows, B, or
     the slot. Inactive rows write to the state's dummy row.  A row that allows no token at all gets token 0.
     """
-    if rows.allowed_mask is not None and variant != "full":
-        raise ValueError(f"allowed_mask needs variant 'full', got {variant!r}")
+    if rows.allowed_mask is not None and not has_processors(variant):
+        raise ValueError(f"allowed_mask needs variant 'full' or 'full_top_k', got {variant!r}")
     slot = jnp.where(rows.is_active, rows.slot, state.num_slots)
     x = logits.astype(jnp.float32)
-    if variant == "full":
+    if has_processors(variant):
         x = _process(x, rows, state, slot, on_cpu=on_cpu)
     ids = _choose(x, rows, variant, on_cpu=on_cpu)
 
     state = replace(state, last_token=state.last_token.at[slot].set(ids))
-    if variant == "full":
+    if has_processors(variant):
         counted = (rows.is_active & rows.uses_state).astype(jnp.int32)
         state = replace(state, tokens_seen=state.tokens_seen.at[slot, ids].add(counted))
     logprobs = None if num_logprobs is None else gather_logprobs(logits, ids, num_logprobs)
@@ -80,4 +83,6 @@ def _choose(x: jax.Array, rows: SamplingRows, variant: Variant, *, on_cpu: bool)
     if variant == "temperature":
         return draw(x, rows.temperature, keys, on_cpu=on_cpu)
     filters = Filters(temperature=rows.temperature, top_k=rows.top_k, top_p=rows.top_p, min_p=rows.min_p)
-    return draw_filtered(x, filters, keys, on_cpu=on_cpu)
+    if on_cpu or covers(variant, "random"):
+        return draw_filtered(x, filters, keys, on_cpu=on_cpu)
+    return draw_top_k(x, filters, keys)

@@ -18,6 +18,7 @@ from jax import lax
 
 from jaxserve.engine import vocab_search
 from jaxserve.engine.sampling_noise import gumbel
+from jaxserve.engine.sampling_rows import MAX_TOP_K
 
 _NUM_CANDIDATES = 128  # on CPUs: filters that keep fewer tokens never look at the whole vocabulary again
 
@@ -50,7 +51,30 @@ def draw_filtered(x: jax.Array, filters: Filters, keys: Keys, *, on_cpu: bool) -
     return _draw_branching(x, filters, keys) if on_cpu else _draw_straight(x, filters, keys)
 
 
+def draw_top_k(x: jax.Array, filters: Filters, keys: Keys) -> jax.Array:
+    """draw_filtered, straight-line, for rows that are greedy or have 1 <= top_k <= MAX_TOP_K.
+
+    One pass over x [B, V], then all is done among a few thousand candidates a row.  These hold whatever is
+    larger than the k-th largest logit.  Of what equals it they may hold only a part, that of the lowest
+    groups of 64 ids, and only if more than 64 of these groups reach that logit: ties by the hundred, as of
+    logits that are constant over long stretches.  draw_filtered would keep all of them.
+    """
+    values, ids = vocab_search.candidates(x, MAX_TOP_K)
+    if ids is None:
+        return _draw_straight(values, filters, keys)
+    scores = _filtered_scores(values, filters, keys, ids)
+    is_best = scores == scores.max(-1, keepdims=True)
+    return jnp.where(is_best, ids, x.shape[1] - 1).min(-1)
+
+
 def _draw_straight(x: jax.Array, filters: Filters, keys: Keys) -> jax.Array:
+    return vocab_search.argmax(_filtered_scores(x, filters, keys), on_cpu=False)
+
+
+def _filtered_scores(
+    x: jax.Array, filters: Filters, keys: Keys, token_ids: jax.Array | None = None
+) -> jax.Array:
+    """_scores of what the filters keep of x [B, N], -inf elsewhere; straight-line."""
     best = x.max(-1)
     floor = vocab_search.find_threshold(
         x,
@@ -62,8 +86,7 @@ def _draw_straight(x: jax.Array, filters: Filters, keys: Keys) -> jax.Array:
     weights = _weights(x, best, floor, filters)
     nucleus = vocab_search.find_threshold(x, weights, filters.top_p * weights.sum(-1), floor, on_cpu=False)
     threshold = jnp.where(filters.top_p < 1, nucleus, floor)
-    scores = jnp.where(x >= threshold[:, None], _scores(x, filters.temperature, keys), -jnp.inf)
-    return vocab_search.argmax(scores, on_cpu=False)
+    return jnp.where(x >= threshold[:, None], _scores(x, filters.temperature, keys, token_ids), -jnp.inf)
 
 
 @partial(

@@ -13,9 +13,24 @@ import numpy as np
 from jaxserve.errors import RequestError
 from jaxserve.sampling_params import MAX_LOGIT_BIAS, SamplingParams
 
-Variant = Literal["greedy", "temperature", "random", "full"]
-# Each does all that the ones before it do.
-VARIANTS: tuple[Variant, ...] = ("greedy", "temperature", "random", "full")
+Variant = Literal["greedy", "temperature", "top_k", "random", "full_top_k", "full"]
+# From the cheapest to the dearest; "full" does all that the others do.
+VARIANTS: tuple[Variant, ...] = ("greedy", "temperature", "top_k", "random", "full_top_k", "full")
+
+# What rows can need beyond the most likely token, as bits: a batch needs the union of its rows' bits.
+NEEDS_DRAW = 1  # a draw from the whole vocabulary
+NEEDS_TOP_K = 2  # filters, among the MAX_TOP_K largest logits
+NEEDS_PROCESSORS = 4  # mask, logit_bias and penalties
+_ABILITIES: dict[Variant, int] = {
+    "greedy": 0,
+    "temperature": NEEDS_DRAW,
+    "top_k": NEEDS_TOP_K,
+    "random": NEEDS_DRAW | NEEDS_TOP_K,
+    "full_top_k": NEEDS_TOP_K | NEEDS_PROCESSORS,
+    "full": NEEDS_DRAW | NEEDS_TOP_K | NEEDS_PROCESSORS,
+}
+
+MAX_TOP_K = 64  # the largest top_k that the variants "top_k" and "full_top_k" take
 
 # Columns of SamplingRows.ints and .floats.
 SLOT, POSITION, SEED_LO, SEED_HI, TOP_K, FLAGS = range(6)
@@ -37,7 +52,7 @@ class SamplingRows:
 
     ints: jax.Array  # [B, NUM_INTS] int32
     floats: jax.Array  # [B, NUM_FLOATS] float32
-    allowed_mask: jax.Array | None = None  # [B, mask_words(V)] uint32, bit 1: allowed; only for "full"
+    allowed_mask: jax.Array | None = None  # [B, mask_words(V)] uint32, bit 1: allowed; see has_processors
 
     @property
     def slot(self) -> jax.Array:  # [B] int32
@@ -107,17 +122,34 @@ def needs_state(params: SamplingParams) -> bool:
     )
 
 
-def variant_of(params: SamplingParams) -> Variant:
-    """The cheapest variant of `sample` that honours these parameters; a batch takes the latest of its rows'.
+def needs_of(params: SamplingParams) -> int:
+    """What `sample` must be able to do for these parameters, as NEEDS_ bits.
 
-    A row that carries a mask in this step (allowed_token_ids, bad_words, min_tokens, a grammar) needs "full";
-    only the caller knows whether min_tokens or bad_words still bear on the step.
+    A row that carries a mask in this step (allowed_token_ids, bad_words, min_tokens, a grammar) needs
+    NEEDS_PROCESSORS too; only the caller knows whether min_tokens or bad_words still bear on the step.
     """
-    if needs_state(params) or params.allowed_token_ids is not None:
-        return "full"
+    needs = NEEDS_PROCESSORS if needs_state(params) or params.allowed_token_ids is not None else 0
     if params.is_greedy:
-        return "greedy"
-    return "random" if params.top_k > 0 or params.top_p < 1 or params.min_p > 0 else "temperature"
+        return needs
+    if 0 < params.top_k <= MAX_TOP_K:
+        return needs | NEEDS_TOP_K
+    has_filter = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+    return needs | NEEDS_DRAW | (NEEDS_TOP_K if has_filter else 0)
+
+
+def variant_for(needs: int) -> Variant:
+    """The cheapest variant of `sample` that can do all of this union of NEEDS_ bits."""
+    return next(variant for variant in VARIANTS if not needs & ~_ABILITIES[variant])
+
+
+def covers(variant: Variant, wanted: Variant) -> bool:
+    """Whether `variant` does all that `wanted` does."""
+    return not _ABILITIES[wanted] & ~_ABILITIES[variant]
+
+
+def has_processors(variant: Variant) -> bool:
+    """Whether the variant takes a mask and all of the sampler state: it applies logit_bias and penalties."""
+    return bool(_ABILITIES[variant] & NEEDS_PROCESSORS)
 
 
 def fill_row(

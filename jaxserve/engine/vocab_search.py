@@ -45,6 +45,25 @@ def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return values, jnp.minimum(ids, size - 1)  # a padding index can only stand for -inf
 
 
+def candidates(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array | None]:
+    """Values of x [B, V] among which are each row's k largest, [B, k * _GROUP], and their indices int32.
+
+    They are the k groups of _GROUP neighbours with the largest maxima, the first among equals, in no order:
+    whatever is larger than the k-th largest value is there, and the first of the largest.  Where V is no
+    larger than that, x itself, and None for the indices.  An index past V stands beside a value of -inf.
+    """
+    batch, size = x.shape
+    if size <= k * _GROUP:
+        return x, None
+    maxima = _grouped(x).max(-1)
+    maxima = jnp.where(maxima == 0, 0.0, maxima)  # which top_k would not take for -0.0's equal
+    chosen = lax.top_k(maxima, k)[1]  # [B, k]
+    ids = (chosen[:, :, None] * _GROUP + jnp.arange(_GROUP, dtype=jnp.int32)).reshape(batch, -1)
+    values = jnp.take_along_axis(x, jnp.minimum(ids, size - 1), axis=1)
+    # Kept apart from what reads them, which would otherwise gather them again in each of its passes.
+    return lax.optimization_barrier((jnp.where(ids < size, values, -jnp.inf), ids))
+
+
 def find_threshold(
     x: jax.Array, weights: jax.Array | None, target: jax.Array, low: jax.Array, *, on_cpu: bool
 ) -> jax.Array:

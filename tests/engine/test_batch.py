@@ -11,6 +11,7 @@ import pytest
 from jaxserve.engine.batch import ForwardBatch, new_pages, pack, unpack, vector_length
 from jaxserve.engine.lattice import ForwardShape, build_lattice
 from jaxserve.engine.plan import ON_DEVICE, PlanEntry, StepPlan
+from jaxserve.engine.sampling_rows import VARIANTS, covers
 
 DUMMY = 4
 
@@ -81,10 +82,11 @@ def test_every_step_finds_a_shape(platform: str, seqs: int, tokens: int) -> None
     for count in range(1, seqs + 1):
         shape = lattice.forward("decode", count)
         assert shape.num_tokens >= count
-        for variant in ("greedy", "temperature", "random", "full"):
+        for variant in VARIANTS:
             for with_logprobs in (False, True):
                 sampler = lattice.sample(count, variant, with_logprobs)
                 assert sampler.num_rows >= count
+                assert covers(sampler.variant, variant)
                 assert sampler.with_logprobs >= with_logprobs
                 given = {shape.num_tokens, seqs}
                 assert all(g == sampler.num_rows or (g, sampler.num_rows) in lattice.resizes() for g in given)

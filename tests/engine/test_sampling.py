@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,16 @@ from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from jaxserve.engine.logprobs import prompt_logprobs
 from jaxserve.engine.sampler_state import COUNT_MASK, PROMPT_BIT, SamplerState, admit_chunk, init_state
-from jaxserve.engine.sampling_rows import VARIANTS, allow_all, allow_only, bias_arrays, forbid, mask_words
+from jaxserve.engine.sampling_rows import (
+    VARIANTS,
+    allow_all,
+    allow_only,
+    bias_arrays,
+    covers,
+    forbid,
+    has_processors,
+    mask_words,
+)
 from jaxserve.sampling_params import SamplingParams
 from tests.engine.sampling_reference import (
     compiled,
@@ -102,15 +113,26 @@ def test_seed_and_position_decide():
     assert len(set(ids[1:])) == 5
 
 
-def test_variants_agree_on_what_they_all_honour():
-    logits = random_logits(8, V)
+@pytest.mark.parametrize(("size", "on_cpu"), [(V, True), (V, False), (6007, False)])
+def test_variants_agree_on_what_they_all_honour(size, on_cpu):
+    logits = random_logits(8, size)
     greedy = [SamplingParams(seed=s, temperature=0) for s in range(8)]
     plain = [SamplingParams(seed=s, temperature=0.3 + s / 10) for s in range(8)]
     filtered = [SamplingParams(seed=s, top_k=s, top_p=0.5 + s / 20) for s in range(8)]
-    for least, params in enumerate((greedy, plain, filtered)):
-        want = sampled_ids(logits, params, variant=VARIANTS[least])
-        for variant in VARIANTS[least + 1 :]:
-            np.testing.assert_array_equal(sampled_ids(logits, params, variant=variant), want)
+    narrow = [
+        SamplingParams(seed=s, temperature=s / 7, top_k=1 + s * 9, top_p=0.5 + s / 20) for s in range(8)
+    ]
+    for least, params in (
+        ("greedy", greedy),
+        ("temperature", plain),
+        ("top_k", narrow),
+        ("random", filtered),
+    ):
+        want = sampled_ids(logits, params, variant="random", on_cpu=on_cpu)
+        for variant in VARIANTS:
+            if covers(variant, least):
+                got = sampled_ids(logits, params, variant=variant, on_cpu=on_cpu)
+                np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
@@ -194,7 +216,7 @@ def test_forbid_keeps_what_was_forbidden():
 
 def test_mask_is_refused_where_it_would_be_ignored():
     mask = np.zeros((1, mask_words(V)), np.uint32)
-    with pytest.raises(ValueError, match="allowed_mask needs variant 'full', got 'random'"):
+    with pytest.raises(ValueError, match="allowed_mask needs variant 'full' or 'full_top_k', got 'random'"):
         sampled_ids(random_logits(1, V), [SamplingParams(seed=1)], allowed_mask=mask)
 
 
@@ -270,7 +292,7 @@ def test_only_active_rows_touch_their_slots(variant):
     _, state = compiled(variant)(jnp.asarray(logits), rows, state)
     assert np.asarray(state.last_token)[:8].tolist() == [0, 0, 10, 30, 0, 0, 0, 0]
     counts = np.asarray(state.tokens_seen)[:8] & COUNT_MASK
-    assert np.argwhere(counts).tolist() == ([[2, 10], [3, 30]] if variant == "full" else [])
+    assert np.argwhere(counts).tolist() == ([[2, 10], [3, 30]] if has_processors(variant) else [])
 
 
 def test_the_state_is_updated_in_place():
@@ -294,10 +316,21 @@ DEVICES = {
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_lowers_for_accelerators_without_control_flow(platform, variant):
-    mask = np.zeros((8, mask_words(1000)), np.uint32) if variant == "full" else None
+    mask = np.zeros((8, mask_words(1000)), np.uint32) if has_processors(variant) else None
     rows = make_rows([SamplingParams(seed=s) for s in range(8)], allowed_mask=mask)
     with use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=DEVICES[platform])):
         traced = compiled(variant, 5, False).trace(jnp.zeros((8, 1000)), rows, init_state(8, 1000))
         text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert "stablehlo.case" not in text
     assert "stablehlo.while" not in text
+
+
+@pytest.mark.parametrize("variant", ["top_k", "full_top_k"])
+def test_top_k_on_a_gpu_orders_groups_and_not_the_vocabulary(variant):
+    size = 20011
+    rows = make_rows([SamplingParams(seed=s) for s in range(8)])
+    with use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=DEVICES["cuda"])):
+        traced = compiled(variant, None, False).trace(jnp.zeros((8, size)), rows, init_state(8, size))
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    ordered = re.findall(r"(?:chlo\.top_k|stablehlo\.sort|TopK).*?tensor<([0-9x]+)xf32>", text)
+    assert ordered == ["8x313"]  # ceil(size / 64) maxima

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from jaxserve.engine.sampling_rows import MAX_TOP_K, VARIANTS
 from jaxserve.sampling_params import SamplingParams
 from tests.engine.sampling_reference import kept_tokens, sampled_ids, scores
 
@@ -39,6 +41,7 @@ def logits_of_kind(kind: str, size: int, rng: np.random.Generator) -> np.ndarray
 
 
 KINDS = ("normal", "flat", "peaked", "tied", "negative", "masked", "one_left", "huge", "zeros")
+TIES_BY_THE_HUNDRED = ("tied", "zeros")  # more than 64 groups of 64 tokens have the same largest logit
 
 
 def check(logits: np.ndarray, params: SamplingParams, position: int, sampled: int) -> None:
@@ -79,6 +82,43 @@ def test_mixed_rows_match_the_sorted_reference(kind, size, on_cpu):
             check(logits[row], params[row], positions[row], int(ids[row]))
 
 
+def narrow_params(rng: np.random.Generator, seed: int) -> SamplingParams:
+    """Parameters that the "top_k" variants take: greedy, or top_k up to MAX_TOP_K."""
+    params = mixed_params(rng, LARGE, seed)
+    return replace(params, top_k=int(rng.choice([1, 2, 5, 20, 50, MAX_TOP_K - 1, MAX_TOP_K])))
+
+
+@pytest.mark.parametrize("variant", ["top_k", "full_top_k"])
+@pytest.mark.parametrize("size", [300, LARGE])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in TIES_BY_THE_HUNDRED])
+def test_top_k_alone_draws_as_all_variants_and_as_the_reference(kind, size, variant):
+    rng = np.random.default_rng([2, size, *kind.encode()])
+    for call in range(4):
+        logits = np.stack([logits_of_kind(kind, size, rng) for _ in range(BATCH)])
+        params = [narrow_params(rng, seed) for seed in range(call * BATCH, (call + 1) * BATCH)]
+        params[call] = SamplingParams(temperature=0, top_p=0.5, seed=1)  # greedy, whatever its top_k
+        positions = rng.integers(0, 10**6, BATCH).tolist()
+        ids = sampled_ids(logits, params, positions, variant=variant, on_cpu=False)
+        np.testing.assert_array_equal(ids, sampled_ids(logits, params, positions, on_cpu=False))
+        for row in range(BATCH):
+            check(logits[row], params[row], positions[row], int(ids[row]))
+
+
+@pytest.mark.parametrize("kind", TIES_BY_THE_HUNDRED)
+def test_top_k_among_hundreds_of_ties_draws_from_some_of_them(kind):
+    """Never a token that top_k drops, and what is larger than the ties competes as ever."""
+    rng = np.random.default_rng([3, *kind.encode()])
+    logits = np.stack([logits_of_kind(kind, LARGE, rng) for _ in range(BATCH)])
+    params = [replace(narrow_params(rng, seed), top_p=1.0) for seed in range(BATCH)]
+    ids = sampled_ids(logits, params, variant="top_k", on_cpu=False)
+    for row in range(BATCH):
+        kept = kept_tokens(logits[row], params[row], EDGE)
+        assert kept[ids[row]]
+        s = scores(logits[row], params[row], 0)
+        larger = kept & (logits[row] > np.sort(logits[row])[-params[row].top_k])
+        assert s[ids[row]] >= s[larger].max(initial=-np.inf) - 1e-5
+
+
 @pytest.mark.parametrize("on_cpu", [True, False])
 def test_every_combination_of_filters_at_their_boundary(on_cpu):
     """One small row, many draws: exactly the kept tokens turn up."""
@@ -112,7 +152,7 @@ def test_branches_and_straight_line_draw_the_same(kind):
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
-@pytest.mark.parametrize("variant", ["greedy", "temperature", "random"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_greedy_takes_the_lowest_id_among_equals(variant, on_cpu):
     logits = np.zeros((BATCH, LARGE), np.float32)
     logits[0, [777, 4000]] = 1
@@ -132,3 +172,5 @@ def test_a_row_without_any_allowed_token_gives_a_valid_id(on_cpu):
         SamplingParams(seed=1),
     ] * (BATCH // 4)
     assert sampled_ids(logits, params, on_cpu=on_cpu).tolist() == [0] * BATCH
+    narrow = [replace(p, top_k=3) for p in params]
+    assert sampled_ids(logits, narrow, variant="top_k", on_cpu=on_cpu).tolist() == [0] * BATCH

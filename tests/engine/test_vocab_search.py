@@ -42,6 +42,29 @@ def test_top_k_is_lax_top_k(kind, k):
     assert ((ids >= 0) & (ids < 5003)).all()
 
 
+@pytest.mark.parametrize("size", [64, 5003, 5056])
+@pytest.mark.parametrize("kind", ["normal", "tied", "few"])
+def test_candidates_hold_the_largest(kind, size):
+    x = rows(kind, size)
+    k = 9
+    values, ids = vocab_search.candidates(jnp.asarray(x), k)
+    if ids is None:
+        assert size <= 64 * k
+        np.testing.assert_array_equal(values, x)
+        return
+    values, ids = np.asarray(values), np.asarray(ids)
+    assert values.shape == ids.shape == (5, 64 * k)
+    for row in range(5):
+        is_real = ids[row] < size
+        np.testing.assert_array_equal(values[row][is_real], x[row][ids[row][is_real]])
+        assert (values[row][~is_real] == -np.inf).all()
+        assert len(set(ids[row].tolist())) == 64 * k
+        np.testing.assert_array_equal(np.sort(values[row])[-k:], np.sort(x[row])[-k:])
+        above = np.flatnonzero(x[row] > np.sort(x[row])[-k])
+        assert set(above.tolist()) <= set(ids[row].tolist())
+        assert x[row].argmax() in ids[row]
+
+
 def test_a_sliced_top_k_stays_a_top_k_on_cpu():
     def smallest_of_the_largest(x):
         return vocab_search.top_k(x, 8)[0][:, -1]
