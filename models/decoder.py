@@ -13,8 +13,9 @@ from jaxserve.config import ModelConfig
 from jaxserve.errors import ConfigError
 from jaxserve.kernels_pallas.attention import StepScratch, start_step
 from jaxserve.kernels_pallas.heads import RopeTable
+from jaxserve.kernels_pallas.matmul import contract, contract_rows
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
-from jaxserve.models.layers import Attention, GatedMLP, RMSNorm, parameter, precision_of, project
+from jaxserve.models.layers import Attention, GatedMLP, RMSNorm, parameter, take_rows
 from jaxserve.models.rope import rope_table
 
 
@@ -34,9 +35,13 @@ class DecoderLayer(nnx.Module):
         rope: RopeTable,
         meta: AttentionMetadata,
         scratch: StepScratch,
+        rows: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, StepScratch]:
-        attended, kv_pages, scratch = self.attention(self.attention_norm(x), kv_pages, rope, meta, scratch)
-        x = x + attended
+        """x [T, D] to [T, D], or if `rows` [R] are given to those tokens' [R, D], with pages written of all."""
+        attended, kv_pages, scratch = self.attention(
+            self.attention_norm(x), kv_pages, rope, meta, scratch, rows
+        )
+        x = (x if rows is None else take_rows(x, rows)) + attended
         return x + self.mlp(self.mlp_norm(x)), kv_pages, scratch
 
 
@@ -49,13 +54,14 @@ def _run_layer(
     rope: RopeTable,
     meta: AttentionMetadata,
     scratch: StepScratch,
+    rows: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, StepScratch]:
     """One layer as a function of its own: layers alike are traced and lowered once, and XLA inlines the calls.
 
     Of 32 layers with GPU kernels that takes an eighth of the time (jax 0.10.2, 2026-11-23), all of it under the
     interpreter lock, which programs that compile side by side share.
     """
-    return nnx.merge(graphdef, state)(x, kv_pages, rope, meta, scratch)
+    return nnx.merge(graphdef, state)(x, kv_pages, rope, meta, scratch, rows)
 
 
 class DecoderModel(nnx.Module):
@@ -87,30 +93,37 @@ class DecoderModel(nnx.Module):
         self.lm_head = None if tied else parameter(head_shape, ("embed", "vocab"), dtype)
 
     def __call__(
-        self, token_ids: jax.Array, kv_pages: tuple[jax.Array, ...], meta: AttentionMetadata
+        self,
+        token_ids: jax.Array,
+        kv_pages: tuple[jax.Array, ...],
+        meta: AttentionMetadata,
+        rows: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """One step: token_ids [T] int32, each layer's pages [P, S, K, 2, H] to hidden [T, D] and the pages.
 
-        `hidden` has passed the final norm; give the rows that need logits to `logits`.
+        `rows` [R] int32 are the tokens whose hidden states are wanted, [R, D]: what the last layer does behind its
+        attention it does for them alone.  `hidden` has passed the final norm; give the rows that need logits to
+        `logits`.
         """
+        last = len(self.layers) - 1
+        # More rows than tokens are mostly padding, and cheaper to take at the end.
+        cut = None if rows is None or rows.shape[0] >= token_ids.shape[0] else rows
         x = jnp.take(self.embedding[...], token_ids, axis=0, mode="clip")  # ids are checked at the door
         rope = rope_table(meta.positions, self.config)
         scratch = start_step(meta, self.config.num_kv_heads)
         written = []
-        for layer, pages in zip(self.layers, kv_pages, strict=True):
-            x, pages, scratch = _run_layer(*nnx.split(layer), x, pages, rope, meta, scratch)
+        for index, (layer, pages) in enumerate(zip(self.layers, kv_pages, strict=True)):
+            wanted = cut if index == last else None
+            x, pages, scratch = _run_layer(*nnx.split(layer), x, pages, rope, meta, scratch, wanted)
             written.append(pages)
+        if rows is not None and cut is None:
+            x = take_rows(x, rows)
         return self.norm(x), tuple(written)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden [R, D] to [R, V] float32: accumulated and kept wide, since sampling compares near ties."""
+        wide = jnp.dtype(jnp.float32)
         if self.lm_head is not None:
-            return project(hidden, self.lm_head[...], out_dtype=jnp.dtype(jnp.float32))
+            return contract(hidden, self.lm_head[...], out_dtype=wide)
         # Contracting the embedding's own last axis spares a transposed copy of the largest weight there is.
-        return jax.lax.dot_general(
-            hidden,
-            self.embedding[...],
-            (((1,), (1,)), ((), ())),
-            precision=precision_of(hidden.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        return contract_rows(hidden, self.embedding[...], out_dtype=wide)

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxserve.config import ModelConfig
 from jaxserve.kernels_pallas.attention import StepScratch, attention
 from jaxserve.kernels_pallas.heads import HeadNorms, RopeTable, rms_norm
+from jaxserve.kernels_pallas.matmul import contract
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
 
 
@@ -17,19 +18,13 @@ def parameter(shape: tuple[int, ...], axes: tuple[str, ...], dtype: jnp.dtype) -
     return nnx.Param(jnp.zeros(shape, dtype), axes=axes)
 
 
-def project(
-    x: jax.Array, weight: jax.Array, num_axes: int = 1, *, out_dtype: jnp.dtype | None = None
-) -> jax.Array:
-    """Contract the last `num_axes` axes of x with the first of weight: one GEMM, however many axes."""
-    contracted = (tuple(range(x.ndim - num_axes, x.ndim)), tuple(range(num_axes)))
-    return jax.lax.dot_general(
-        x, weight, (contracted, ((), ())), precision=precision_of(x.dtype), preferred_element_type=out_dtype
-    )
+# Leading axes of a weight, by its name, that products contract: the engine stores weights as they are read.
+CONTRACTED_AXES = {"qkv": 1, "o": 2, "gate_up": 1, "down": 1, "lm_head": 1}
 
 
-def precision_of(dtype: jnp.dtype) -> jax.lax.Precision | None:
-    """Whoever asks for float32 means it: by default a GPU would multiply in tf32 and a TPU in bfloat16."""
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+def take_rows(x: jax.Array, rows: jax.Array) -> jax.Array:
+    """x[rows] along the first axis, for indices that the planner made: none is out of bounds."""
+    return jnp.take(x, rows, axis=0, mode="clip")
 
 
 class RMSNorm(nnx.Module):
@@ -71,9 +66,13 @@ class Attention(nnx.Module):
         rope: RopeTable,
         meta: AttentionMetadata,
         scratch: StepScratch,
+        rows: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, StepScratch]:
-        """x [T, D] and this layer's pages [P, S, K, 2, H] to the output [T, D], the pages and the scratch."""
-        qkv = project(x, self.qkv[...])  # [T, K, G + 2, H]
+        """x [T, D] and this layer's pages [P, S, K, 2, H] to the output [T, D], the pages and the scratch.
+
+        If `rows` [R] are given, the output is that of those tokens alone, [R, D].
+        """
+        qkv = contract(x, self.qkv[...])  # [T, K, G + 2, H]
         if self.qkv_bias is not None:
             qkv = qkv + self.qkv_bias[...]
         norms = None
@@ -89,7 +88,9 @@ class Attention(nnx.Module):
             scale=qkv.shape[-1] ** -0.5,
             window=self.window,
         )
-        y = project(out, self.o[...], num_axes=2)
+        if rows is not None:
+            out = take_rows(out, rows)
+        y = contract(out, self.o[...], num_axes=2)
         return (y if self.o_bias is None else y + self.o_bias[...]), kv_pages, scratch
 
 
@@ -105,10 +106,10 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [T, D] to [T, D]."""
-        gate_up = project(x, self.gate_up[...])  # [T, 2, F]
+        gate_up = contract(x, self.gate_up[...])  # [T, 2, F]
         if self.gate_up_bias is not None:
             gate_up = gate_up + self.gate_up_bias[...]
         # float32 costs nothing here: the activation is fused between two GEMMs and never stored wide.
         gate, up = gate_up[:, 0].astype(jnp.float32), gate_up[:, 1].astype(jnp.float32)
-        y = project((jax.nn.silu(gate) * up).astype(x.dtype), self.down[...])
+        y = contract((jax.nn.silu(gate) * up).astype(x.dtype), self.down[...])
         return y if self.down_bias is None else y + self.down_bias[...]

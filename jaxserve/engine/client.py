@@ -148,6 +148,7 @@ def build_client(config: EngineConfig, checkpoint: Checkpoint | None, model: Mod
         page_size=settings.page_size,
         max_num_seqs=settings.max_num_seqs,
         token_budget=settings.max_num_batched_tokens,
+        scoring_budget=settings.lattice.scoring.num_tokens,
         max_model_len=settings.max_model_len,
     )
     info = EngineInfo(

@@ -20,6 +20,7 @@ class ForwardShape:
     num_rows: int  # rows of the page table; in a mixed step the last one is the padding row
     tile_size: int  # queries a tile of a mixed step
     max_pages: int  # pages a row can have
+    scores_prompts: bool = False  # a mixed step that also gives the hidden states of all its tokens
 
     @property
     def num_tiles(self) -> int:
@@ -33,7 +34,7 @@ class ForwardShape:
 
     @property
     def name(self) -> str:
-        return f"forward_{self.kind}_{self.num_tokens}"
+        return f"forward_{'scoring' if self.scores_prompts else self.kind}_{self.num_tokens}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +62,22 @@ class Lattice:
     def forward(self, kind: StepKind, num_tokens: int) -> ForwardShape:
         """The smallest forward pass that holds `num_tokens`."""
         return min(
-            (f for f in self.forwards if f.kind == kind and f.num_tokens >= num_tokens),
+            (
+                f
+                for f in self.forwards
+                if f.kind == kind and not f.scores_prompts and f.num_tokens >= num_tokens
+            ),
             key=lambda f: f.num_tokens,
         )
+
+    @property
+    def scoring(self) -> ForwardShape:
+        """The forward pass of steps in which somebody wants prompt log-probabilities: its tokens are their budget.
+
+        There is one, of a middling size: hidden states of all tokens are kept, and the last layer runs whole, for
+        those alone who ask.
+        """
+        return next(f for f in self.forwards if f.scores_prompts)
 
     def sample(self, num_rows: int, variant: Variant, with_logprobs: bool) -> SampleShape:
         """The cheapest sampler, and of that the smallest, that does what is asked for."""
@@ -81,9 +95,10 @@ class Lattice:
         """Pages that a sequence can have."""
         return self.forwards[0].max_pages
 
-    def prompt_chunk(self, forward: ForwardShape) -> int:
+    @property
+    def prompt_chunk(self) -> int:
         """Prompt positions that one call of the prompt log-probability program takes."""
-        return min(_PROMPT_LOGPROBS_CHUNK, forward.num_tokens)
+        return min(_PROMPT_LOGPROBS_CHUNK, self.scoring.num_tokens)
 
     def resizes(self) -> list[tuple[int, int]]:
         """(rows a forward pass gives, rows a sampler takes) wherever some step's two differ."""
@@ -143,6 +158,11 @@ def build_lattice(
         samples += [SampleShape(n, variant, True) for variant in with_logprobs for n in coarse]
     forwards = [ForwardShape("decode", n, n, 1, max_pages) for n in rows]
     forwards += [ForwardShape("mixed", n, max_num_seqs + 1, min(tile_size, n), max_pages) for n in tokens]
+    # Room for every other sequence's token and as many of a prompt; a GPU is busy from some hundred tokens on.
+    room = max(2 * max_num_seqs, 16 if platform == "cpu" else 512)
+    scoring = next((n for n in tokens if n >= room), tokens[-1])
+    tile = min(tile_size, scoring)
+    forwards.append(ForwardShape("mixed", scoring, max_num_seqs + 1, tile, max_pages, scores_prompts=True))
     return Lattice(tuple(forwards), tuple(samples), max_num_seqs, max_num_batched_tokens)
 
 

@@ -47,6 +47,11 @@ class StepPlan:
     def num_tokens(self) -> int:
         return sum(len(entry.token_ids) for entry in self.entries)
 
+    @property
+    def scores_prompts(self) -> bool:
+        """Whether prompt log-probabilities are wanted, for which hidden states of all tokens must be kept."""
+        return any(entry.prompt_targets for entry in self.entries)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:

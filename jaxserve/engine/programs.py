@@ -26,12 +26,14 @@ from jaxserve.engine.weight_pack import WeightPack
 from jaxserve.kernels_pallas.attention import backend_of, make_ready
 from jaxserve.kernels_pallas.metadata import Backend
 from jaxserve.models.decoder import DecoderModel
+from jaxserve.models.layers import take_rows
 from jaxserve.sampling_params import MAX_LOGIT_BIAS
 
 ADMIT_CHUNK = 1024  # tokens of one admit call
 ADMIT = "admit"
 ASSIGN_CHUNK = 256  # pages of one assign call
 ASSIGN = "assign_pages"
+PROMPT_LOGPROBS = "prompt_logprobs"  # scores prompt tokens from the hidden states of a scoring step
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +80,7 @@ class ProgramBook:
             yield Program(forward.name, lambda forward=forward: self._lower_forward(forward))
         for shape in lattice.samples:
             yield Program(shape.name, lambda shape=shape: self._lower_sample(shape))
-        for forward in lattice.forwards:
-            if forward.kind == "mixed":
-                yield Program(
-                    prompt_program(forward), lambda forward=forward: self._lower_prompt_logprobs(forward)
-                )
+        yield Program(PROMPT_LOGPROBS, self._lower_prompt_logprobs)
         for given, taken in lattice.resizes():
             yield Program(
                 resize_program(given, taken),
@@ -116,10 +114,11 @@ class ProgramBook:
         def forward(weights, kv_pages, page_table, last_token, vector):
             batch = unpack(vector, shape, page_table, self._backend)
             token_ids = jnp.where(batch.token_ids >= 0, batch.token_ids, last_token[batch.slots])
-            hidden, kv_pages = self._model(weights)(token_ids, kv_pages, batch.meta)
-            if shape.kind == "decode":
-                return hidden, kv_pages, batch.page_table
-            return hidden[batch.sample_index], hidden, kv_pages, batch.page_table
+            sampled = batch.sample_index if shape.kind == "mixed" and not shape.scores_prompts else None
+            hidden, kv_pages = self._model(weights)(token_ids, kv_pages, batch.meta, sampled)
+            if shape.scores_prompts:
+                return take_rows(hidden, batch.sample_index), hidden, kv_pages, batch.page_table
+            return hidden, kv_pages, batch.page_table
 
         vector = _spec((vector_length(shape),), jnp.int32)
         return jax.jit(forward, donate_argnums=(1, 2)).lower(
@@ -170,16 +169,17 @@ class ProgramBook:
             args.append(_spec((rows, mask_words(settings.model.vocab_size)), jnp.uint32))
         return jax.jit(sample_rows, donate_argnums=1).lower(*args)
 
-    def _lower_prompt_logprobs(self, forward: ForwardShape) -> jax.stages.Lowered:
+    def _lower_prompt_logprobs(self) -> jax.stages.Lowered:
         settings = self._settings
-        chunk = settings.lattice.prompt_chunk(forward)
+        lattice = settings.lattice
+        chunk = lattice.prompt_chunk
 
         def score(head, hidden, start, target_ids):
             padded = jnp.pad(hidden, ((0, chunk), (0, 0)))  # a chunk may begin near the end
             logits = self._head_model(head).logits(lax.dynamic_slice_in_dim(padded, start, chunk))
             return logprobs_to_tuple(prompt_logprobs(logits, target_ids, settings.max_logprobs))
 
-        hidden = _spec((forward.num_tokens, settings.model.hidden_size), settings.dtype)
+        hidden = _spec((lattice.scoring.num_tokens, settings.model.hidden_size), settings.dtype)
         return jax.jit(score).lower(
             self._leaf_specs[self._head], hidden, _spec((), jnp.int32), _spec((chunk,), jnp.int32)
         )
@@ -244,11 +244,6 @@ def _state_from_tuple(arrays: tuple[jax.Array, ...]) -> SamplerState:
 def logprobs_to_tuple(logprobs: Logprobs) -> tuple[jax.Array, ...]:
     """The arrays in the order in which the runner reads them."""
     return (logprobs.logprob, logprobs.rank, logprobs.top_ids, logprobs.top_logprobs)
-
-
-def prompt_program(forward: ForwardShape) -> str:
-    """Name of the program that scores prompt tokens from the hidden states of this forward pass."""
-    return f"prompt_logprobs_{forward.num_tokens}"
 
 
 def resize_program(given: int, taken: int) -> str:

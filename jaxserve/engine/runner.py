@@ -18,10 +18,10 @@ from jaxserve.engine.programs import (
     ADMIT_CHUNK,
     ASSIGN,
     ASSIGN_CHUNK,
+    PROMPT_LOGPROBS,
     ProgramBook,
     Weights,
     num_state_arrays,
-    prompt_program,
     resize_program,
     state_to_tuple,
 )
@@ -101,9 +101,9 @@ class Runner:
                 name = shape.name
                 outputs = self._call_forward(shape, pack(empty, shape, [], self._dummy_slot))
                 hidden[outputs[0].shape[0]] = outputs[0]
-                if shape.kind == "mixed":
-                    name = prompt_program(shape)
-                    targets = np.zeros(lattice.prompt_chunk(shape), np.int32)
+                if shape.scores_prompts:
+                    name = PROMPT_LOGPROBS
+                    targets = np.zeros(lattice.prompt_chunk, np.int32)
                     self._programs[name](self._weights.head, outputs[-1], np.int32(0), targets)
                 jax.block_until_ready(outputs[0])  # one at a time, as they will be later
             for given, taken in lattice.resizes():
@@ -148,7 +148,7 @@ class Runner:
             plan=plan,
             sampled=sampled,
             num_logprobs=self._num_logprobs[slots].tolist(),
-            prompt_scores=self._score_prompts(plan, shape, outputs[-1]),
+            prompt_scores=self._score_prompts(plan, outputs[-1]),
             num_prompt_logprobs=self._num_prompt_logprobs[slots].tolist(),
         )
 
@@ -227,7 +227,7 @@ class Runner:
         )
 
     def _call_forward(self, shape: ForwardShape, vector: np.ndarray) -> tuple[jax.Array, ...]:
-        """Hidden rows that may sample, and of a mixed step those of all tokens."""
+        """Hidden rows that may sample, and of a scoring step those of all tokens."""
         *outputs, self._kv_pages, self._page_table = self._programs[shape.name](
             self._weights.model, self._kv_pages, self._page_table, self._state[0], vector
         )
@@ -261,8 +261,12 @@ class Runner:
         return sampled
 
     def _forward_shape(self, plan: StepPlan) -> ForwardShape:
-        is_decode = all(len(entry.token_ids) == 1 and not entry.prompt_targets for entry in plan.entries)
-        return self._settings.lattice.forward("decode" if is_decode else "mixed", plan.num_tokens)
+        lattice = self._settings.lattice
+        if plan.scores_prompts:
+            assert plan.num_tokens <= lattice.scoring.num_tokens, "the scheduler keeps to the scoring budget"
+            return lattice.scoring
+        is_decode = all(len(entry.token_ids) == 1 for entry in plan.entries)
+        return lattice.forward("decode" if is_decode else "mixed", plan.num_tokens)
 
     def _sample(self, plan: StepPlan, hidden: jax.Array) -> tuple[jax.Array, ...]:
         """Queue the sampler for the entries that sample; row i belongs to entry i."""
@@ -285,12 +289,10 @@ class Runner:
         ints[idle, SLOT] = self._dummy_slot
         return self._call_sampler(shape, hidden, ints, floats, masked)
 
-    def _score_prompts(
-        self, plan: StepPlan, shape: ForwardShape, hidden: jax.Array
-    ) -> dict[int, list[tuple[jax.Array, ...]]]:
+    def _score_prompts(self, plan: StepPlan, hidden: jax.Array) -> dict[int, list[tuple[jax.Array, ...]]]:
         """Queue prompt log-probabilities for the entries that want them."""
         scores: dict[int, list[tuple[jax.Array, ...]]] = {}
-        chunk = self._settings.lattice.prompt_chunk(shape)
+        chunk = self._settings.lattice.prompt_chunk
         token = 0
         for row, entry in enumerate(plan.entries):
             for start in range(0, len(entry.prompt_targets), chunk):
@@ -298,7 +300,7 @@ class Runner:
                 part = entry.prompt_targets[start : start + chunk]
                 targets[: len(part)] = part
                 scores.setdefault(row, []).append(
-                    self._programs[prompt_program(shape)](
+                    self._programs[PROMPT_LOGPROBS](
                         self._weights.head, hidden, np.int32(token + start), targets
                     )
                 )

@@ -41,12 +41,18 @@ class Scheduler:
         page_size: int,
         max_num_seqs: int,
         token_budget: int,
+        scoring_budget: int,
         max_model_len: int,
     ) -> None:
+        """A step has at most `token_budget` tokens, and `scoring_budget` if any prompt is scored in it.
+
+        Neither may be less than `max_num_seqs`.
+        """
         self.allocator = allocator
         self.counters = SchedulerCounters()
         self._page_size = page_size
         self._token_budget = token_budget
+        self._scoring_budget = min(scoring_budget, token_budget)
         self._max_model_len = max_model_len
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
         self._running: list[Sequence] = []  # in Sequence.order
@@ -84,7 +90,9 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """The next step, or None if no sequence can advance before a step in flight comes back."""
-        budget = self._token_budget
+        # One bucket of forward passes keeps the hidden states of all its tokens.
+        scores = any(_scores_next(seq) for seq in self._running)
+        budget = self._scoring_budget if scores else self._token_budget
         planned: dict[int, PlanEntry] = {}  # seq_id -> entry
         admissions: list[Admission] = []
         preemptions_before = self.counters.num_preemptions
@@ -107,7 +115,11 @@ class Scheduler:
                 seq = self._pop_waiting()
                 if seq is None:
                     break
-                if not self._admit(seq, budget):
+                if seq.wants_prompt_logprobs and not scores:
+                    # What is planned already must fit, too; if it does not, those before it have a step first.
+                    scores = True
+                    budget -= self._token_budget - self._scoring_budget
+                if budget <= 0 or not self._admit(seq, budget):
                     heapq.heappush(self._waiting, (seq.order, seq))
                     break
                 admissions.append(
@@ -178,7 +190,7 @@ class Scheduler:
             assert len(token_ids) == count, "only the newest token can be unknown to the host"
         samples = start + count == len(seq.token_ids) + seq.num_in_flight
         targets: tuple[int, ...] = ()
-        if start < seq.num_prompt_tokens - 1 and seq.wants_prompt_logprobs:
+        if _scores_next(seq):
             targets = tuple(seq.token_ids[start + 1 : min(start + count + 1, seq.num_prompt_tokens)])
         num_planned = seq.num_planned_pages
         entry = PlanEntry(
@@ -318,3 +330,8 @@ class Scheduler:
         if is_waiting:  # aborted, or its last token came after it was preempted
             self._num_dropped += 1
             self._sweep_waiting()
+
+
+def _scores_next(seq: Sequence) -> bool:
+    """Whether the next chunk of `seq` has prompt log-probabilities to give."""
+    return seq.num_scheduled < seq.num_prompt_tokens - 1 and seq.wants_prompt_logprobs

@@ -96,6 +96,9 @@ def test_every_step_finds_a_shape(platform: str, seqs: int, tokens: int) -> None
         assert shape.num_rows == seqs + 1
         # The worst case: every sequence ends in a tile of one token.
         assert shape.num_tiles >= min(seqs, count) + (count - min(seqs, count)) // shape.tile_size
+    assert lattice.scoring.num_tokens >= seqs  # every sequence's next token, one of them a scored prompt's
+    assert lattice.scoring.num_tokens <= tokens
+    assert lattice.prompt_chunk <= lattice.scoring.num_tokens
     assert all(given != taken for given, taken in lattice.resizes())
     names = [shape.name for shape in (*lattice.forwards, *lattice.samples)]
     assert len(names) == len(set(names))

@@ -104,6 +104,30 @@ def test_logprobs_are_those_of_a_dense_pass(engine: Engine, dense: DenseModel) -
     assert all(len(score.top_ids) == 2 for score in scores)
 
 
+def test_prompts_are_scored_among_others(engine: Engine, dense: DenseModel) -> None:
+    """In chunks, beside decodes and plain prompts, and whatever the prefix cache knows of them."""
+    texts = [prompt + [7] * (20 * i) for i, prompt in enumerate(prompts(4, seed=9))]
+    plain = [request(f"plain{i}", prompt, max_tokens=12) for i, prompt in enumerate(texts)]
+    wanted = run(engine, *plain)  # fills the prefix cache
+    scored = [replace(one, request_id=f"scored{i}") for i, one in enumerate(plain)]
+    scored = [replace(one, params=replace(one.params, prompt_logprobs=1)) for one in scored]
+    again = [replace(one, request_id=f"again{i}") for i, one in enumerate(plain)]
+    mixed = [request for pair in zip(scored, again, strict=True) for request in pair]
+    assert run(engine, *mixed) == [tokens for tokens in wanted for _ in range(2)]
+    assert wanted == [dense.greedy(prompt, 12) for prompt in texts]
+    outputs = engine[1].outputs
+    assert sum(outputs[f"again{i}"][0].num_cached_tokens for i in range(4)) > 0
+    for index, prompt in enumerate(texts):
+        scores = outputs[f"scored{index}"][0].prompt_logprobs
+        assert scores is not None
+        assert outputs[f"again{index}"][0].prompt_logprobs is None
+        assert [score.token_id for score in scores] == prompt[1:]
+        table = dense.log_probs(prompt)
+        assert [score.logprob for score in scores] == pytest.approx(
+            [table[i, token] for i, token in enumerate(prompt[1:])], abs=1e-4
+        )
+
+
 def test_masks_hold_token_by_token(engine: Engine) -> None:
     one = request("free", [5, 6], max_tokens=12, temperature=1.0, seed=4)
     (free,) = run(engine, one)

@@ -56,7 +56,12 @@ class JaxForCuda:
 @pytest.fixture
 def book(monkeypatch: pytest.MonkeyPatch) -> ProgramBook:
     """Programs of a small bfloat16 engine on a pretend H100."""
-    device = SimpleNamespace(platform="gpu", device_kind=H100, memory_stats=lambda: {"bytes_limit": 2**30})
+    device = SimpleNamespace(
+        platform="gpu",
+        device_kind=H100,
+        compute_capability="9.0",
+        memory_stats=lambda: {"bytes_limit": 2**30},
+    )
     with monkeypatch.context() as patch:
         patch.setattr(jax, "devices", lambda: [device])
         config = EngineConfig(

@@ -53,6 +53,7 @@ class Rig:
     num_pages: int = 65
     max_num_seqs: int = 4
     budget: int = 16
+    scoring_budget: int = 16
     depth: int = 2
     prefix_caching: bool = True
     outputs: dict[str, list[TokenOutput]] = field(default_factory=dict)
@@ -64,6 +65,7 @@ class Rig:
             page_size=PAGE_SIZE,
             max_num_seqs=self.max_num_seqs,
             token_budget=self.budget,
+            scoring_budget=self.scoring_budget,
             max_model_len=MAX_LEN,
         )
         self.device = SimulatedDevice(PAGE_SIZE)
@@ -72,7 +74,7 @@ class Rig:
     def step(self) -> StepPlan | None:
         plan = self.scheduler.schedule()
         if plan is not None:
-            assert plan.num_tokens <= self.budget
+            assert plan.num_tokens <= (self.scoring_budget if plan.scores_prompts else self.budget)
             assert len(plan.entries) <= self.max_num_seqs
             self.in_flight.append((plan, self.device.run(plan)))
         if self.in_flight and (plan is None or len(self.in_flight) >= self.depth):
@@ -103,7 +105,8 @@ def test_any_load_gives_what_each_request_gives_alone(seed: int) -> None:
     rig = Rig(
         num_pages=rng.choice([17, 20, 33, 65]),
         max_num_seqs=rng.randint(1, 6),
-        budget=rng.choice([6, 8, 16, 64]),
+        budget=rng.choice([8, 16, 64]),
+        scoring_budget=rng.choice([6, 8, 16]),
         depth=rng.randint(1, 3),
         prefix_caching=rng.random() < 0.8,
     )
@@ -344,3 +347,23 @@ def test_prompt_logprobs_type_is_what_the_protocol_says() -> None:
     assert scores is not None
     assert all(isinstance(score, TokenLogprobs) for score in scores)
     assert all(output.prompt_logprobs is None for output in rig.outputs["a"][1:])
+
+
+def test_only_steps_that_score_a_prompt_keep_to_its_budget() -> None:
+    rig = Rig(budget=48, scoring_budget=8)
+    rig.scheduler.add(make_request("plain", [1] * 60, max_tokens=1))
+    assert (plan := rig.step()) is not None
+    assert plan.num_tokens == 48
+    rig.scheduler.add(make_request("scored", [2] * 20, max_tokens=2, prompt_logprobs=0, arrival=1.0))
+    rig.scheduler.add(make_request("behind", [3] * 40, max_tokens=1, arrival=2.0))
+    sizes = []
+    while rig.is_busy:
+        if (plan := rig.step()) is not None:
+            sizes.append((plan.num_tokens, plan.scores_prompts))
+    # 12 tokens of "plain" are more than a scoring step has, so "scored" waits for them, and "behind" for its end.
+    assert sizes[:4] == [(12, False), (8, True), (8, True), (8, True)]
+    assert all(not scores for _, scores in sizes[4:])
+    assert max(count for count, _ in sizes[4:]) > 8
+    scores = rig.outputs["scored"][0].prompt_logprobs
+    assert scores is not None
+    assert [score.logprob for score in scores] == [float(i) for i in range(19)]

@@ -12,6 +12,7 @@ from flax import nnx
 
 from jaxserve.config import ModelConfig
 from jaxserve.errors import ConfigError
+from jaxserve.kernels_pallas.metadata import AttentionMetadata
 from jaxserve.models.loading import abstract_model, dummy_model
 from jaxserve.models.registry import build_model
 from tests.models.golden import NAMES, read_golden
@@ -97,6 +98,30 @@ def test_logits_tied_and_untied_agree(dtype: str) -> None:
     assert logits.shape == (3, config.vocab_size)
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, untied.logits(hidden), atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [(3, 0), (5, 1, 1, 2, 0, 0, 0)])  # fewer than there are tokens, and more
+def test_rows_that_are_asked_for_are_those_of_a_whole_pass(rows: tuple[int, ...]) -> None:
+    config = config_of("qwen3")
+    model = nnx.merge(*dummy_model(config, DTYPE, seed=1))
+    tokens, pages = jnp.arange(6), (jnp.zeros((2, 8, config.num_kv_heads, 2, config.head_dim)),)
+    pages *= config.num_layers
+    meta = AttentionMetadata(
+        positions=jnp.arange(6),
+        token_rows=jnp.zeros(6, jnp.int32),
+        page_table=jnp.ones((1, 1), jnp.int32),
+        kv_lens=jnp.asarray([6]),
+        query_starts=jnp.asarray([0, 6]),
+        tile_rows=jnp.zeros(1, jnp.int32),
+        tile_starts=jnp.zeros(1, jnp.int32),
+        num_tiles=jnp.int32(1),
+        kind="mixed",
+        tile_size=6,
+    )
+    hidden, written = model(tokens, pages, meta)
+    some, written_by_some = model(tokens, pages, meta, jnp.asarray(rows))
+    np.testing.assert_allclose(some, hidden[jnp.asarray(rows)], atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, written_by_some, written)
 
 
 def test_unknown_family_is_refused() -> None:
