@@ -35,9 +35,10 @@ def backend_of(platform: str, dtype: jax.typing.DTypeLike, head_dim: int) -> Bac
 def make_ready(backend: Backend) -> None:
     """To be called before programs of `backend` are loaded from disk; tracing one does it, too."""
     if backend == "cpu":
-        from jaxserve.kernels_pallas import cpu_attention
+        from jaxserve.kernels_pallas import cpu_attention, cpu_matmul
 
         cpu_attention.register()
+        cpu_matmul.register()
     elif backend == "gpu" and _is_hopper():
         # Loads the library that serialised kernels look for; without it XLA compiles them once more.
         from jaxserve.kernels_pallas import gpu_prefill_mosaic  # noqa: F401

@@ -1,15 +1,20 @@
-"""Many parameters in few arrays: every argument of a program costs the host time in every step."""
+"""Parameters as programs take them: many in few arrays, and in the order in which products read them.
+
+Every argument of a program costs the host time in every step.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+
+from jaxserve.kernels_pallas.matmul import from_rows, to_rows
 
 _SMALL = 256 * 1024  # bytes; larger ones feed matrix products, which want arrays of their own
 
@@ -31,10 +36,24 @@ class WeightPack:
 
     specs: tuple[jax.ShapeDtypeStruct, ...]  # of the arguments
     places: tuple[tuple[int, int | None], ...]  # of each leaf: its argument, and its row there
+    contracted: Mapping[int, int] = field(
+        default_factory=dict
+    )  # leaves stored output by output: axes contracted
 
     @classmethod
-    def plan(cls, leaves: Sequence[_HasShape]) -> WeightPack:
-        """Decide from the leaves' shapes and dtypes alone."""
+    def plan(cls, leaves: Sequence[_HasShape], contracted: Mapping[int, int] | None = None) -> WeightPack:
+        """Decide from the leaves' shapes and dtypes alone.
+
+        `contracted` names leaves to store output by output (matmul.to_rows), with the number of their leading axes
+        that products contract.
+        """
+        contracted = contracted or {}
+        leaves = [
+            jax.eval_shape(lambda x, axes=contracted[i]: to_rows(x, axes), _spec(leaf))
+            if i in contracted
+            else leaf
+            for i, leaf in enumerate(leaves)
+        ]
         alike: dict[tuple[tuple[int, ...], str], list[int]] = defaultdict(list)
         for index, leaf in enumerate(leaves):
             dtype = jnp.dtype(leaf.dtype)
@@ -49,17 +68,28 @@ class WeightPack:
                 places[index] = (len(specs), row if stacked else None)
             shape = (len(group), *first.shape) if stacked else first.shape
             specs.append(jax.ShapeDtypeStruct(shape, jnp.dtype(first.dtype)))
-        return cls(tuple(specs), tuple(places))
+        return cls(tuple(specs), tuple(places), contracted)
 
     def pack(self, leaves: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         """The arguments; leaves that stand alone are not copied."""
         rows: list[list[jax.Array]] = [[] for _ in self.specs]
-        for leaf, (argument, _) in zip(leaves, self.places, strict=True):
-            rows[argument].append(leaf)
+        for index, (leaf, (argument, _)) in enumerate(zip(leaves, self.places, strict=True)):
+            axes = self.contracted.get(index)
+            rows[argument].append(leaf if axes is None else to_rows(leaf, axes))
         return tuple(jnp.stack(group) if len(group) > 1 else group[0] for group in rows)
+
+    def leaf(self, arguments: Sequence[jax.Array], index: int) -> jax.Array:
+        """Leaf `index` as it is stored: output by output if it is in `contracted`."""
+        argument, row = self.places[index]
+        return arguments[argument] if row is None else arguments[argument][row]
 
     def unpack(self, arguments: Sequence[jax.Array]) -> list[jax.Array]:
         """Inside a program: the leaves."""
-        return [
-            arguments[argument] if row is None else arguments[argument][row] for argument, row in self.places
-        ]
+        leaves = [self.leaf(arguments, index) for index in range(len(self.places))]
+        for index, axes in self.contracted.items():
+            leaves[index] = from_rows(leaves[index], axes)
+        return leaves
+
+
+def _spec(leaf: _HasShape) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype))

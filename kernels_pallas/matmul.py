@@ -1,0 +1,69 @@
+"""Products with weights: the one door for models, since CPUs want another way for few rows."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from math import prod
+
+import jax
+import jax.numpy as jnp
+
+
+def contract(
+    x: jax.Array, weight: jax.Array, num_axes: int = 1, *, out_dtype: jnp.dtype | None = None
+) -> jax.Array:
+    """Contract the last `num_axes` axes of x with the first of weight: one GEMM, however many axes.
+
+    Where `wants_rows`, the weight had better come from `from_rows`, or it is transposed at every call.
+    """
+    if wants_rows() and x.dtype == jnp.float32 and out_dtype in (None, jnp.float32):
+        from jaxserve.kernels_pallas import cpu_matmul
+
+        num_inputs, outputs = prod(weight.shape[:num_axes]), weight.shape[num_axes:]
+        if cpu_matmul.suits(x, num_inputs):
+            rows = to_rows(weight, num_axes).reshape(-1, num_inputs)
+            y = cpu_matmul.multiply(x.reshape(-1, num_inputs), rows)
+            return y.reshape(*x.shape[: x.ndim - num_axes], *outputs)
+    axes = (tuple(range(x.ndim - num_axes, x.ndim)), tuple(range(num_axes)))
+    return _dot(x, weight, axes, out_dtype)
+
+
+def contract_rows(x: jax.Array, rows: jax.Array, *, out_dtype: jnp.dtype | None = None) -> jax.Array:
+    """x [M, K] times rows [N, K] transposed: [M, N]."""
+    if wants_rows() and x.dtype == jnp.float32 and out_dtype in (None, jnp.float32):
+        from jaxserve.kernels_pallas import cpu_matmul
+
+        if cpu_matmul.suits(x, rows.shape[1]):
+            return cpu_matmul.multiply(x, rows)
+    return _dot(x, rows, ((1,), (1,)), out_dtype)
+
+
+def wants_rows() -> bool:
+    """Whether this platform's products want weights stored output by output."""
+    return jax.default_backend() == "cpu" and find_spec("numba") is not None
+
+
+def to_rows(weight: jax.Array, num_axes: int) -> jax.Array:
+    """A weight whose first `num_axes` axes are contracted, with these moved behind the others."""
+    return jnp.transpose(weight, (*range(num_axes, weight.ndim), *range(num_axes)))
+
+
+def from_rows(rows: jax.Array, num_axes: int) -> jax.Array:
+    """The reverse of `to_rows`.  XLA drops the pair of them, so that a program reads what is stored."""
+    return jnp.transpose(rows, (*range(rows.ndim - num_axes, rows.ndim), *range(rows.ndim - num_axes)))
+
+
+def precision_of(dtype: jnp.dtype) -> jax.lax.Precision | None:
+    """Whoever asks for float32 means it: by default a GPU would multiply in tf32 and a TPU in bfloat16."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def _dot(
+    x: jax.Array,
+    weight: jax.Array,
+    axes: tuple[tuple[int, ...], tuple[int, ...]],
+    out_dtype: jnp.dtype | None,
+) -> jax.Array:
+    return jax.lax.dot_general(
+        x, weight, (axes, ((), ())), precision=precision_of(x.dtype), preferred_element_type=out_dtype
+    )
