@@ -85,7 +85,7 @@ class EngineConfig:
     load_format: LoadFormat = "auto"
     dtype: Dtype | None = None  # float32 on CPU, bfloat16 on accelerators
     max_model_len: int | None = None  # tokens of prompt + answer
-    page_size: int = 16  # tokens of a KV page
+    page_size: int | None = None  # tokens of a KV page: 64 on GPUs, 16 elsewhere
     max_num_seqs: int | None = None  # sequences in one step
     max_num_batched_tokens: int | None = None  # token budget of one step
     gpu_memory_utilization: float = 0.9  # share of device memory for weights, activations and KV pages
@@ -111,7 +111,8 @@ class EngineConfig:
             refuse("dtype", "use float32, bfloat16 or float16")
         if self.load_format not in ("auto", "safetensors", "gguf", "dummy"):
             refuse("load_format", "use auto, safetensors, gguf or dummy")
-        if self.page_size < 8 or self.page_size & (self.page_size - 1):
+        page_size = self.page_size
+        if page_size is not None and (page_size < 8 or page_size & (page_size - 1)):
             refuse("page_size", "use a power of two, at least 8")
         for name in (
             "max_model_len",

@@ -48,7 +48,11 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--max-model-len", type=positive, metavar="TOKENS", help="prompt + answer, for example 8192 or 8K")
     add(
-        "--page-size", "--block-size", type=positive, default=16, metavar="TOKENS", help="tokens of a KV page"
+        "--page-size",
+        "--block-size",
+        type=positive,
+        metavar="TOKENS",
+        help="tokens of a KV page (default: 64 on GPUs, 16 elsewhere)",
     )
     add("--max-num-seqs", type=positive, metavar="N", help="sequences in one step")
     add("--max-num-batched-tokens", type=positive, metavar="TOKENS", help="token budget of one step")

@@ -16,6 +16,8 @@ from jaxserve.errors import ConfigError
 
 GIB = 2**30
 _CPU_KV_DEFAULT = 1 * GIB
+_PAGE_SIZE = 16
+_GPU_PAGE_SIZE = 64  # the Hopper kernel fetches page by page: of small ones it spends its time asking
 # What JAX's allocator may take of an accelerator: the second name is the older one, both at once are an error.
 _POOL_SHARES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 _POOL_SHARE_DEFAULT = 0.75  # JAX's own
@@ -83,9 +85,11 @@ def settle(config: EngineConfig, model: ModelConfig, weights_bytes: int) -> Sett
             f"max_num_batched_tokens={max_num_batched_tokens}: must be at least max_num_seqs ({max_num_seqs}), "
             "since every running sequence takes one token a step"
         )
+    page_size = config.page_size or (_GPU_PAGE_SIZE if device.platform == "gpu" else _PAGE_SIZE)
     memory = _plan_memory(
         config,
         model,
+        page_size=page_size,
         available=_available_bytes(config),
         weights=weights_bytes * jnp.dtype(dtype).itemsize // 4,
         itemsize=jnp.dtype(dtype).itemsize,
@@ -99,7 +103,7 @@ def settle(config: EngineConfig, model: ModelConfig, weights_bytes: int) -> Sett
         dtype=dtype,
         platform=device.platform,
         device_kind=device.device_kind,
-        page_size=config.page_size,
+        page_size=page_size,
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
@@ -109,7 +113,7 @@ def settle(config: EngineConfig, model: ModelConfig, weights_bytes: int) -> Sett
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             max_model_len=max_model_len,
-            page_size=config.page_size,
+            page_size=page_size,
             platform=device.platform,
             tile_size=_tile_size(model, dtype, device.platform),
         ),
@@ -129,6 +133,7 @@ def _plan_memory(
     config: EngineConfig,
     model: ModelConfig,
     *,
+    page_size: int,
     available: int | None,
     weights: int,
     itemsize: int,
@@ -137,12 +142,12 @@ def _plan_memory(
     max_num_batched_tokens: int,
     on_cpu: bool,
 ) -> MemoryPlan:
-    page = model.num_layers * config.page_size * model.num_kv_heads * 2 * model.head_dim * itemsize
+    page = model.num_layers * page_size * model.num_kv_heads * 2 * model.head_dim * itemsize
     # Live at once in the largest step: the residual stream, one MLP, hidden states; float32 logits and their copies.
     activations = max_num_batched_tokens * (3 * model.intermediate_size + 6 * model.hidden_size) * itemsize
     activations += max_num_seqs * model.vocab_size * 4 * 4
     activations += (
-        2 * (max_num_seqs + 1) * -(-max_model_len // config.page_size) * 4
+        2 * (max_num_seqs + 1) * -(-max_model_len // page_size) * 4
     )  # page table, and a step's rows
     state = jax.eval_shape(lambda: init_state(max_num_seqs, model.vocab_size))
     sampler_state = sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(state))
@@ -150,7 +155,7 @@ def _plan_memory(
     parts = (
         f"{_gib(weights)} for weights, {_gib(activations)} for a step, {_gib(sampler_state)} for the sampler"
     )
-    pages_of_one = -(-max_model_len // config.page_size) + 1  # and the dummy page
+    pages_of_one = -(-max_model_len // page_size) + 1  # and the dummy page
     useful = max_num_seqs * (pages_of_one - 1) + 1
     if available is None:
         assert config.kv_cache_memory is not None
@@ -170,7 +175,7 @@ def _plan_memory(
     if num_pages < pages_of_one:
         needed = pages_of_one * page
         if config.kv_cache_memory is not None and room == config.kv_cache_memory:
-            holds = max(room // page - 1, 0) * config.page_size
+            holds = max(room // page - 1, 0) * page_size
             lower = f" or lower max_model_len to {holds}" if holds else ""
             raise ConfigError(
                 f"kv_cache_memory={config.kv_cache_memory}: one sequence of max_model_len={max_model_len} tokens "

@@ -12,7 +12,7 @@ from jax._src import xla_bridge
 from jaxserve.config import EngineConfig
 from jaxserve.engine import settle as settle_module
 from jaxserve.engine.client import weights_bytes
-from jaxserve.engine.settle import MemoryPlan, settle
+from jaxserve.engine.settle import MemoryPlan, Settings, settle
 from jaxserve.errors import ConfigError
 from tests.engine.tiny_engine import TINY
 
@@ -71,21 +71,30 @@ def test_more_kv_memory_than_there_is_is_refused_and_not_cut(monkeypatch: pytest
 POOL_SHARES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 
-def plan_on_gpu(
-    monkeypatch: pytest.MonkeyPatch, device_bytes: int, *, running: bool = False, **options: object
-) -> MemoryPlan:
-    """The plan for a pretend accelerator, whose allocator takes the share that the environment says, as JAX's does."""
+def settle_on(
+    monkeypatch: pytest.MonkeyPatch,
+    platform: str,
+    device_bytes: int,
+    *,
+    running: bool = False,
+    **options: object,
+) -> Settings:
+    """Settings for a pretend accelerator, whose allocator takes the share that the environment says, as JAX's does."""
     monkeypatch.setattr(xla_bridge, "backends_are_initialized", lambda: running)
 
     def devices() -> list[SimpleNamespace]:
         share = float(next((text for name in POOL_SHARES if (text := os.environ.get(name))), 0.75))
         stats = {"bytes_limit": int(device_bytes * share)}
-        return [SimpleNamespace(platform="gpu", device_kind="pretend", memory_stats=lambda: stats)]
+        return [SimpleNamespace(platform=platform, device_kind="pretend", memory_stats=lambda: stats)]
 
     monkeypatch.setattr(jax, "devices", devices)
     settings: dict[str, object] = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "page_size": 8, **options}
     config = EngineConfig(model="tiny", **settings)  # type: ignore[arg-type]  # by name
-    return settle(config, TINY, weights_bytes(TINY)).memory
+    return settle(config, TINY, weights_bytes(TINY))
+
+
+def plan_on_gpu(monkeypatch: pytest.MonkeyPatch, device_bytes: int, **options: object) -> MemoryPlan:
+    return settle_on(monkeypatch, "gpu", device_bytes, **options).memory  # type: ignore[arg-type]  # by name
 
 
 @pytest.fixture
@@ -120,6 +129,18 @@ def test_the_operators_pool_is_left_alone(monkeypatch: pytest.MonkeyPatch, name:
 def test_kv_cache_memory_overrides_the_share_of_an_accelerator_too(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = plan_on_gpu(monkeypatch, 2 * MIB, gpu_memory_utilization=0.01, kv_cache_memory=20 * PAGE // 2)
     assert memory.num_pages == 20  # bfloat16
+
+
+@pytest.mark.usefixtures("no_share")
+@pytest.mark.parametrize(("platform", "tokens"), [("gpu", 64), ("tpu", 16)])
+def test_pages_are_larger_on_gpus_unless_the_operator_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, platform: str, tokens: int
+) -> None:
+    settings = settle_on(monkeypatch, platform, 100 * MIB, page_size=None)
+    assert settings.page_size == tokens
+    assert settings.lattice.max_pages == 128 // tokens
+    assert settings.memory.page == PAGE // 8 * tokens // 2  # bfloat16
+    assert settle_on(monkeypatch, platform, 100 * MIB, page_size=32).page_size == 32
 
 
 def test_the_samplers_state_has_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
