@@ -100,10 +100,10 @@ def paged_attention(
     if meta.backend == "gpu":
         return _gpu_kernel(q, kv_pages, meta)(q, k, v, kv_pages, meta, **options)
     kv_pages = xla.write_kv(kv_pages, k, v, meta)
-    if meta.backend == "cpu" and meta.kind == "decode":
+    if meta.backend == "cpu":
         from jaxserve.kernels_pallas import cpu_attention
 
-        return cpu_attention.attend_decode(q, kv_pages, meta, **options), kv_pages
+        return cpu_attention.attend(q, kv_pages, meta, **options), kv_pages
     return xla.attend(q, kv_pages, meta, **options), kv_pages
 
 

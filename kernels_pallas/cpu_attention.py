@@ -1,9 +1,10 @@
-"""Paged decode attention on CPUs, reading keys and values where they lie.
+"""Paged attention on CPUs, reading keys and values where they lie.
 
 XLA on CPU can only gather pages into a new array, element by element, before it may multiply: on 2 cores that made
-17 of the 47 ms of a forward pass (SmolLM2-135M, 8 rows, context 200).
+17 of the 47 ms of a decode step's forward pass, and 140 of the 470 ms of a prefill step of 256 tokens
+(SmolLM2-135M, float32; 8 rows at context 200, one prompt of 256; jax 0.10.2, 2026-11-23).
 
-A unit of work is a row, or a row's heads over one kv head.
+A unit of work is a few tokens, which share a page while it is in the first-level cache, or their heads of one kv head.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ _LEAST = np.float32(-1e30)
 # Order of operations is free, infinities and NaN are not: a NaN in the cache must not become a plausible answer.
 _FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
 
-_Q, _KV, _TABLE, _LENS, _NUMBERS, _WINDOW, _OUT = range(FIRST_WORD, FIRST_WORD + 7)
-_ROWS, _HEADS, _KV_HEADS, _HEAD_DIM, _PAGE_SIZE, _TABLE_WIDTH, _UNIT_HEADS = range(
-    FIRST_WORD + 7, FIRST_WORD + 14
-)
+_TILE_TOKENS = 8  # new tokens of a unit in a mixed step
+
+_Q, _KV, _TABLE, _LENS, _TOKEN_ROWS, _POSITIONS, _NUMBERS, _WINDOW, _OUT = range(FIRST_WORD, FIRST_WORD + 9)
+_TOKENS, _HEADS, _KV_HEADS, _HEAD_DIM, _PAGE_SIZE, _TABLE_WIDTH = range(FIRST_WORD + 9, FIRST_WORD + 15)
+_UNIT_TOKENS, _UNIT_HEADS = range(FIRST_WORD + 15, FIRST_WORD + 17)
 
 
 def _vector_loop(builder, rows, stride, count, width, carry, step):
@@ -128,100 +130,131 @@ def _add_rows(_context, acc, rows, stride, count, weights, rescale, width):
 
 
 @njit(inline="always")
-def _attend_heads(control, row, first_head, num_heads, first, num_keys, width):
-    """Online softmax of one row's query heads over keys first .. num_keys; `width` is a literal that divides H.
+def _ints(address):
+    return pointer(address, nb.int32)
 
-    All heads go through a page before the next one: it is read from memory once, and from end to end.
+
+@njit(inline="always")
+def _attend_tokens(control, row, first_token, num_tokens, num_keys, first_head, num_heads, width):
+    """Online softmax of some heads of consecutive tokens of one row; `width` is a literal that divides head_dim.
+
+    `num_keys` is what the last token sees.  All tokens and heads go through a page before the next one: it is read
+    from memory once, and from end to end.
     """
     page_size, head_dim = control[_PAGE_SIZE], control[_HEAD_DIM]
     group = control[_HEADS] // control[_KV_HEADS]
-    pages = carray(pointer(control[_TABLE], nb.int32), (control[_ROWS], control[_TABLE_WIDTH]))[row]
-    numbers = carray(pointer(control[_NUMBERS], nb.float32), 2)
+    table = _ints(control[_TABLE] + 4 * row * control[_TABLE_WIDTH])
+    numbers = pointer(control[_NUMBERS], nb.float32)
     scale, soft_cap = numbers[0], numbers[1]
+    window = np.int64(_ints(control[_WINDOW])[0])
     head_bytes = 4 * head_dim
     token_bytes = control[_KV_HEADS] * 2 * head_bytes
-    offset = (row * control[_HEADS] + first_head) * head_bytes
-    queries, outs = control[_Q] + offset, control[_OUT] + offset
-    acc = carray(pointer(outs, nb.float32), (num_heads, head_dim))
-    acc[:] = np.float32(0)
-    largest = np.full(num_heads, _LEAST, np.float32)
-    totals = np.zeros(num_heads, np.float32)
+    first = max(0, num_keys - (num_tokens - 1) - window) if window > 0 else 0
+    largest = np.full(num_tokens * num_heads, _LEAST, np.float32)
+    totals = np.zeros(num_tokens * num_heads, np.float32)
     weights = np.empty(page_size, np.float32)
     end_page = (num_keys + page_size - 1) // page_size
     for index in range(first // page_size, end_page):
-        begin = max(0, first - index * page_size)
-        count = min(page_size, num_keys - index * page_size) - begin
-        page = control[_KV] + (pages[index] * page_size + begin) * token_bytes
+        page = control[_KV] + table[index] * page_size * token_bytes
         if index + 1 < end_page:  # pages lie anywhere: the processor cannot guess which comes next
-            following = control[_KV] + pages[index + 1] * page_size * token_bytes
+            following = control[_KV] + table[index + 1] * page_size * token_bytes
             for line in range(0, page_size * token_bytes, 64):
                 prefetch(following + line)
         for head in range(num_heads):
-            keys = page + (first_head + head) // group * 2 * head_bytes
-            query, out = queries + head * head_bytes, outs + head * head_bytes
-            for part in range(0, head_bytes, 4 * width):
-                _dot_rows(query + part, keys + part, token_bytes, count, weights.ctypes.data, part > 0, width)
-            peak = largest[head]
-            for i in range(count):
-                score = weights[i] * scale
-                if soft_cap > 0:
-                    score = soft_cap * math.tanh(score / soft_cap)
-                weights[i] = score
-                peak = max(peak, score)
-            rescale = math.exp(largest[head] - peak)
-            largest[head] = peak
-            total = totals[head] * rescale
-            for i in range(count):
-                weight = math.exp(weights[i] - peak)
-                weights[i] = weight
-                total += weight
-            totals[head] = total
-            values = keys + head_bytes
-            for part in range(0, head_bytes, 4 * width):
-                _add_rows(out + part, values + part, token_bytes, count, weights.ctypes.data, rescale, width)
-    for head in range(num_heads):
-        for h in range(head_dim):
-            acc[head, h] /= totals[head]
+            keys_of_head = page + (first_head + head) // group * 2 * head_bytes
+            for token in range(num_tokens):
+                visible = num_keys - (num_tokens - 1 - token)
+                begin = max(0, visible - window - index * page_size) if window > 0 else 0
+                count = min(page_size, visible - index * page_size) - begin
+                if count <= 0:
+                    continue
+                keys = keys_of_head + begin * token_bytes
+                offset = ((first_token + token) * control[_HEADS] + first_head + head) * head_bytes
+                query, out = control[_Q] + offset, control[_OUT] + offset
+                for part in range(0, head_bytes, 4 * width):
+                    _dot_rows(
+                        query + part, keys + part, token_bytes, count, weights.ctypes.data, part > 0, width
+                    )
+                state = token * num_heads + head
+                peak = largest[state]
+                for i in range(count):
+                    score = weights[i] * scale
+                    if soft_cap > 0:
+                        score = soft_cap * math.tanh(score / soft_cap)
+                    weights[i] = score
+                    peak = max(peak, score)
+                rescale = math.exp(largest[state] - peak)
+                largest[state] = peak
+                total = totals[state] * rescale
+                for i in range(count):
+                    weight = math.exp(weights[i] - peak)
+                    weights[i] = weight
+                    total += weight
+                totals[state] = total
+                for part in range(0, head_bytes, 4 * width):
+                    _add_rows(
+                        out + part,
+                        keys + head_bytes + part,
+                        token_bytes,
+                        count,
+                        weights.ctypes.data,
+                        rescale,
+                        width,
+                    )
+    for token in range(num_tokens):
+        for head in range(num_heads):
+            offset = ((first_token + token) * control[_HEADS] + first_head + head) * head_bytes
+            out = carray(pointer(control[_OUT] + offset, nb.float32), head_dim)
+            for h in range(head_dim):
+                out[h] /= totals[token * num_heads + head]
 
 
 @njit(fastmath=_FAST_MATH, error_model="numpy")
 def _run_unit(control, unit):
     num_heads = control[_UNIT_HEADS]
-    units_of_row = control[_HEADS] // num_heads
-    row, first_head = unit // units_of_row, unit % units_of_row * num_heads
+    splits = control[_HEADS] // num_heads
+    first_head = unit % splits * num_heads
+    token = unit // splits * control[_UNIT_TOKENS]
+    end = min(control[_TOKENS], token + control[_UNIT_TOKENS])
     head_dim = control[_HEAD_DIM]
-    num_keys = np.int64(carray(pointer(control[_LENS], nb.int32), control[_ROWS])[row])
-    window = np.int64(carray(pointer(control[_WINDOW], nb.int32), 1)[0])
-    first = max(0, num_keys - window) if window > 0 else 0
-    if num_keys <= 0:
-        offset = (row * control[_HEADS] + first_head) * head_dim * 4
+    rows, positions, lens = _ints(control[_TOKEN_ROWS]), _ints(control[_POSITIONS]), _ints(control[_LENS])
+    for index in range(token, end):
+        offset = (index * control[_HEADS] + first_head) * head_dim * 4
         carray(pointer(control[_OUT] + offset, nb.float32), num_heads * head_dim)[:] = np.float32(0)
-    elif head_dim % 64 == 0:
-        _attend_heads(control, row, first_head, num_heads, first, num_keys, 64)
-    elif head_dim % 16 == 0:
-        _attend_heads(control, row, first_head, num_heads, first, num_keys, 16)
-    else:
-        _attend_heads(control, row, first_head, num_heads, first, num_keys, 1)
+    while token < end:
+        row, count = np.int64(rows[token]), 1
+        while token + count < end and rows[token + count] == row:
+            count += 1
+        num_keys = np.int64(positions[token]) + count
+        if num_keys <= lens[row]:  # padding stands in a row without keys
+            if head_dim % 64 == 0:
+                _attend_tokens(control, row, token, count, num_keys, first_head, num_heads, 64)
+            elif head_dim % 16 == 0:
+                _attend_tokens(control, row, token, count, num_keys, first_head, num_heads, 16)
+            else:
+                _attend_tokens(control, row, token, count, num_keys, first_head, num_heads, 1)
+        token += count
 
 
 @njit
 def _set_up(control, arguments, results, num_threads):
-    for i, word in enumerate((_Q, _KV, _TABLE, _LENS, _NUMBERS, _WINDOW)):
-        control[word] = data_of(arguments, i)
+    for i in range(_OUT - _Q):
+        control[_Q + i] = data_of(arguments, i)
     control[_OUT] = data_of(results, 0)
-    q_dims, kv_dims = dims_of(arguments, 0), dims_of(arguments, 1)
-    num_rows, num_heads, num_kv_heads = q_dims[0], q_dims[1], kv_dims[2]
-    control[_ROWS], control[_HEADS], control[_HEAD_DIM] = num_rows, num_heads, q_dims[2]
-    control[_PAGE_SIZE], control[_KV_HEADS] = kv_dims[1], num_kv_heads
-    control[_TABLE_WIDTH] = dims_of(arguments, 2)[1]
-    lens = carray(pointer(control[_LENS], nb.int32), num_rows)
-    num_tokens = np.int64(0)
+    q_dims, kv_dims, table_dims = dims_of(arguments, 0), dims_of(arguments, 1), dims_of(arguments, 2)
+    num_tokens, num_heads, num_kv_heads, num_rows = q_dims[0], q_dims[1], kv_dims[2], table_dims[0]
+    control[_TOKENS], control[_HEADS], control[_HEAD_DIM] = num_tokens, num_heads, q_dims[2]
+    control[_PAGE_SIZE], control[_KV_HEADS], control[_TABLE_WIDTH] = kv_dims[1], num_kv_heads, table_dims[1]
+    control[_UNIT_TOKENS] = 1 if num_tokens == num_rows else _TILE_TOKENS
+    lens = _ints(control[_LENS])
+    context = np.int64(0)
     for row in range(num_rows):
-        num_tokens += lens[row]
-    parties = max(1, min(num_threads, num_rows * num_kv_heads, num_tokens // _TOKENS_PER_THREAD))
-    # Whole rows if there are enough of them to keep the threads evenly busy.
-    control[_UNIT_HEADS] = num_heads if num_rows >= 3 * parties else num_heads // num_kv_heads
-    return num_rows * (num_heads // control[_UNIT_HEADS]), parties
+        context += lens[row]
+    parties = max(1, min(num_threads, context // _TOKENS_PER_THREAD))
+    # All heads in a unit if there are enough units to keep the threads evenly busy.
+    units = (num_tokens + control[_UNIT_TOKENS] - 1) // control[_UNIT_TOKENS]
+    control[_UNIT_HEADS] = num_heads if units >= 3 * parties else num_heads // num_kv_heads
+    return units * (num_heads // control[_UNIT_HEADS]), parties
 
 
 _take_units = cpu_ffi.unit_taker(_run_unit)
@@ -241,7 +274,7 @@ def register() -> None:
     cpu_ffi.register(_NAME, _task, _handler)
 
 
-def attend_decode(
+def attend(
     q: jax.Array,
     kv_pages: jax.Array,
     meta: AttentionMetadata,
@@ -250,9 +283,20 @@ def attend_decode(
     window: int | None,
     soft_cap: float | None,
 ) -> jax.Array:
-    """One query a row.  q [R, N, H] and kv_pages [P, S, K, 2, H] float32; see attention.paged_attention."""
+    """Attention of q [T, N, H] over pages [P, S, K, 2, H] that already hold this step's keys and values, float32.
+
+    Padding tokens get zeros.  A token's result does not depend on what else is in the step.
+    """
     register()
-    numbers = jnp.asarray([scale, soft_cap or 0.0], jnp.float32)
-    window_of = jnp.asarray([window or 0], jnp.int32)
-    shape = jax.ShapeDtypeStruct(q.shape, q.dtype)
-    return cpu_ffi.call(_NAME, shape, q, kv_pages, meta.page_table, meta.kv_lens, numbers, window_of)
+    return cpu_ffi.call(
+        _NAME,
+        jax.ShapeDtypeStruct(q.shape, q.dtype),
+        q,
+        kv_pages,
+        meta.page_table,
+        meta.kv_lens,
+        meta.token_rows,
+        meta.positions,
+        jnp.asarray([scale, soft_cap or 0.0], jnp.float32),
+        jnp.asarray([window or 0], jnp.int32),
+    )

@@ -16,14 +16,11 @@ def contract(
 
     Where `wants_rows`, the weight had better come from `from_rows`, or it is transposed at every call.
     """
-    if wants_rows() and x.dtype == jnp.float32 and out_dtype in (None, jnp.float32):
-        from jaxserve.kernels_pallas import cpu_matmul
-
+    if wants_rows():
         num_inputs, outputs = prod(weight.shape[:num_axes]), weight.shape[num_axes:]
-        if cpu_matmul.suits(x, num_inputs):
-            rows = to_rows(weight, num_axes).reshape(-1, num_inputs)
-            y = cpu_matmul.multiply(x.reshape(-1, num_inputs), rows)
-            return y.reshape(*x.shape[: x.ndim - num_axes], *outputs)
+        rows = to_rows(weight, num_axes).reshape(-1, num_inputs)
+        y = contract_rows(x.reshape(-1, num_inputs), rows, out_dtype=out_dtype)
+        return y.reshape(*x.shape[: x.ndim - num_axes], *outputs)
     axes = (tuple(range(x.ndim - num_axes, x.ndim)), tuple(range(num_axes)))
     return _dot(x, weight, axes, out_dtype)
 

@@ -1,4 +1,4 @@
-"""The CPU decode kernel against the reference, alone and through the door for models."""
+"""The CPU kernel against the reference, alone and through the door for models."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="XLA call
 
 CASES: dict[str, dict[str, Any]] = {
     "one row": {"sequences": [(20, 1)]},
+    "one prompt": {"sequences": [(0, 13)], "decode": False},
+    "chunks and decodes, padding": {
+        "sequences": [(40, 1), (7, 1), (0, 30), (300, 26), (16, 3)],
+        "decode": False,
+        "padding": 5,
+        "padding_rows": 2,
+        "head_dim": 64,
+    },
+    "one long chunk": {"sequences": [(100, 300)], "decode": False, "page_size": 16, "head_dim": 32},
     "first token of all": {"sequences": [(0, 1)]},
     "ragged, padding": {"sequences": [(5, 1), (130, 1), (63, 1), (64, 1)], "padding": 4},
     "enough for many threads": {"sequences": [(n * 40, 1) for n in range(16)], "padding": 16},
@@ -39,7 +48,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def cpu_step(**case: Any) -> Step:
-    step = make_step(decode=True, **case)
+    step = make_step(**{"decode": True, **case})
     return replace(step, meta=replace(step.meta, backend="cpu"))
 
 
@@ -62,7 +71,7 @@ def test_matches_the_reference(case: dict[str, Any], options: dict[str, Any]) ->
 def test_a_row_is_the_same_to_the_bit_in_any_company() -> None:
     lengths = [700, 3, 64, 129, 31, 250]
     together = cpu_step(sequences=[(n, 1) for n in lengths])
-    attend = partial(cpu_attention.attend_decode, scale=0.25, window=None, soft_cap=None)
+    attend = partial(cpu_attention.attend, scale=0.25, window=None, soft_cap=None)
     rows = jax.jit(attend)(together.q, together.kv_pages, together.meta)
     for row in range(len(lengths)):
         part = slice(row, row + 1)
@@ -70,6 +79,8 @@ def test_a_row_is_the_same_to_the_bit_in_any_company() -> None:
             together.meta,
             page_table=together.meta.page_table[part],
             kv_lens=together.meta.kv_lens[part],
+            positions=together.meta.positions[part],
+            token_rows=jnp.zeros(1, jnp.int32),
         )
         alone = jax.jit(attend)(together.q[part], together.kv_pages, meta)
         np.testing.assert_array_equal(alone[0], rows[row])
@@ -80,7 +91,7 @@ def test_a_nan_in_the_cache_is_not_hidden_and_stays_in_its_row() -> None:
     pages = step.kv_pages.copy()
     pages[np.asarray(step.meta.page_table)[0, 1]] = np.nan
     out = np.asarray(
-        cpu_attention.attend_decode(
+        cpu_attention.attend(
             jnp.asarray(step.q), jnp.asarray(pages), step.meta, scale=0.25, window=None, soft_cap=None
         )
     )
@@ -95,7 +106,7 @@ def test_calls_in_a_row_do_not_mix() -> None:
     @jax.jit
     def chain(q: jax.Array) -> jax.Array:
         for _ in range(20):
-            q = q + cpu_attention.attend_decode(
+            q = q + cpu_attention.attend(
                 q, jnp.asarray(step.kv_pages), step.meta, scale=0.1, window=None, soft_cap=None
             )
         return q
