@@ -35,6 +35,7 @@ def sample(
     variant: Variant,
     num_logprobs: int | None,
     on_cpu: bool,
+    on_gpu: bool = False,
 ) -> tuple[SampleOutput, SamplerState]:
     """Choose a token per row of logits [B, V] float32; to be jitted with `state` donated.
 
@@ -45,7 +46,8 @@ def sample(
     from every variant that honours its parameters, up to rounding and to ties that number hundreds
     (sampling_filters.draw_top_k). num_logprobs: alternatives to report beside the sampled token's own
     log-probability; None for neither. on_cpu: branch at run time to skip what no row wants, which makes
-    "top_k" the same as "random"; False gives straight-line code for accelerators.
+    "top_k" the same as "random"; False gives straight-line code for accelerators, in which on_gpu puts a
+    kernel for NVIDIA GPUs in the place of the filters, with the branches in it.
 
     The token depends on the row's logits, parameters, seed and position alone: not on the other rows, B, or
     the slot. Inactive rows write to the state's dummy row.  A row that allows no token at all gets token 0.
@@ -56,7 +58,7 @@ def sample(
     x = logits.astype(jnp.float32)
     if has_processors(variant):
         x = _process(x, rows, state, slot, on_cpu=on_cpu)
-    ids = _choose(x, rows, variant, on_cpu=on_cpu)
+    ids = _choose(x, rows, variant, on_cpu=on_cpu, on_gpu=on_gpu)
 
     state = replace(state, last_token=state.last_token.at[slot].set(ids))
     if has_processors(variant):
@@ -76,7 +78,7 @@ def _process(
     return lax.cond(rows.uses_state.any(), lambda: apply_state(x, rows, state, slot), lambda: x)
 
 
-def _choose(x: jax.Array, rows: SamplingRows, variant: Variant, *, on_cpu: bool) -> jax.Array:
+def _choose(x: jax.Array, rows: SamplingRows, variant: Variant, *, on_cpu: bool, on_gpu: bool) -> jax.Array:
     if variant == "greedy":
         return vocab_search.argmax(x, on_cpu=on_cpu)
     keys = row_keys(rows.seed_lo, rows.seed_hi, rows.position)
@@ -84,5 +86,5 @@ def _choose(x: jax.Array, rows: SamplingRows, variant: Variant, *, on_cpu: bool)
         return draw(x, rows.temperature, keys, on_cpu=on_cpu)
     filters = Filters(temperature=rows.temperature, top_k=rows.top_k, top_p=rows.top_p, min_p=rows.min_p)
     if on_cpu or covers(variant, "random"):
-        return draw_filtered(x, filters, keys, on_cpu=on_cpu)
+        return draw_filtered(x, filters, keys, on_cpu=on_cpu, on_gpu=on_gpu)
     return draw_top_k(x, filters, keys)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxserve.engine import vocab_search
+from jaxserve.engine import sampling_gpu, vocab_search
 from jaxserve.engine.sampling_noise import gumbel
 from jaxserve.engine.sampling_rows import MAX_TOP_K
 
@@ -41,14 +41,22 @@ def draw(x: jax.Array, temperature: jax.Array, keys: Keys, *, on_cpu: bool) -> j
     return vocab_search.argmax(_scores(x, temperature, keys), on_cpu=on_cpu)
 
 
-def draw_filtered(x: jax.Array, filters: Filters, keys: Keys, *, on_cpu: bool) -> jax.Array:
+def draw_filtered(
+    x: jax.Array, filters: Filters, keys: Keys, *, on_cpu: bool, on_gpu: bool = False
+) -> jax.Array:
     """Token ids int32 [B] drawn from what the filters keep of x [B, V].
 
-    on_cpu chooses branches at run time (rows without filters cost nothing, narrow sets little); without it
-    the code is one straight line, as a CUDA graph needs it.  Both draw the same tokens, up to the rounding of
-    top_p's sums.
+    on_cpu chooses branches at run time (rows without filters cost nothing, narrow sets little); on_gpu does so
+    inside a kernel, where the CUDA graph does not see it; without either the code is one straight line.  All
+    draw the same tokens, up to the rounding of top_p's sums and of the noise.
     """
-    return _draw_branching(x, filters, keys) if on_cpu else _draw_straight(x, filters, keys)
+    if on_cpu:
+        return _draw_branching(x, filters, keys)
+    if on_gpu and sampling_gpu.takes(x.shape[1]):
+        slack = _min_p_floor(jnp.zeros_like(filters.min_p), filters)
+        top_k = _clipped_k(filters, x.shape[1])
+        return sampling_gpu.draw_rows(x, filters.temperature, top_k, filters.top_p, slack, keys)
+    return _draw_straight(x, filters, keys)
 
 
 def draw_top_k(x: jax.Array, filters: Filters, keys: Keys) -> jax.Array:

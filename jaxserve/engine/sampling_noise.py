@@ -31,13 +31,18 @@ def row_keys(seed_lo: jax.Array, seed_hi: jax.Array, position: jax.Array) -> tup
 
 
 def gumbel(keys: tuple[jax.Array, jax.Array], token_ids: jax.Array) -> jax.Array:
-    """Standard Gumbel noise float32 [B, N] for token_ids [B or 1, N], keys of [B] rows; always finite.
+    """Standard Gumbel noise float32 [B, N] for token_ids [B or 1, N], keys of [B] rows; always finite."""
+    return noise_of(keys[0][:, None], keys[1][:, None], token_ids)
+
+
+def noise_of(key0: jax.Array, key1: jax.Array, token_ids: jax.Array) -> jax.Array:
+    """Standard Gumbel noise float32 for token_ids under the two key words; all three broadcast.
 
     Adding it to log-weights and taking the maximum draws exactly from the softmax (Gumbel-max).  The uniform
     below has 62 bits towards 0, where a token of tiny probability needs them: -log1p(-u) is then an
     exponential variate good to full float32 precision at its small end, and no smaller than 2^-63.
     """
-    high, low = _hash(keys[0][:, None], keys[1][:, None], token_ids.astype(jnp.uint32))
+    high, low = _hash(key0, key1, token_ids.astype(jnp.uint32))
     uniform = _as_float31(high) * np.float32(2**-31) + (
         _as_float31(low) * np.float32(2**-62) + np.float32(2**-63)
     )

@@ -11,18 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-_GROUP = 64  # values whose maximum stands for them in the first stage of argmax and top_k
+GROUP = 64  # values whose maximum stands for them in the first stage of argmax and top_k
 _DIGIT_BITS = 4  # resolved by one straight-line pass of find_threshold: 15 sums that XLA fuses into one read
 
 
 def argmax(x: jax.Array, *, on_cpu: bool) -> jax.Array:
     """Index of the largest value of each row [B, V], the lowest among equals; int32 [B]."""
-    if not on_cpu or x.shape[1] <= _GROUP:
+    if not on_cpu or x.shape[1] <= GROUP:
         return jnp.argmax(x, axis=-1).astype(jnp.int32)
     groups = _grouped(x)
     best = jnp.argmax(groups.max(-1), axis=-1)  # [B]
-    members = jnp.take_along_axis(groups, best[:, None, None], axis=1)[:, 0]  # [B, _GROUP]
-    return (best * _GROUP + jnp.argmax(members, axis=-1)).astype(jnp.int32)
+    members = jnp.take_along_axis(groups, best[:, None, None], axis=1)[:, 0]  # [B, GROUP]
+    return (best * GROUP + jnp.argmax(members, axis=-1)).astype(jnp.int32)
 
 
 def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -35,33 +35,43 @@ def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     batch, size = x.shape
     if k == 0:
         return jnp.zeros((batch, 0), x.dtype), jnp.zeros((batch, 0), jnp.int32)
-    if size < 2 * k * _GROUP:
+    if size < 2 * k * GROUP:
         return _lax_top_k(x, k)
     groups = _grouped(x)
     chosen = jnp.sort(_lax_top_k(groups.max(-1), k)[1], axis=-1)  # [B, k]
     members = jnp.take_along_axis(groups, chosen[:, :, None], axis=1).reshape(batch, -1)
     values, index = _lax_top_k(members, k)
-    ids = jnp.take_along_axis(chosen, index // _GROUP, axis=1) * _GROUP + index % _GROUP
+    ids = jnp.take_along_axis(chosen, index // GROUP, axis=1) * GROUP + index % GROUP
     return values, jnp.minimum(ids, size - 1)  # a padding index can only stand for -inf
 
 
 def candidates(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array | None]:
-    """Values of x [B, V] among which are each row's k largest, [B, k * _GROUP], and their indices int32.
+    """Values of x [B, V] among which are each row's k largest, [B, k * GROUP], and their indices int32.
 
-    They are the k groups of _GROUP neighbours with the largest maxima, the first among equals, in no order:
+    They are the k groups of GROUP neighbours with the largest maxima, the first among equals, in no order:
     whatever is larger than the k-th largest value is there, and the first of the largest.  Where V is no
     larger than that, x itself, and None for the indices.  An index past V stands beside a value of -inf.
     """
     batch, size = x.shape
-    if size <= k * _GROUP:
+    if size <= k * GROUP:
         return x, None
-    maxima = _grouped(x).max(-1)
-    maxima = jnp.where(maxima == 0, 0.0, maxima)  # which top_k would not take for -0.0's equal
-    chosen = lax.top_k(maxima, k)[1]  # [B, k]
-    ids = (chosen[:, :, None] * _GROUP + jnp.arange(_GROUP, dtype=jnp.int32)).reshape(batch, -1)
+    chosen, _ = largest_groups(x, k)
+    ids = (chosen[:, :, None] * GROUP + jnp.arange(GROUP, dtype=jnp.int32)).reshape(batch, -1)
     values = jnp.take_along_axis(x, jnp.minimum(ids, size - 1), axis=1)
     # Kept apart from what reads them, which would otherwise gather them again in each of its passes.
     return lax.optimization_barrier((jnp.where(ids < size, values, -jnp.inf), ids))
+
+
+def largest_groups(x: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
+    """Which groups of GROUP neighbours have the `num` largest maxima of each row [B, V], and the least of these.
+
+    The groups [B, num] int32 come largest first, and of equals the first come.  No value outside them is
+    larger than the second result, float32 [B].
+    """
+    maxima = _grouped(x).max(-1)
+    maxima = jnp.where(maxima == 0, 0.0, maxima)  # which top_k would not take for -0.0's equal
+    values, chosen = _lax_top_k(maxima, num)
+    return chosen, values[:, -1]
 
 
 def find_threshold(
@@ -75,19 +85,19 @@ def find_threshold(
     pass, and a row is done once its sum hits the target: t may then be smaller, but splits x alike.
     Elsewhere straight-line code, 4 bits a pass, since a branch would break the CUDA graph.
     """
-    high = _image(x.max(-1))
+    high = image_of(x.max(-1))
 
     def digit_passes(start: jax.Array, shift: jax.Array | int, bits: int) -> tuple[jax.Array, jax.Array]:
         steps = jnp.arange(1, 2**bits, dtype=jnp.uint32) << shift  # [n]
         tried = start[:, None] + steps  # [B, n]
         in_range = (tried >= start[:, None]) & (tried <= high[:, None])
-        is_above = x[:, None, :] >= _value(tried)[:, :, None]  # [B, n, V]
+        is_above = x[:, None, :] >= value_of(tried)[:, :, None]  # [B, n, V]
         weight = 1.0 if weights is None else weights[:, None, :]
         sums = jnp.where(is_above, weight, 0.0).sum(-1)
         passes = in_range & (sums >= target[:, None])
         return passes, sums
 
-    start = _image(low)
+    start = image_of(low)
     if on_cpu:
 
         def narrow(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -106,7 +116,7 @@ def find_threshold(
         for shift in range(32 - _DIGIT_BITS, -1, -_DIGIT_BITS):
             passes, _ = digit_passes(start, shift, _DIGIT_BITS)
             start = start + (passes.sum(-1, dtype=jnp.uint32) << shift)
-    return _value(start)
+    return value_of(start)
 
 
 def _lax_top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -115,21 +125,21 @@ def _lax_top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _grouped(x: jax.Array) -> jax.Array:
-    """[B, V] as [B, ceil(V / _GROUP), _GROUP], filled up with -inf."""
-    padding = -x.shape[1] % _GROUP
+    """[B, V] as [B, ceil(V / GROUP), GROUP], filled up with -inf."""
+    padding = -x.shape[1] % GROUP
     if padding:
         x = jnp.pad(x, ((0, 0), (0, padding)), constant_values=-jnp.inf)
-    return x.reshape(x.shape[0], -1, _GROUP)
+    return x.reshape(x.shape[0], -1, GROUP)
 
 
-def _image(x: jax.Array) -> jax.Array:
+def image_of(x: jax.Array) -> jax.Array:
     """float32 as uint32 in the same order (-0.0 just below 0.0)."""
     bits = lax.bitcast_convert_type(x, jnp.uint32)
     return jnp.where(bits >> 31 != 0, ~bits, bits | np.uint32(0x80000000))
 
 
-def _value(image: jax.Array) -> jax.Array:
-    """The float32 that _image maps to this; 0 for subnormals, which XLA's CPU code compares as 0 anyway."""
+def value_of(image: jax.Array) -> jax.Array:
+    """The float32 that image_of maps to this; 0 for subnormals, which XLA's CPU code compares as 0 anyway."""
     bits = jnp.where(image >> 31 != 0, image & np.uint32(0x7FFFFFFF), ~image)
     is_subnormal = (bits & np.uint32(0x7F800000)) == 0
     return lax.bitcast_convert_type(jnp.where(is_subnormal, 0, bits), jnp.float32)
