@@ -149,10 +149,14 @@ def build_lattice(
         coarse = sorted({rows[0], *(n for n in rows if n in (8, 64)), rows[-1]})
         # Up to 64 rows the head's weights are most of a sampler's time, and padding rows cost little.
         drawing = sorted({*coarse, *(n for n in rows if n >= 64)})
-        common: tuple[Variant, ...] = ("temperature", "top_k", "random")
+        # A GPU's kernel looks no further than a row's filters need, so that the variants for top_k would gain nothing.
+        has_kernel = platform == "gpu"
+        common: tuple[Variant, ...] = (
+            ("temperature", "random") if has_kernel else ("temperature", "top_k", "random")
+        )
         samples = [SampleShape(n, "greedy", False) for n in rows]
         samples += [SampleShape(n, variant, False) for variant in common for n in drawing]
-        processing: tuple[Variant, ...] = ("full_top_k", "full")
+        processing: tuple[Variant, ...] = ("full",) if has_kernel else ("full_top_k", "full")
         samples += [SampleShape(n, variant, False) for variant in processing for n in coarse]
         with_logprobs: tuple[Variant, ...] = ("greedy", "random", "full")
         samples += [SampleShape(n, variant, True) for variant in with_logprobs for n in coarse]

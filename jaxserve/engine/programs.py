@@ -143,6 +143,7 @@ class ProgramBook:
                 variant=shape.variant,
                 num_logprobs=None,
                 on_cpu=on_cpu,
+                on_gpu=settings.platform == "gpu",
             )
             results = (out.ids,)
             if shape.with_logprobs:
