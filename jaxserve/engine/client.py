@@ -7,10 +7,11 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from jaxserve.config import EngineConfig, ModelConfig
 from jaxserve.engine.compile_cache import CompileCache, default_folder
@@ -22,6 +23,7 @@ from jaxserve.engine.protocol import CoreRequest, EngineInfo, EngineStats, Token
 from jaxserve.engine.runner import Runner
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.settle import Settings, settle
+from jaxserve.engine.start_clock import timed
 from jaxserve.errors import EngineDeadError
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.models.loading import abstract_model, dummy_model, load_model
@@ -129,20 +131,29 @@ def build_client(config: EngineConfig, checkpoint: Checkpoint | None, model: Mod
     Without a checkpoint (load_format "dummy") the weights are random.
     Raises ConfigError if the model does not fit, CheckpointError if the weights are not the model's.
     """
-    settings = settle(config, model, weights_bytes(model))
+    with timed("device and settings"):
+        settings = settle(config, model, weights_bytes(model))
     dtype = jnp.dtype(settings.dtype)
-    if checkpoint is not None:
-        graphdef, state = load_model(checkpoint, dtype)
-    else:
-        graphdef, state = dummy_model(model, dtype, config.seed or 0)
-    _, abstract = abstract_model(model, dtype)
-    book = ProgramBook(settings, graphdef, abstract)
-    cache = CompileCache(default_folder(config.compile_cache_dir), _cache_context(settings))
-    programs = compile_all(book, cache, show_progress=True)
+    with timed("list of programs"):
+        book = ProgramBook(settings, *abstract_model(model, dtype))
+        cache = CompileCache(default_folder(config.compile_cache_dir), _cache_context(settings))
+
+    def load() -> nnx.State:
+        with timed("weights"):
+            if checkpoint is not None:
+                _, state = load_model(checkpoint, dtype)
+            else:
+                _, state = dummy_model(model, dtype, config.seed or 0)
+        return state
+
+    state, programs = _load_while_compiling(load, book, cache)
     check_memory(programs, settings.memory)
-    runner = Runner(settings, book.pack(state), programs, book)
+    with timed("KV pages"):
+        runner = Runner(settings, book.pack(state), programs, book)
+        del state
     if settings.platform != "cpu":
-        runner.warm_up()
+        with timed("first run of every program"):
+            runner.warm_up()
     scheduler = Scheduler(
         PageAllocator(settings.memory.num_pages, enable_prefix_caching=config.enable_prefix_caching),
         page_size=settings.page_size,
@@ -164,6 +175,26 @@ def build_client(config: EngineConfig, checkpoint: Checkpoint | None, model: Mod
         device=settings.device_kind,
     )
     return InProcessClient(EngineCore(scheduler, runner), info, forbid_recompile=config.forbid_recompile)
+
+
+def _load_while_compiling(
+    load: Callable[[], nnx.State], book: ProgramBook, cache: CompileCache
+) -> tuple[nnx.State, dict[str, jax.stages.Compiled]]:
+    """Weights and programs: neither needs the other, and loading mostly waits for the disk and the device."""
+    given_up = threading.Event()
+
+    def compile_programs() -> dict[str, jax.stages.Compiled]:
+        with timed("programs"):
+            return compile_all(book, cache, show_progress=True, given_up=given_up)
+
+    with ThreadPoolExecutor(1, "programs") as pool:
+        programs = pool.submit(compile_programs)
+        try:
+            state = load()
+        except BaseException:
+            given_up.set()
+            raise
+        return state, programs.result()
 
 
 def weights_bytes(model: ModelConfig) -> int:

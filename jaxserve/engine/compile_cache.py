@@ -54,9 +54,14 @@ class CompileCache:
         except (OSError, pickle.UnpicklingError, EOFError, ValueError, jax.errors.JaxRuntimeError):
             return None
 
-    def compile(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
-        """Compile and keep; a folder that cannot be written is a warning, since the program is there all the same."""
-        compiled = lower().compile(compiler_options(jax.devices()[0].platform))
+    def compile(
+        self, name: str, lower: Callable[[], jax.stages.Lowered], rows: int = 0
+    ) -> jax.stages.Compiled:
+        """Compile and keep; `rows` as in compiler_options.
+
+        A folder that cannot be written is a warning, since the program is there all the same.
+        """
+        compiled = lower().compile(compiler_options(jax.devices()[0].platform, rows=rows))
         path = self._path(name)
         if path is not None:
             try:

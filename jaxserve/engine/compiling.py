@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 import jax
 from tqdm import tqdm
@@ -23,31 +23,53 @@ _BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
 
 
 def compile_all(
-    programs: Iterable[Program], cache: CompileCache, *, show_progress: bool
+    programs: Iterable[Program],
+    cache: CompileCache,
+    *,
+    show_progress: bool,
+    given_up: threading.Event | None = None,
 ) -> dict[str, jax.stages.Compiled]:
     """Every program by name, from disk where it was compiled before.
 
-    Tracing holds the interpreter lock and compiling does not, so a thread a core keeps the cores busy.
+    Tracing holds the interpreter lock and compiling does not, so a thread a core keeps the cores busy.  XLA tunes the
+    matrix products of a GPU program by trying kernels, and remembers the fastest, for products alike and once it has
+    it: of programs with the same products one is compiled ahead of the others.  Once `given_up` is set, nothing new
+    is begun, and what was compiled until then is returned.
     """
-    todo = list(programs)
+    todo: list[Program] = []
+    waiting: dict[str, list[Program]] = {}  # by the products that another one tunes
+    for program in programs:
+        if program.products in waiting:
+            waiting[program.products].append(program)
+        else:
+            todo.append(program)
+            if program.products:
+                waiting[program.products] = []
+    total = len(todo) + sum(map(len, waiting.values()))
     workers = max(2, num_processors())  # two at least: reading files and compiling leave the lock
     compiled: dict[str, jax.stages.Compiled] = {}
     with (
         ThreadPoolExecutor(workers, thread_name_prefix="compile") as pool,
-        tqdm(
-            total=len(todo), desc="programs", unit="prog", disable=not show_progress, file=sys.stderr
-        ) as bar,
+        tqdm(total=total, desc="programs", unit="prog", disable=not show_progress, file=sys.stderr) as bar,
     ):
         tasks = {pool.submit(_load_or_compile, program, cache): program for program in todo}
-        for task in as_completed(tasks):
-            compiled[tasks[task].name] = task.result()
-            bar.update()
+        while tasks:
+            done, _ = wait(tasks, return_when=FIRST_COMPLETED)
+            for task in done:
+                program = tasks.pop(task)
+                if given_up is not None and given_up.is_set():
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    return compiled
+                compiled[program.name] = task.result()
+                for other in waiting.pop(program.products, ()):
+                    tasks[pool.submit(_load_or_compile, other, cache)] = other
+                bar.update()
     return compiled
 
 
 def _load_or_compile(program: Program, cache: CompileCache) -> jax.stages.Compiled:
     found = cache.load(program.name)
-    return found if found is not None else cache.compile(program.name, program.lower)
+    return found if found is not None else cache.compile(program.name, program.lower, program.rows)
 
 
 def check_memory(programs: Mapping[str, jax.stages.Compiled], memory: MemoryPlan) -> None:

@@ -23,6 +23,7 @@ from jaxserve.engine.sampling import sample
 from jaxserve.engine.sampling_rows import NUM_FLOATS, NUM_INTS, SamplingRows, has_processors, mask_words
 from jaxserve.engine.settle import Settings
 from jaxserve.engine.weight_pack import WeightPack
+from jaxserve.engine.xla_options import LIBRARY_ROWS
 from jaxserve.kernels_pallas.attention import backend_of, make_ready
 from jaxserve.kernels_pallas.metadata import Backend
 from jaxserve.models.decoder import DecoderModel
@@ -42,6 +43,8 @@ class Program:
 
     name: str
     lower: Callable[[], jax.stages.Lowered]
+    rows: int = 0  # of its matrix products' activations; 0 without any
+    products: str = ""  # of programs that name the same ones, what one has tuned serves the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +79,21 @@ class ProgramBook:
     def __iter__(self) -> Iterator[Program]:
         lattice = self._settings.lattice
         # The slowest first, so that the last core does not end with one of them.
-        for forward in sorted(lattice.forwards, key=lambda f: f.kind == "decode"):
-            yield Program(forward.name, lambda forward=forward: self._lower_forward(forward))
+        for forward in sorted(lattice.forwards, key=self._is_quick):
+            rows = forward.num_tokens
+            yield Program(
+                forward.name,
+                lambda forward=forward: self._lower_forward(forward),
+                rows,
+                self._tuned("layers", rows),
+            )
         for shape in lattice.samples:
-            yield Program(shape.name, lambda shape=shape: self._lower_sample(shape))
-        yield Program(PROMPT_LOGPROBS, self._lower_prompt_logprobs)
+            rows = shape.num_rows
+            yield Program(
+                shape.name, lambda shape=shape: self._lower_sample(shape), rows, self._tuned("head", rows)
+            )
+        rows = lattice.prompt_chunk
+        yield Program(PROMPT_LOGPROBS, self._lower_prompt_logprobs, rows, self._tuned("head", rows))
         for given, taken in lattice.resizes():
             yield Program(
                 resize_program(given, taken),
@@ -88,6 +101,16 @@ class ProgramBook:
             )
         yield Program(ADMIT, self._lower_admit)
         yield Program(ASSIGN, self._lower_assign)
+
+    def _tuned(self, weights: str, rows: int) -> str:
+        """Name of the products of these weights with so many rows; only on GPUs are they tuned."""
+        return f"{weights}_{rows}" if self._settings.platform == "gpu" else ""
+
+    def _is_quick(self, forward: ForwardShape) -> bool:
+        """Whether it compiles sooner than others: with a kernel less, or without kernels of XLA's own to try."""
+        if self._settings.platform == "gpu":
+            return forward.num_tokens >= LIBRARY_ROWS
+        return forward.kind == "decode"
 
     def pack(self, state: nnx.State) -> Weights:
         """A model's parameters as the programs take them."""
@@ -143,7 +166,6 @@ class ProgramBook:
                 variant=shape.variant,
                 num_logprobs=None,
                 on_cpu=on_cpu,
-                on_gpu=settings.platform == "gpu",
             )
             results = (out.ids,)
             if shape.with_logprobs:

@@ -10,6 +10,8 @@ import jax
 # one compilation the list must be whole: "+COLLECTIVES" is understood in XLA_FLAGS alone (jax 0.10.2, 0.11.2).
 _GRAPH_DEFAULT = ("FUSION", "CUBLAS", "CUBLASLT", "CUSTOM_CALL", "CUDNN", "DYNAMIC_SLICE_FUSION")
 
+LIBRARY_ROWS = 512  # from here on a GPU's matrix products are the library's
+
 
 @dataclass(frozen=True, slots=True)
 class _Option:
@@ -17,6 +19,7 @@ class _Option:
     value: bool | str
     platform: str
     several_devices: bool = False  # only for programs that span several
+    least_rows: int = 0  # only for programs whose matrix products have as many rows of activations
     since: tuple[int, ...] = ()  # first JAX version that has it
     until: tuple[int, ...] = (1000,)  # first JAX version that has it no more
 
@@ -29,13 +32,19 @@ _OPTIONS = (
     # become one (compiled for H100, jax 0.11.2, 2026-11-22).
     _Option("xla_gpu_enable_command_buffer", ",".join((*_GRAPH_DEFAULT, "COLLECTIVES")), "gpu", True),
     _Option("xla_gpu_graph_min_graph_size", "1", "gpu", True),
+    # XLA compiles and times dozens of Triton kernels for each product before it takes the fastest.  Of many rows each
+    # try runs for milliseconds, one at a time whatever the number of cores: the 7 mixed programs of an 8B model took
+    # 31 s by themselves (16 cores, H100, jax 0.11.2, 2026-11-23), and cuBLAS wins there anyway.  Without the search
+    # 8192 tokens need 0.66 GiB of temporaries (compiled for H100, same version), with it 1.69 GiB (seen on one):
+    # presumably products that were taken out of a Triton fusion, in float32.
+    _Option("xla_gpu_enable_triton_gemm", False, "gpu", least_rows=LIBRARY_ROWS),
 )
 
 
-def compiler_options(platform: str, num_devices: int = 1) -> dict[str, bool | str]:
-    """Options of every program's compilation; XLA refuses names that it does not know.
+def compiler_options(platform: str, num_devices: int = 1, rows: int = 0) -> dict[str, bool | str]:
+    """Options of a program's compilation; XLA refuses names that it does not know.
 
-    `num_devices` is how many devices one program spans.
+    `num_devices` is how many devices the program spans, and `rows` how many rows of activations it multiplies.
     """
     version = jax.__version_info__
     return {
@@ -44,4 +53,5 @@ def compiler_options(platform: str, num_devices: int = 1) -> dict[str, bool | st
         if option.platform == platform
         and option.since <= version < option.until
         and (num_devices > 1 or not option.several_devices)
+        and rows >= option.least_rows
     }

@@ -6,15 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from jaxserve.engine.xla_options import compiler_options
+from jaxserve.engine.xla_options import LIBRARY_ROWS, compiler_options
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("num_devices", [1, 8])
-def test_xla_takes_the_options(platform: str, num_devices: int) -> None:
+@pytest.mark.parametrize("rows", [0, LIBRARY_ROWS])
+def test_xla_takes_the_options(platform: str, num_devices: int, rows: int) -> None:
     # XLA reads every platform's options on every platform.
     lowered = jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((3,), np.float32))
-    compiled = lowered.compile(compiler_options(platform, num_devices))
+    compiled = lowered.compile(compiler_options(platform, num_devices, rows))
     assert compiled(np.ones(3, np.float32)).tolist() == [2, 2, 2]
 
 
@@ -22,3 +23,10 @@ def test_graphs_hold_collectives_only_where_there_are_any() -> None:
     assert "COLLECTIVES" in str(compiler_options("gpu", 8)["xla_gpu_enable_command_buffer"])
     assert "xla_gpu_enable_command_buffer" not in compiler_options("gpu", 1)
     assert compiler_options("cpu", 1)
+
+
+def test_only_products_of_many_rows_are_left_to_the_library() -> None:
+    name = "xla_gpu_enable_triton_gemm"
+    assert name not in compiler_options("gpu", rows=LIBRARY_ROWS - 1)
+    assert compiler_options("gpu", rows=LIBRARY_ROWS)[name] is False
+    assert name not in compiler_options("cpu", rows=LIBRARY_ROWS)
