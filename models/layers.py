@@ -10,7 +10,8 @@ from jaxserve.config import ModelConfig
 from jaxserve.kernels_pallas.attention import StepScratch, attention
 from jaxserve.kernels_pallas.heads import HeadNorms, RopeTable, rms_norm
 from jaxserve.kernels_pallas.matmul import contract
-from jaxserve.kernels_pallas.metadata import AttentionMetadata
+from jaxserve.kernels_pallas.metadata import AttentionMetadata, Backend
+from jaxserve.kernels_pallas.residual import add_norm, contract_parts
 
 
 def parameter(shape: tuple[int, ...], axes: tuple[str, ...], dtype: jnp.dtype) -> nnx.Param[jax.Array]:
@@ -36,6 +37,12 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return rms_norm(x, self.scale[...], self.eps)
+
+    def add(self, x: jax.Array, parts: jax.Array | None, backend: Backend) -> tuple[jax.Array, jax.Array]:
+        """x [T, D] plus the sum of parts [C, T, D], if there are any, and the norm of that."""
+        if parts is None:
+            return x, self(x)
+        return add_norm(x, parts, self.scale.get_value(), self.eps, backend)
 
 
 class Attention(nnx.Module):
@@ -68,9 +75,9 @@ class Attention(nnx.Module):
         scratch: StepScratch,
         rows: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, StepScratch]:
-        """x [T, D] and this layer's pages [P, S, K, 2, H] to the output [T, D], the pages and the scratch.
+        """x [T, D] and this layer's pages [P, S, K, 2, H] to the output, the pages and the scratch.
 
-        If `rows` [R] are given, the output is that of those tokens alone, [R, D].
+        The output is in parts [C, T, D] to be summed, or of `rows` [R] alone, if they are given, [C, R, D].
         """
         qkv = contract(x, self.qkv[...])  # [T, K, G + 2, H]
         if self.qkv_bias is not None:
@@ -90,8 +97,7 @@ class Attention(nnx.Module):
         )
         if rows is not None:
             out = take_rows(out, rows)
-        y = contract(out, self.o[...], num_axes=2)
-        return (y if self.o_bias is None else y + self.o_bias[...]), kv_pages, scratch
+        return _contract_parts(out, self.o, 2, self.o_bias, meta.backend), kv_pages, scratch
 
 
 class GatedMLP(nnx.Module):
@@ -104,12 +110,24 @@ class GatedMLP(nnx.Module):
         self.down = parameter((ffn, embed), ("ffn", "embed"), dtype)
         self.down_bias = parameter((embed,), ("embed",), dtype) if config.mlp_bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [T, D] to [T, D]."""
+    def __call__(self, x: jax.Array, backend: Backend) -> jax.Array:
+        """x [T, D] to parts [C, T, D] to be summed."""
         gate_up = contract(x, self.gate_up[...])  # [T, 2, F]
         if self.gate_up_bias is not None:
             gate_up = gate_up + self.gate_up_bias[...]
         # float32 costs nothing here: the activation is fused between two GEMMs and never stored wide.
         gate, up = gate_up[:, 0].astype(jnp.float32), gate_up[:, 1].astype(jnp.float32)
-        y = contract((jax.nn.silu(gate) * up).astype(x.dtype), self.down[...])
-        return y if self.down_bias is None else y + self.down_bias[...]
+        gated = (jax.nn.silu(gate) * up).astype(x.dtype)
+        return _contract_parts(gated, self.down, 1, self.down_bias, backend)
+
+
+def _contract_parts(
+    x: jax.Array,
+    weight: nnx.Param[jax.Array],
+    num_axes: int,
+    bias: nnx.Param[jax.Array] | None,
+    backend: Backend,
+) -> jax.Array:
+    if bias is None:
+        return contract_parts(x, weight[...], num_axes, backend)
+    return (contract(x, weight[...], num_axes) + bias[...])[None]

@@ -125,7 +125,8 @@ class ProgramBook:
         return index
 
     def _model(self, weights: tuple[jax.Array, ...]) -> DecoderModel:
-        return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, self._pack.unpack(weights)))
+        leaves = self._pack.unpack(weights, keep_stacks=self._backend == "gpu")
+        return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, leaves))
 
     def _head_model(self, head: jax.Array) -> DecoderModel:
         """A model that can do nothing but `logits`: its other parameters are shapes without values."""

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxserve.kernels_pallas.matmul import from_rows, to_rows
+from jaxserve.kernels_pallas.residual import StackedRow
 
 _SMALL = 256 * 1024  # bytes; larger ones feed matrix products, which want arrays of their own
 
@@ -83,9 +84,14 @@ class WeightPack:
         argument, row = self.places[index]
         return arguments[argument] if row is None else arguments[argument][row]
 
-    def unpack(self, arguments: Sequence[jax.Array]) -> list[jax.Array]:
-        """Inside a program: the leaves."""
-        leaves = [self.leaf(arguments, index) for index in range(len(self.places))]
+    def unpack(
+        self, arguments: Sequence[jax.Array], *, keep_stacks: bool = False
+    ) -> list[jax.Array | StackedRow]:
+        """Inside a program: the leaves, stacked vectors as StackedRow if `keep_stacks`."""
+        leaves: list[Any] = [self.leaf(arguments, index) for index in range(len(self.places))]
+        for index, (argument, row) in enumerate(self.places):
+            if keep_stacks and row is not None and leaves[index].ndim == 1:
+                leaves[index] = StackedRow(arguments[argument], jnp.full((1,), row, jnp.int32))
         for index, axes in self.contracted.items():
             leaves[index] = from_rows(leaves[index], axes)
         return leaves

@@ -85,5 +85,5 @@ def test_every_program_lowers(book: ProgramBook) -> None:
             assert "triton" in text, f"{name} has none of our kernels"
             # Pages of each layer and the page table: what is not aliased would be copied in every step.
             assert text.count("tf.aliasing_output") >= NUM_LAYERS + 1, name
-            # Layers that are alike are one function; the first's scratch may be of another kind.
-            assert text.count("func.func private @_run_layer") <= 2, name
+            # Layers that are alike are one function; nothing is added before the first, and the last may be cut.
+            assert text.count("func.func private @_run_layer") <= 3, name
