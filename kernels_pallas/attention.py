@@ -5,8 +5,8 @@ The one door for models.  Who does the work is decided here, by the platform tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.util import find_spec
+from types import ModuleType
 from typing import NamedTuple
 
 import jax
@@ -79,6 +79,11 @@ def attention(
             qkv, kv_pages, meta, rope=rope, counters=scratch.counters, norms=norms, **options
         )
         return out, kv_pages, StepScratch(counters)
+    if meta.backend == "gpu":
+        from jaxserve.kernels_pallas import gpu_split
+
+        q, kv_pages = gpu_split.split_and_write(qkv, kv_pages, meta, rope, norms)
+        return _gpu_prefill(q, kv_pages).attend(q, kv_pages, meta, **options), kv_pages, scratch
     q, k, v = split_heads(qkv, rope, norms)
     out, kv_pages = paged_attention(q, k, v, kv_pages, meta, **options)
     return out, kv_pages, scratch
@@ -98,7 +103,12 @@ def paged_attention(
     """`attention` of queries and keys that are normalised and rotated: q [T, N, H], k and v [T, K, H]."""
     options = {"scale": scale, "window": window, "soft_cap": soft_cap}
     if meta.backend == "gpu":
-        return _gpu_kernel(q, kv_pages, meta)(q, k, v, kv_pages, meta, **options)
+        if meta.kind == "mixed":
+            return _gpu_prefill(q, kv_pages).paged_attention(q, k, v, kv_pages, meta, **options)
+        # Here, since Pallas' GPU parts cost a second to import, and CPUs need none of them.
+        from jaxserve.kernels_pallas import gpu_decode
+
+        return gpu_decode.decode_attention(q, k, v, kv_pages, meta, **options)
     kv_pages = xla.write_kv(kv_pages, k, v, meta)
     if meta.backend == "cpu":
         from jaxserve.kernels_pallas import cpu_attention
@@ -107,20 +117,16 @@ def paged_attention(
     return xla.attend(q, kv_pages, meta, **options), kv_pages
 
 
-def _gpu_kernel(
-    q: jax.Array, kv_pages: jax.Array, meta: AttentionMetadata
-) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    # Here, since Pallas' GPU parts cost a second to import, and CPUs need none of them.
-    from jaxserve.kernels_pallas import gpu_decode, gpu_prefill
+def _gpu_prefill(q: jax.Array, kv_pages: jax.Array) -> ModuleType:
+    """The module whose `attend` and `paged_attention` are the fastest for mixed steps of these shapes and types."""
+    from jaxserve.kernels_pallas import gpu_prefill
 
-    if meta.kind == "decode":
-        return gpu_decode.decode_attention
     if _is_hopper():
         from jaxserve.kernels_pallas import gpu_prefill_mosaic
 
         if gpu_prefill_mosaic.supports(q, kv_pages):
-            return gpu_prefill_mosaic.paged_attention
-    return gpu_prefill.paged_attention
+            return gpu_prefill_mosaic
+    return gpu_prefill
 
 
 def _is_hopper() -> bool:
