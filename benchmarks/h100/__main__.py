@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -27,6 +28,8 @@ DEFAULT_PARTS = ("decode-8b", "prefill-8b", "sampling-8b", "decode-1b", "prefill
 def main() -> int:
     """Run the parts in the order given, those of one model one after the other in one engine."""
     args = _parse()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("jaxserve").setLevel(logging.INFO)  # where the seconds of a start go
     began = time.monotonic()
 
     def say(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -12,6 +13,8 @@ from benchmarks.h100.engine import Engine
 
 def main() -> int:
     """Print the times as JSON once the first token is there; the parent takes the whole time."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("jaxserve").setLevel(logging.INFO)  # where the seconds of a start go
     model, cache_dir, overrides = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -53,7 +53,11 @@ def test_one_of_those_with_the_same_products_comes_first() -> None:
 
 def test_those_without_wait_for_nobody() -> None:
     together = threading.Barrier(2, timeout=30)
-    cache = Recorder(lambda name: together.wait() and None)
+
+    def meet(name: str) -> None:
+        together.wait()
+
+    cache = Recorder(meet)
     assert sorted(compile_all([program("a"), program("b")], cache, show_progress=False)) == ["a", "b"]
 
 

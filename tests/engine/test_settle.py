@@ -143,6 +143,16 @@ def test_pages_are_larger_on_gpus_unless_the_operator_says_otherwise(
     assert settle_on(monkeypatch, platform, 100 * MIB, page_size=32).page_size == 32
 
 
+@pytest.mark.usefixtures("no_share")
+def test_a_little_of_an_accelerators_pool_stays_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = plan_on_gpu(
+        monkeypatch, 3 * MIB // 2, max_num_seqs=64, max_num_batched_tokens=64, max_model_len=128
+    )
+    free = memory.available - memory.total
+    assert free >= memory.available // 128
+    assert free <= memory.available // 128 + memory.page * (1 + memory.num_pages // 128)
+
+
 def test_the_samplers_state_has_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = plan(monkeypatch, 100 * MIB)
     slots = 4 + 1
