@@ -149,8 +149,8 @@ def _plan_memory(
 ) -> MemoryPlan:
     page = model.num_layers * page_size * model.num_kv_heads * 2 * model.head_dim * itemsize
     # Live at once in the largest step: the residual stream, one MLP, hidden states; float32 logits and their copies.
-    # Of Llama 8B with 8192 tokens this makes 1.52 GiB, where XLA takes 0.66 for the step and 0.13 for the outputs of
-    # two; of 1B 1.05 where it takes 0.38 and 0.06 (compiled for H100, jax 0.11.2, 2026-11-23).
+    # Of Llama 8B with 8192 tokens this makes 1.52 GiB, where XLA takes 0.72 for the step and 0.13 for the outputs of
+    # two; of 1B 1.05 where it takes about 0.4 and 0.06 (compiled for H100, jax 0.11.2, 2026-11-23).
     activations = max_num_batched_tokens * (3 * model.intermediate_size + 6 * model.hidden_size) * itemsize
     activations += max_num_seqs * model.vocab_size * 4 * 4
     activations += (
