@@ -80,11 +80,11 @@ def test_every_product_is_split_evenly_and_large_ones_not_at_all(num_inputs: int
     assert splits[-1] == 1
 
 
-@pytest.mark.parametrize(("num_rows", "size", "num_parts"), [(1, 4096, 8), (8192, 576, 1), (256, 8192, 2)])
+@pytest.mark.parametrize(("num_rows", "size", "num_parts"), [(1, 4096, 8), (256, 8192, 2), (512, 576, 1)])
 def test_lowers_for_cuda(num_rows: int, size: int, num_parts: int) -> None:
     shapes: Any = jax.eval_shape(lambda: arguments(num_rows, size, num_parts, "bfloat16"))
     device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):
         traced = jax.jit(lambda x, parts, scale: add_norm(x, parts, scale, EPS, "gpu")).trace(*shapes)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("stablehlo.custom_call") == 1
+    assert text.count("stablehlo.custom_call") == (num_rows < 512)  # many are left to XLA and cuBLAS
