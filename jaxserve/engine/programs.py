@@ -25,9 +25,10 @@ from jaxserve.engine.settle import Settings
 from jaxserve.engine.weight_pack import WeightPack
 from jaxserve.engine.xla_options import LIBRARY_ROWS
 from jaxserve.kernels_pallas.attention import backend_of, make_ready
+from jaxserve.kernels_pallas.matmul import from_rows, wants_rows
 from jaxserve.kernels_pallas.metadata import Backend
 from jaxserve.models.decoder import DecoderModel
-from jaxserve.models.layers import take_rows
+from jaxserve.models.layers import CONTRACTED_AXES, take_rows
 from jaxserve.sampling_params import MAX_LOGIT_BIAS
 
 ADMIT_CHUNK = 1024  # tokens of one admit call
@@ -64,9 +65,11 @@ class ProgramBook:
         self._settings = settings
         self._graphdef = graphdef
         leaves, self._treedef = jax.tree.flatten(abstract_state)
-        self._pack = WeightPack.plan(leaves)
+        contracted = _contracted_axes(abstract_state) if wants_rows() else {}
+        self._pack = WeightPack.plan(leaves, contracted)
         self._leaf_specs = [_spec(leaf.shape, leaf.dtype) for leaf in leaves]
         self._head = self._find_head(abstract_state)
+        self._head_spec = jax.eval_shape(lambda arrays: self._pack.leaf(arrays, self._head), self._pack.specs)
         model = settings.model
         self._backend: Backend = backend_of(jax.default_backend(), settings.dtype, model.head_dim)
         make_ready(self._backend)
@@ -115,7 +118,8 @@ class ProgramBook:
     def pack(self, state: nnx.State) -> Weights:
         """A model's parameters as the programs take them."""
         leaves = jax.tree.leaves(state)
-        return Weights(self._pack.pack(leaves), leaves[self._head])
+        model = self._pack.pack(leaves)
+        return Weights(model, self._pack.leaf(model, self._head))
 
     def _find_head(self, abstract_state: nnx.State) -> int:
         """Index of the leaf that DecoderModel.logits multiplies with."""
@@ -131,7 +135,8 @@ class ProgramBook:
     def _head_model(self, head: jax.Array) -> DecoderModel:
         """A model that can do nothing but `logits`: its other parameters are shapes without values."""
         leaves: list[jax.Array | jax.ShapeDtypeStruct] = [*self._leaf_specs]
-        leaves[self._head] = head
+        axes = self._pack.contracted.get(self._head)
+        leaves[self._head] = head if axes is None else from_rows(head, axes)
         return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, leaves))
 
     def _lower_forward(self, shape: ForwardShape) -> jax.stages.Lowered:
@@ -167,6 +172,7 @@ class ProgramBook:
                 variant=shape.variant,
                 num_logprobs=None,
                 on_cpu=on_cpu,
+                on_gpu=settings.platform == "gpu",
             )
             results = (out.ids,)
             if shape.with_logprobs:
@@ -184,7 +190,7 @@ class ProgramBook:
 
         rows = shape.num_rows
         args = [
-            self._leaf_specs[self._head],
+            self._head_spec,
             self._state_specs[: num_state_arrays(shape)],
             _spec((rows, settings.model.hidden_size), settings.dtype),
             _spec((rows, NUM_INTS + NUM_FLOATS), jnp.int32),
@@ -204,9 +210,7 @@ class ProgramBook:
             return logprobs_to_tuple(prompt_logprobs(logits, target_ids, settings.max_logprobs))
 
         hidden = _spec((lattice.scoring.num_tokens, settings.model.hidden_size), settings.dtype)
-        return jax.jit(score).lower(
-            self._leaf_specs[self._head], hidden, _spec((), jnp.int32), _spec((chunk,), jnp.int32)
-        )
+        return jax.jit(score).lower(self._head_spec, hidden, _spec((), jnp.int32), _spec((chunk,), jnp.int32))
 
     def _lower_resize(self, given: int, taken: int) -> jax.stages.Lowered:
         def resize(hidden):
@@ -268,6 +272,14 @@ def _state_from_tuple(arrays: tuple[jax.Array, ...]) -> SamplerState:
 def logprobs_to_tuple(logprobs: Logprobs) -> tuple[jax.Array, ...]:
     """The arrays in the order in which the runner reads them."""
     return (logprobs.logprob, logprobs.rank, logprobs.top_ids, logprobs.top_logprobs)
+
+
+def _contracted_axes(abstract_state: nnx.State) -> dict[int, int]:
+    """Of each leaf that products read: how many of its leading axes they contract."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(abstract_state)]
+    names = [[str(getattr(key, "key", getattr(key, "name", ""))) for key in path] for path in paths]
+    known = [next((name for name in path if name in CONTRACTED_AXES), None) for path in names]
+    return {index: CONTRACTED_AXES[name] for index, name in enumerate(known) if name is not None}
 
 
 def resize_program(given: int, taken: int) -> str:
