@@ -29,7 +29,7 @@ _POOL_SHARE_LEAST = (
 _PAGE_COUNT_BITS = 6
 _ACCELERATOR_PAGE_COUNT_BITS = 8
 # Of an accelerator's pool, one part in so many stays free: loading leaves holes that nothing fits into.
-_POOL_SLACK = 128
+_POOL_SLACK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ def _plan_memory(
     # Live at once in the largest step: the residual stream, one MLP, hidden states; float32 logits and their copies.
     # Of Llama 8B with 8192 tokens this makes 1.52 GiB, where XLA takes 0.72 for the step and 0.13 for the outputs of
     # two; of 1B 1.05 where it takes about 0.4 and 0.06 (compiled for H100, jax 0.11.2, 2026-11-23).
-    activations = max_num_batched_tokens * (3 * model.intermediate_size + 6 * model.hidden_size) * itemsize
+    activations = max_num_batched_tokens * (3 * model.intermediate_size * 4 + 6 * model.hidden_size * itemsize)
     activations += max_num_seqs * model.vocab_size * 4 * 4
     activations += (
         2 * (max_num_seqs + 1) * -(-max_model_len // page_size) * 4
