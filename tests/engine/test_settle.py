@@ -149,8 +149,8 @@ def test_a_little_of_an_accelerators_pool_stays_free(monkeypatch: pytest.MonkeyP
         monkeypatch, 3 * MIB // 2, max_num_seqs=64, max_num_batched_tokens=64, max_model_len=128
     )
     free = memory.available - memory.total
-    assert free >= memory.available // 128
-    assert free <= memory.available // 128 + memory.page * (1 + memory.num_pages // 128)
+    assert free >= memory.available // 64
+    assert free <= memory.available // 64 + memory.page * (1 + memory.num_pages // 128)
 
 
 def test_the_samplers_state_has_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
