@@ -206,7 +206,7 @@ async def _state(root: HttpClient) -> ServerState:
             tasks=values.get("asyncio_tasks"),
             open_files=values["process_open_fds"],
             resident_bytes=values["process_resident_memory_bytes"],
-            compiles_after_ready=values["compiles_after_ready_total"],
+            compiles_after_ready=values["jaxserve_compiles_after_ready_total"],
         )
     except KeyError as error:
         raise JaxserveError(f"{root.url}/metrics has no {error.args[0]}") from error
