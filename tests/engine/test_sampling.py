@@ -14,6 +14,7 @@ from jaxserve.engine.logprobs import prompt_logprobs
 from jaxserve.engine.sampler_state import COUNT_MASK, PROMPT_BIT, SamplerState, admit_chunk, init_state
 from jaxserve.engine.sampling_rows import (
     VARIANTS,
+    Variant,
     allow_all,
     allow_only,
     bias_arrays,
@@ -122,12 +123,13 @@ def test_variants_agree_on_what_they_all_honour(size, on_cpu):
     narrow = [
         SamplingParams(seed=s, temperature=s / 7, top_k=1 + s * 9, top_p=0.5 + s / 20) for s in range(8)
     ]
-    for least, params in (
+    cases: list[tuple[Variant, list[SamplingParams]]] = [
         ("greedy", greedy),
         ("temperature", plain),
         ("top_k", narrow),
         ("random", filtered),
-    ):
+    ]
+    for least, params in cases:
         want = sampled_ids(logits, params, variant="random", on_cpu=on_cpu)
         for variant in VARIANTS:
             if covers(variant, least):

@@ -146,8 +146,9 @@ def test_the_door_rotates_and_normalises(has_norms: bool) -> None:
         return np.concatenate([turned.real, turned.imag], axis=-1)
 
     q, k = turn(q).reshape(rows, 6, head_dim), turn(k)[:, :, 0]
+    narrow = [x.astype(np.float32) for x in (q, k, v)]
     want, want_pages = reference.paged_attention(
-        *(x.astype(np.float32) for x in (q, k, v)), step.kv_pages, step.meta, scale=0.25
+        narrow[0], narrow[1], narrow[2], step.kv_pages, step.meta, scale=0.25
     )
     np.testing.assert_allclose(out, want, atol=2e-5)
     np.testing.assert_allclose(np.asarray(pages)[1:], want_pages[1:], atol=2e-5)
