@@ -7,6 +7,9 @@ XLA on CPU can only gather pages into a new array, element by element, before it
 A unit of work is a few tokens, which share a page while it is in the first-level cache, or their heads of one kv head.
 """
 
+# Numba itself passes an intrinsic its first argument, the typing context.
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 import math
@@ -16,7 +19,7 @@ import jax.numpy as jnp
 import numba as nb
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, njit, types  # pyright: ignore[reportPrivateImportUsage]  # documented, not in __all__
 from numba.core import cgutils
 from numba.extending import intrinsic
 

@@ -8,11 +8,13 @@ which may be a thread that came when everything was done.
 The structs are those of xla/ffi/api/c_api.h, read as arrays of 8-byte words.
 """
 
+# Numba itself passes an intrinsic its first argument, the typing context.
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import re
 from collections.abc import Callable
 from functools import cache
@@ -24,7 +26,7 @@ import jax
 import numba as nb
 import numpy as np
 from llvmlite import binding, ir
-from numba import carray, cfunc, njit, types
+from numba import carray, cfunc, njit, types  # pyright: ignore[reportPrivateImportUsage]  # documented, not in __all__
 from numba.core import cgutils, config
 from numba.extending import intrinsic
 
@@ -237,14 +239,15 @@ def _task_symbol(name: str) -> str:
 def _compile(function: Callable[[int], int]) -> Any:
     """As a C function int64 f(int64).  Numba's own cache looks at one source file only, so each state of the sources
     gets a folder of its own; without a folder to write to, every process compiles anew."""
-    before = config.CACHE_DIR
+    settings: Any = config  # Numba puts its names there while it is imported
+    before = settings.CACHE_DIR
     try:
-        config.CACHE_DIR = str(_cache_folder())
+        settings.CACHE_DIR = str(_cache_folder())
         return cfunc(types.int64(types.int64), cache=True)(function)
     except (OSError, RuntimeError):
         return cfunc(types.int64(types.int64))(function)
     finally:
-        config.CACHE_DIR = before
+        settings.CACHE_DIR = before
 
 
 @cache
@@ -252,7 +255,6 @@ def _cache_folder() -> Path:
     digest = hashlib.sha256(f"{nb.__version__} {jax.__version__}".encode())
     for path in sorted(Path(__file__).parent.glob("cpu_*.py")):
         digest.update(path.read_bytes())
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "jaxserve" / "numba" / digest.hexdigest()[:24]
+    folder = Path("~/.cache/jaxserve/numba").expanduser() / digest.hexdigest()[:24]
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -7,6 +7,9 @@ wait in the first-level cache.
 Every output is summed over K in one order, whatever the number of rows: a row's result does not depend on its company.
 """
 
+# Numba itself passes an intrinsic its first argument, the typing context.
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 from math import prod
