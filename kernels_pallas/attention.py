@@ -5,7 +5,6 @@ The one door for models.  Who does the work is decided here, by the platform tha
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from types import ModuleType
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxserve.kernels_pallas import xla
 from jaxserve.kernels_pallas.heads import HeadNorms, RopeTable, split_heads
+from jaxserve.kernels_pallas.matmul import has_numba
 from jaxserve.kernels_pallas.metadata import AttentionMetadata, Backend
 
 
@@ -27,7 +27,7 @@ def backend_of(platform: str, dtype: jax.typing.DTypeLike, head_dim: int) -> Bac
     """Whose kernels are the fastest on `platform` for pages of `dtype`."""
     if platform in ("gpu", "cuda") and head_dim % 16 == 0:
         return "gpu"
-    if platform == "cpu" and jnp.dtype(dtype) == jnp.float32 and find_spec("numba") is not None:
+    if platform == "cpu" and jnp.dtype(dtype) == jnp.float32 and has_numba():
         return "cpu"
     return "xla"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 from math import prod
 
@@ -37,7 +38,13 @@ def contract_rows(x: jax.Array, rows: jax.Array, *, out_dtype: jnp.dtype | None 
 
 def wants_rows() -> bool:
     """Whether this platform's products want weights stored output by output."""
-    return jax.default_backend() == "cpu" and find_spec("numba") is not None
+    return jax.default_backend() == "cpu" and has_numba()
+
+
+@cache
+def has_numba() -> bool:
+    """Whether CPUs have kernels of their own here."""
+    return find_spec("numba") is not None
 
 
 def to_rows(weight: jax.Array, num_axes: int) -> jax.Array:

@@ -118,8 +118,8 @@ class GatedMLP(nnx.Module):
         if self.gate_up_bias is not None:
             gate_up = gate_up + self.gate_up_bias[...]
         if x.dtype != jnp.float32 and x.shape[0] >= _STORED_ROWS:
-            # Or XLA has the product write float32, 0.9 GB a layer of Llama 8B instead of half, to spare itself the
-            # widening below (1.69 GiB of temporaries on an H100, jax 0.11.2, 2026-11-23).
+            # Or XLA may have the product write float32, 0.9 GB a layer of Llama 8B instead of half, to spare itself the
+            # widening below: by its size, what made a step ask an H100 for 1.69 GiB (jax 0.11.2, 2026-11-23).
             gate_up = jax.lax.optimization_barrier(gate_up)
         # float32 costs nothing here: the activation is fused between two GEMMs and never stored wide.
         gate, up = gate_up[:, 0].astype(jnp.float32), gate_up[:, 1].astype(jnp.float32)
