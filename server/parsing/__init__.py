@@ -1,0 +1,1 @@
+"""What the model wrote, told apart: reasoning, answer, tool calls."""
