@@ -1,0 +1,33 @@
+"""Events that follow each other, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from jaxserve.server.parsing.events import CallArguments, CallStart, Event
+
+
+def append_event(events: list[Event], event: Event) -> None:
+    """Append `event`, or let the last one of `events` say what it says too."""
+    last = events[-1] if events else None
+    if (
+        last is None
+        or type(last) is not type(event)
+        or isinstance(event, CallStart)
+        or isinstance(last, CallStart)
+        or (
+            isinstance(event, CallArguments) and isinstance(last, CallArguments) and event.index != last.index
+        )
+    ):
+        events.append(event)
+    else:
+        events[-1] = replace(last, text=last.text + event.text)
+
+
+def joined(events: Iterable[Event]) -> list[Event]:
+    """The same events with as few pieces as possible: what an answer says does not depend on its pieces."""
+    whole: list[Event] = []
+    for event in events:
+        append_event(whole, event)
+    return whole

@@ -1,0 +1,23 @@
+"""Every built-in format of tool calls, under the names of vLLM's --tool-call-parser."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from jaxserve.errors import ConfigError
+from jaxserve.server.tool_parsers import json_in_tags
+from jaxserve.server.tool_parsers.tool_format import ToolFormat
+
+_FORMATS = (*json_in_tags.FORMATS,)
+
+TOOL_FORMATS = MappingProxyType({name: entry for entry in _FORMATS for name in entry.names})
+
+
+def find_tool_parser(name: str) -> ToolFormat:
+    """The format of that name.  Raises ConfigError, listing the names, if there is none."""
+    try:
+        return TOOL_FORMATS[name]
+    except KeyError:
+        raise ConfigError(
+            f"tool_call_parser={name!r}: there is no such parser; use one of {', '.join(sorted(TOOL_FORMATS))}"
+        ) from None
