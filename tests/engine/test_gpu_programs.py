@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,11 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from jaxserve.config import EngineConfig
 from jaxserve.engine import programs as programs_module
 from jaxserve.engine.client import weights_bytes
-from jaxserve.engine.programs import ProgramBook
+from jaxserve.engine.programs import PROMPT_LOGPROBS, ProgramBook
 from jaxserve.engine.settle import settle
 from jaxserve.models.loading import abstract_model
 from tests.engine.tiny_engine import TINY
+from tests.kernels_pallas.lowering import triton_kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
@@ -54,8 +56,8 @@ class JaxForCuda:
 
 
 @pytest.fixture
-def book(monkeypatch: pytest.MonkeyPatch) -> ProgramBook:
-    """Programs of a small bfloat16 engine on a pretend H100."""
+def book(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ProgramBook:
+    """Programs of a small engine on a pretend H100; the parameter is EngineConfig.dtype."""
     device = SimpleNamespace(
         platform="gpu",
         device_kind=H100,
@@ -65,21 +67,31 @@ def book(monkeypatch: pytest.MonkeyPatch) -> ProgramBook:
     with monkeypatch.context() as patch:
         patch.setattr(jax, "devices", lambda: [device])
         config = EngineConfig(
-            model="tiny", max_num_seqs=4, max_num_batched_tokens=64, gpu_memory_utilization=0.5
+            model="tiny",
+            dtype=request.param,
+            max_num_seqs=4,
+            max_num_batched_tokens=64,
+            gpu_memory_utilization=0.5,
         )
         settings = settle(config, MODEL, weights_bytes(MODEL))
-        assert (settings.platform, settings.dtype) == ("gpu", "bfloat16")
-        patch.setattr(jax, "default_backend", lambda: "gpu")
+        assert (settings.platform, settings.dtype) == ("gpu", request.param or "bfloat16")
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # products ask while they are traced
         book = ProgramBook(settings, *abstract_model(MODEL, jnp.dtype(settings.dtype)))
     monkeypatch.setattr(programs_module, "jax", JaxForCuda())
     return book
 
 
-def test_every_program_lowers(book: ProgramBook) -> None:
+@pytest.fixture
+def on_h100() -> Iterator[None]:
     device = AbstractDevice(device_kind=H100, num_cores=132, platform="gpu")
-    mesh = AbstractMesh((1,), ("x",), abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh):
-        texts = {program.name: program.lower().as_text() for program in book}
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):
+        yield
+
+
+@pytest.mark.usefixtures("on_h100")
+@pytest.mark.parametrize("book", [None], indirect=True, ids=["default dtype"])
+def test_every_program_lowers(book: ProgramBook) -> None:
+    texts = {program.name: program.lower().as_text() for program in book}
     for name, text in texts.items():
         if name.startswith("forward"):
             assert "triton" in text, f"{name} has none of our kernels"
@@ -87,3 +99,17 @@ def test_every_program_lowers(book: ProgramBook) -> None:
             assert text.count("tf.aliasing_output") >= NUM_LAYERS + 1, name
             # Layers that are alike are one function; nothing is added before the first, and the last may be cut.
             assert text.count("func.func private @_run_layer") <= 3, name
+
+
+@pytest.mark.usefixtures("on_h100")
+@pytest.mark.parametrize("book", ["float32"], indirect=True)
+def test_float32_is_multiplied_as_float32(book: ProgramBook) -> None:
+    kinds = ("forward_decode_1", "forward_mixed_64", "sample_greedy_logprobs_1", PROMPT_LOGPROBS)
+    chosen = [program for program in book if program.name in kinds]
+    assert len(chosen) == len(kinds)
+    for program in chosen:
+        lowered = program.lower()
+        products = [line for line in lowered.as_text().splitlines() if "stablehlo.dot_general" in line]
+        assert products, program.name
+        assert all("precision = [HIGHEST, HIGHEST]" in line for line in products), program.name
+        assert not [text for text in triton_kernels(lowered).values() if "tf32" in text], program.name

@@ -42,8 +42,9 @@ TINY = ModelConfig(
 
 
 def tiny_config(cache_dir: str, **options: object) -> EngineConfig:
-    """An engine of 4 sequences, 32 tokens a step and pages of 8 tokens."""
+    """A float32 engine, on a GPU too, of 4 sequences, 32 tokens a step and pages of 8 tokens."""
     settings: dict[str, object] = {
+        "dtype": "float32",
         "page_size": 8,
         "max_num_seqs": 4,
         "max_num_batched_tokens": 32,
@@ -118,8 +119,9 @@ class Collector:
 class DenseModel:
     """The same weights, one whole forward pass per question."""
 
-    def __init__(self, seed: int) -> None:
-        graphdef, state = dummy_model(TINY, jnp.dtype(jnp.float32), seed)
+    def __init__(self, seed: int, config: ModelConfig = TINY) -> None:
+        self._length = config.max_position_embeddings
+        graphdef, state = dummy_model(config, jnp.dtype(jnp.float32), seed)
 
         @jax.jit
         def logits(token_ids: jax.Array) -> jax.Array:
@@ -137,7 +139,8 @@ class DenseModel:
                 tile_size=size,
             )
             model = nnx.merge(graphdef, state)
-            pages = tuple(jnp.zeros((1 + size // 8, 8, 2, 2, 8)) for _ in range(TINY.num_layers))
+            page = (1 + size // 8, 8, config.num_kv_heads, 2, config.head_dim)
+            pages = tuple(jnp.zeros(page) for _ in range(config.num_layers))
             hidden, _ = model(token_ids, pages, meta)
             return model.logits(hidden)
 
@@ -145,7 +148,7 @@ class DenseModel:
 
     def log_probs(self, tokens: Sequence[int]) -> np.ndarray:
         """Log-probabilities [T, V] after each token; causal, so padding behind does not matter."""
-        padded = np.zeros(TINY.max_position_embeddings, np.int32)
+        padded = np.zeros(self._length, np.int32)
         padded[: len(tokens)] = tokens
         logits = np.asarray(self._logits(padded), np.float64)[: len(tokens)]
         return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
