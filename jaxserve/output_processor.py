@@ -55,7 +55,11 @@ class SequenceState:
         self._detokenizer = self._stop_checker = self._logprobs_builder = None
         if params.detokenize:
             self._detokenizer = Detokenizer(
-                tokenizer, prompt.token_ids, params.skip_special_tokens, params.spaces_between_special_tokens
+                tokenizer,
+                prompt.token_ids,
+                params.skip_special_tokens,
+                params.spaces_between_special_tokens,
+                params.kept_special_tokens or (),
             )
             if params.stop:
                 self._stop_checker = StopChecker(

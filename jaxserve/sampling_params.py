@@ -60,12 +60,16 @@ class SamplingParams:
     detokenize: bool = True
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
+    kept_special_tokens: (
+        Sequence[int] | None
+    ) = ()  # token ids that become text even if special ones are skipped
     output_kind: OutputKind = OutputKind.CUMULATIVE
 
     def __post_init__(self) -> None:
         stop = self._put_tuple("stop", of_strings=True) or ()
         bad_words = self._put_tuple("bad_words", of_strings=True) or ()
         stop_token_ids = self._put_tuple("stop_token_ids") or ()
+        kept_special_tokens = self._put_tuple("kept_special_tokens") or ()
         allowed_token_ids = self._put_tuple("allowed_token_ids", may_be_none=True)
 
         def need(ok: bool, name: str, wants: str) -> None:
@@ -124,6 +128,7 @@ class SamplingParams:
         need(allowed_token_ids != (), "allowed_token_ids", "at least one token id")
         for name, ids in (
             ("stop_token_ids", stop_token_ids),
+            ("kept_special_tokens", kept_special_tokens),
             ("allowed_token_ids", allowed_token_ids or ()),
             ("logit_bias", self.logit_bias or ()),
         ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from jaxserve.text.tokenizer import Tokenizer
 
@@ -29,9 +29,12 @@ class Detokenizer:
         prompt_token_ids: Sequence[int] = (),
         skip_special_tokens: bool = True,
         spaces_between_special_tokens: bool = True,
+        kept_special_tokens: Collection[int] = (),
     ) -> None:
+        """`kept_special_tokens` become text even if special tokens are skipped."""
         self._tokenizer = tokenizer
         self._skipped_ids = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
+        self._skipped_ids = self._skipped_ids.difference(kept_special_tokens)
         # vLLM's meaning: False takes the spaces off an added token that follows another one.
         self._close_up = not (skip_special_tokens or spaces_between_special_tokens)
         self._was_added = False

@@ -17,8 +17,8 @@ class CallParser:
     """Tells the calls in one answer from what the model says.
 
     The same for whole answers and for pieces of any size.  Nothing is lost: text that is no call is content,
-    byte for byte, except for white space that has only calls, or the answer's beginning or end, on both sides.
-    A call that is cut off or turns out bad before it was announced (CallDraft says when that is) is content.
+    byte for byte.  A call that is cut off or turns out bad before it was announced (CallDraft says when that is)
+    is content.
     """
 
     def __init__(
@@ -41,8 +41,6 @@ class CallParser:
         self._longest = max(map(len, begins))
         self._section: Steps[None] | None = None  # what is reading now, if not the content
         self._num_before_section = 0  # calls that had ended when it began
-        self._blank = ""  # white space after which a call may come, or something else
-        self._is_blank = True  # nothing else has come since the last call, or the beginning
         self._has_content = False
         self._events: list[Event] = []
 
@@ -68,8 +66,6 @@ class CallParser:
         if self._section is None or not was_announced:
             self._say(rest)
         self._section = None
-        if not self._draft.num_ended and self._blank:
-            self._events.append(Content(self._blank))
         return self._take_events()
 
     def _take_events(self) -> list[Event]:
@@ -120,16 +116,9 @@ class CallParser:
         return True
 
     def _announce(self, event: CallStart | CallArguments) -> None:
-        self._blank, self._is_blank = "", True
         append_event(self._events, event)
 
     def _say(self, text: str) -> None:
-        if self._is_blank:
-            text = self._blank + text
-            if not text or text.isspace():
-                self._blank = text
-                return
-            self._blank, self._is_blank = "", False
         if text:
-            self._has_content = True
+            self._has_content = self._has_content or not text.isspace()
             append_event(self._events, Content(text))

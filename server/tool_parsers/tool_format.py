@@ -26,6 +26,11 @@ class ToolFormat:
         """The literals that the parser must see, even if they are special tokens."""
         return frozenset((*self.begins, *self.section.marks()))
 
+    @property
+    def is_marked(self) -> bool:
+        """Calls have marks that nothing else has, so that they can be looked for inside reasoning too."""
+        return not self.only_at_start and all(len(begin) > 1 for begin in self.begins)
+
     def parser(
         self,
         tools: Sequence[Mapping[str, Any]],

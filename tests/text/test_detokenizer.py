@@ -98,6 +98,8 @@ def test_skipped_special_tokens_are_not_there_at_all() -> None:
     assert detokenizer.push([*HALF, IM_END, *PARTY[2:], TOOL_CALL]) == "🎉<tool_call>"
     shown = Detokenizer(TINY, [], skip_special_tokens=False)
     assert shown.push([97, IM_END, EOS]) == "a<|im_end|><|eos|>"
+    some = Detokenizer(TINY, [], kept_special_tokens=[IM_END])
+    assert some.push([97, IM_END, EOS]) == "a<|im_end|>"
 
 
 def test_the_answer_completes_the_character_that_the_prompt_began() -> None:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxserve.errors import ConfigError
+from jaxserve.server.parsing.stages import WithoutBlanks
 from jaxserve.server.tool_parsers.registry import TOOL_FORMATS, find_tool_parser
 from tests.server.tool_parsers import replaying
 from tests.server.tool_parsers.replaying import answer, pieces, read, whole
@@ -33,7 +34,7 @@ def test_calls_and_the_text_around_them_are_read(name, calls, before, after, cut
     if entry.only_at_start:
         before = ""
     text = before + WRITERS[name](calls) + after
-    said = answer(read(entry.parser(()), pieces(text, cuts)))
+    said = answer(read(WithoutBlanks(entry.parser(())), pieces(text, cuts)))
     assert [call.name for call in said.calls] == [call_name for call_name, _ in calls]
     if name not in COERCED:
         assert [call.value for call in said.calls] == [arguments for _, arguments in calls]

@@ -1,0 +1,109 @@
+"""How one model writes its answers: reasoning, content, tool calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from jaxserve.server.parsing.events import AnswerParser
+from jaxserve.server.parsing.stages import AllContent, CallsInReasoning, ReasoningThenCalls, WithoutBlanks
+from jaxserve.server.reasoning_parsers.reasoning_format import ReasoningFormat
+from jaxserve.server.reasoning_parsers.registry import find_reasoning_parser
+from jaxserve.server.tool_parsers.registry import find_tool_parser
+from jaxserve.text.tokenizer import Tokenizer
+
+
+class CallFormat(Protocol):
+    """What tells tool calls from the rest: a built-in format or a plug-in."""
+
+    @property
+    def markers(self) -> frozenset[str]:
+        """The literals that the parser must see, even if they are special tokens."""
+        ...
+
+    @property
+    def is_marked(self) -> bool:
+        """Calls have marks that nothing else has, so that they can be looked for inside reasoning too."""
+        ...
+
+    def parser(
+        self, tools: Sequence[Mapping[str, Any]], *, constrained: bool = False, request: object = None
+    ) -> AnswerParser:
+        """Reads the calls out of one answer."""
+        ...
+
+
+@dataclass(frozen=True)
+class AnswerFormat:
+    """What --tool-call-parser and --reasoning-parser say about the model."""
+
+    tools: CallFormat | None  # None: calls are not looked for
+    reasoning: ReasoningFormat | None
+
+    def kept_token_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """The special tokens that the parsers must see in the text (SamplingParams.kept_special_tokens)."""
+        markers = [m for part in (self.tools, self.reasoning) if part is not None for m in part.markers]
+        special = {token_id: tokenizer.id_to_token(token_id) for token_id in tokenizer.special_ids}
+        return tuple(
+            sorted(i for i, token in special.items() if token and any(token in marker for marker in markers))
+        )
+
+    def parser(
+        self,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        prompt: str = "",
+        constrained: bool = False,
+        request: object = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> AnswerParser:
+        """Tells the parts of one answer apart.
+
+        Args:
+            tools: those that may be called, as the request has them; without any, calls are not looked for.
+            prompt: the rendered text that the answer follows: it may begin the reasoning, or end it.
+            constrained: a grammar holds the answer, so that calls can be announced as soon as they are named.
+            request: for plug-ins.
+            tokenizer: for plug-ins, which go by token ids: tells them where the reasoning ends.
+        """
+        calls = None
+        if self.tools is not None and tools:
+            calls = self.tools.parser(tools, constrained=constrained, request=request)
+        if self.reasoning is None:
+            return AllContent() if calls is None else WithoutBlanks(calls)
+        reasoning = self.reasoning.parser(prompt, request=request)
+        if calls is None:
+            return WithoutBlanks(reasoning)
+        if self.reasoning.has_calls and self.tools is not None and self.tools.is_marked:
+            return WithoutBlanks(CallsInReasoning(reasoning, calls))
+        ends = () if tokenizer is None else map(tokenizer.token_to_id, self.reasoning.ends)
+        end_ids = frozenset(token_id for token_id in ends if token_id is not None)
+        return WithoutBlanks(ReasoningThenCalls(reasoning, calls, end_ids))
+
+    def reasoning_marks(self, prompt: str) -> tuple[str | None, str] | None:
+        """What stands around the reasoning with which an answer to `prompt` begins, or may begin.
+
+        None: there is none.  (None, end): the answer begins inside it.  (start, end): it begins with the
+        reasoning's start, or has no reasoning.
+        """
+        if self.reasoning is None or self.reasoning.is_content:
+            return None
+        prompt_says = self.reasoning.begins_inside(prompt)
+        if prompt_says is False:
+            return None
+        is_inside = prompt_says or self.reasoning.is_usual
+        return (None if is_inside else self.reasoning.starts[0], self.reasoning.ends[0])
+
+    def reasoning_end(self, prompt: str) -> str | None:
+        """The mark that ends the reasoning inside which an answer to `prompt` begins; None if it begins elsewhere."""
+        marks = self.reasoning_marks(prompt)
+        return marks[1] if marks is not None and marks[0] is None else None
+
+
+def make_answer_format(tool_call_parser: str | None, reasoning_parser: str | None) -> AnswerFormat:
+    """The format that these names stand for.  Raises ConfigError, listing the names, for one that is unknown."""
+    return AnswerFormat(
+        None if tool_call_parser is None else find_tool_parser(tool_call_parser),
+        None if reasoning_parser is None else find_reasoning_parser(reasoning_parser),
+    )
