@@ -15,11 +15,15 @@ from jaxserve.errors import RequestError
 from jaxserve.inputs import AnyPrompt, ChatOptions, TokenizedPrompt, check_prompt, tokenize_prompt
 from jaxserve.output_processor import RequestState
 from jaxserve.sampling_params import SamplingParams
+from jaxserve.structured.compiler import GrammarCompiler
 from jaxserve.text.chat_template import ChatTemplate, ContentFormat
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from jaxserve.engine.protocol import EngineInfo
     from jaxserve.loading.checkpoint import GenerationDefaults
+    from jaxserve.structured_outputs import StructuredOutputsParams
     from jaxserve.text.tokenizer import Tokenizer
 
 MAX_N = 16384  # answers to one prompt, vLLM's limit: n alone must not exhaust the host's memory
@@ -30,9 +34,18 @@ class Admission:
     """What a request is checked against, and the source of seeds for requests that bring none."""
 
     def __init__(
-        self, info: EngineInfo, tokenizer: Tokenizer, defaults: GenerationDefaults, seed: int | None = None
+        self,
+        info: EngineInfo,
+        tokenizer: Tokenizer,
+        defaults: GenerationDefaults,
+        seed: int | None = None,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
-        """`seed` makes the drawn seeds, and so the answers, a function of the order of requests."""
+        """`seed` makes the drawn seeds, and so the answers, a function of the order of requests.
+
+        `grammars` is the compiler that an engine in this process has, to share what is compiled; by default one is
+        made.
+        """
         self.info = info
         self.tokenizer = tokenizer
         self.defaults = defaults
@@ -45,6 +58,9 @@ class Admission:
         self.eos_token_ids = () if eos is None or eos >= info.vocab_size else (eos,)
         self.more_end_token_ids = tuple(
             i for i in dict.fromkeys(defaults.eos_token_ids) if i < info.vocab_size and i != eos
+        )
+        self.grammars = grammars or GrammarCompiler(
+            tokenizer, info.vocab_size, end_token_ids(tokenizer, defaults)
         )
         # Compiling a template costs milliseconds; most callers have one.
         compile_template = functools.partial(_compile_template, tokenizer.special_tokens)
@@ -86,6 +102,12 @@ class Admission:
         source = source or self.tokenizer.chat_template
         return None if source is None else self._compiled(source, content_format)
 
+    def check_structured(
+        self, constraint: StructuredOutputsParams, param: str = "structured_outputs"
+    ) -> Future[None]:
+        """Compile a constraint, on another thread.  The future raises RequestError saying what is wrong with it."""
+        return self.grammars.check(constraint, param=param)
+
     def admit(
         self,
         request_id: str,
@@ -121,6 +143,9 @@ class Admission:
                 for ids in bad_word_ids(params.bad_words or (), self.tokenizer)
                 if max(ids) < self.info.vocab_size
             ),
+            grammar=None
+            if params.structured_outputs is None
+            else self.grammars.text(params.structured_outputs),
             priority=priority,
             arrival_time=time.monotonic(),
             cache_salt=cache_salt,
@@ -146,7 +171,14 @@ class Admission:
             stop=(),
             stop_token_ids=(),
             bad_words=(),
+            structured_outputs=None,
         )
+
+
+def end_token_ids(tokenizer: Tokenizer, defaults: GenerationDefaults) -> tuple[int, ...]:
+    """All tokens that may end an answer, the tokenizer's own first."""
+    eos = tokenizer.eos_token_id
+    return tuple(dict.fromkeys((*(() if eos is None else (eos,)), *defaults.eos_token_ids)))
 
 
 def bad_word_ids(bad_words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from jaxserve.config import EngineConfig
     from jaxserve.engine.protocol import EngineClient
     from jaxserve.loading.checkpoint import GenerationDefaults
+    from jaxserve.structured.compiler import GrammarCompiler
     from jaxserve.text.tokenizer import Tokenizer
 
 
@@ -19,6 +20,7 @@ class EngineParts:
     client: EngineClient
     tokenizer: Tokenizer
     defaults: GenerationDefaults
+    grammars: GrammarCompiler | None = None  # that front end and engine share
 
 
 def assemble(config: EngineConfig) -> EngineParts:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from jaxserve.loading.checkpoint import GenerationDefaults
     from jaxserve.observer import Observer
     from jaxserve.sampling_params import SamplingParams
+    from jaxserve.structured.compiler import GrammarCompiler
+    from jaxserve.structured_outputs import StructuredOutputsParams
     from jaxserve.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -42,14 +44,15 @@ class AsyncLLM:
         *,
         seed: int | None = None,
         max_num_queued_reqs: int | None = None,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         """Takes an unstarted client and starts it.
 
         `seed` draws the seeds of requests without one; `max_num_queued_reqs` is how many sequences may wait
-        for the engine before new requests are refused.
+        for the engine before new requests are refused; `grammars` is the compiler of an engine in this process.
         """
         self._client = client
-        self._admission = Admission(client.info, tokenizer, defaults, seed)
+        self._admission = Admission(client.info, tokenizer, defaults, seed, grammars)
         self._max_num_queued_reqs = max_num_queued_reqs
         self._processor = OutputProcessor()
         self._inboxes: dict[str, Inbox] = {}
@@ -71,6 +74,7 @@ class AsyncLLM:
             parts.defaults,
             seed=config.seed,
             max_num_queued_reqs=config.max_num_queued_reqs,
+            grammars=parts.grammars,
         )
 
     @property
@@ -134,6 +138,21 @@ class AsyncLLM:
     def check_chat_template(self, source: str | None, content_format: str = "auto") -> None:
         """Compile a chat template (None: the model's own, if any) for later.  Raises RequestError for a broken one."""
         self._admission.chat_template(source, content_format)
+
+    async def check_structured(
+        self, constraint: StructuredOutputsParams | None, *, param: str = "structured_outputs"
+    ) -> None:
+        """Compile a constraint on another thread and keep it, so that the `generate` that follows is cheap.
+
+        Raises RequestError naming `param` and the part of the constraint that is wrong, too large or too slow.
+        """
+        if constraint is None:
+            return
+        checking = asyncio.wrap_future(self._admission.check_structured(constraint, param))
+        try:
+            await asyncio.wait_for(checking, self._admission.grammars.time_limit)
+        except TimeoutError:
+            raise self._admission.grammars.too_slow(param) from None
 
     async def encode(self, text: str, *, add_special_tokens: bool = True, param: str = "prompt") -> list[int]:
         """Token ids of a text, for `generate`; a long one is tokenized on another thread.

@@ -23,6 +23,7 @@ from jaxserve.sampling_params import OutputKind, SamplingParams
 if TYPE_CHECKING:
     from jaxserve.engine.protocol import EngineInfo, EngineStats, TokenOutput
     from jaxserve.outputs import RequestOutput
+    from jaxserve.structured_outputs import StructuredOutputsParams
     from jaxserve.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -49,7 +50,7 @@ class LLM:
 
     def _open(self, parts: EngineParts, seed: int | None) -> None:
         self._client = parts.client
-        self._admission = Admission(parts.client.info, parts.tokenizer, parts.defaults, seed)
+        self._admission = Admission(parts.client.info, parts.tokenizer, parts.defaults, seed, parts.grammars)
         self._lock = threading.Lock()
         self._request_ids = map(str, itertools.count())
         self._events: queue.SimpleQueue[Sequence[TokenOutput] | Exception] = queue.SimpleQueue()
@@ -95,9 +96,13 @@ class LLM:
         all_prompts = prompt_list(prompts)
         all_params = self._params_for(len(all_prompts), sampling_params)
         requests = []
+        checked: set[int] = set()  # constraints, which prompts may share
         for i, (prompt, params) in enumerate(zip(all_prompts, all_params, strict=True)):
             final_only = dataclasses.replace(params, output_kind=OutputKind.FINAL_ONLY)
             try:
+                if params.structured_outputs is not None and id(params.structured_outputs) not in checked:
+                    self._check_structured(params.structured_outputs)
+                    checked.add(id(params.structured_outputs))
                 requests.append(self._admission.admit(next(self._request_ids), prompt, final_only))
             except RequestError as error:
                 raise _said_of(error, "prompts", i, len(all_prompts)) from error
@@ -170,6 +175,12 @@ class LLM:
                 param="sampling_params",
             )
         return sampling_params
+
+    def _check_structured(self, constraint: StructuredOutputsParams) -> None:
+        try:
+            self._admission.check_structured(constraint).result(self._admission.grammars.time_limit)
+        except TimeoutError:
+            raise self._admission.grammars.too_slow("structured_outputs") from None
 
     def _run(self, requests: Sequence[RequestState], use_tqdm: bool) -> list[RequestOutput]:
         processor = OutputProcessor()

@@ -311,7 +311,10 @@ class OutputProcessor:
             if output.error is not None:
                 del self._answers[output.request_id]
                 self._observe_end(request, index, FINISH_ERROR)
-                request.error = RequestFailedError(output.error)
+                if output.error_param is None:
+                    request.error = RequestFailedError(output.error)
+                else:
+                    request.error = RequestError(output.error, param=output.error_param)
                 aborts += self.drop(request.request_id, FINISH_ERROR)
             elif self._push(request, index, output):
                 del self._answers[output.request_id]

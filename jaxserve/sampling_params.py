@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 from jaxserve.errors import RequestError
+from jaxserve.structured_outputs import StructuredOutputsParams
 
 MAX_LOGIT_BIAS = 1024  # entries of logit_bias that one request may carry (a row of device state is this wide)
 # What one request may ask of every step, so that no request slows the others down.
@@ -30,8 +31,9 @@ class OutputKind(Enum):
 class SamplingParams:
     """Sampling parameters of one request; the names and meanings are vLLM's.
 
-    Processors apply in this order: logprobs are read from the raw logits; then allowed_token_ids, bad_words and
-    min_tokens mask; logit_bias adds; penalties; temperature; min_p; top_k; top_p (over what top_k kept).
+    Processors apply in this order: logprobs are read from the raw logits; then allowed_token_ids, bad_words,
+    min_tokens and structured_outputs mask; logit_bias adds; penalties; temperature; min_p; top_k; top_p (over what
+    top_k kept).
 
     Lists may be given as any sequence, one string in place of a list of one, and None for an empty list; once
     built they are tuples.
@@ -63,6 +65,7 @@ class SamplingParams:
     kept_special_tokens: (
         Sequence[int] | None
     ) = ()  # token ids that become text even if special ones are skipped
+    structured_outputs: StructuredOutputsParams | None = None  # what the answer must look like
     output_kind: OutputKind = OutputKind.CUMULATIVE
 
     def __post_init__(self) -> None:
@@ -88,6 +91,11 @@ class SamplingParams:
             value = getattr(self, name)
             may_be_none = name not in ("n", "top_k", "min_tokens")
             need(is_int(value) or (value is None and may_be_none), name, "an integer")
+        need(
+            isinstance(self.structured_outputs, StructuredOutputsParams | None),
+            "structured_outputs",
+            "StructuredOutputsParams or None",
+        )
         need(self.n >= 1, "n", "at least 1")
         need(is_number(self.temperature) and 0 <= self.temperature <= 2, "temperature", "in [0, 2]")
         need(is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "in (0, 1]")

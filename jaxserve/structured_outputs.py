@@ -9,16 +9,18 @@ from typing import Any
 from jaxserve.errors import RequestError
 
 _KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+_JSON_OPTIONS = ("whitespace_pattern", "disable_any_whitespace", "disable_additional_properties")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredOutputsParams:
     """Exactly one kind of constraint, under vLLM's names.
 
-    Raises RequestError (param "structured_outputs") unless exactly one kind is given.
+    Raises RequestError (param "structured_outputs") unless exactly one kind is given, and for a part of a wrong type.
+    What the constraint says is checked when it is compiled: see AsyncLLM.check_structured.
     """
 
-    json: str | Mapping[str, Any] | bool | None = None  # a JSON schema, or its text
+    json: str | Mapping[str, Any] | bool | None = None  # a JSON schema, or its text; true: any JSON value
     regex: str | None = None  # the whole answer matches it
     choice: Sequence[str] | None = None  # the answer is one of these
     grammar: str | None = None  # Lark (llguidance's dialect), or GBNF or EBNF with `::=`
@@ -27,6 +29,10 @@ class StructuredOutputsParams:
     whitespace_pattern: str | None = None  # regex of what may stand between JSON tokens
     disable_any_whitespace: bool = False  # JSON without optional white space
     disable_additional_properties: bool = False  # schemas allow no property that they do not name
+    # Around the constraint, whatever its kind.  reasoning_end: what comes first is free, up to and including this
+    # marker.  alternative: Lark or GBNF text that the answer may follow in place of the constraint.
+    reasoning_end: str | None = None
+    alternative: str | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in _KINDS if getattr(self, name) not in (None, False)]
@@ -34,6 +40,44 @@ class StructuredOutputsParams:
             said = f"got {', '.join(given)}" if given else "got none"
             raise RequestError(
                 f"structured_outputs must have exactly one of {', '.join(_KINDS)}; {said}.",
+                param="structured_outputs",
+            )
+
+        def need(ok: bool, name: str, wants: str) -> None:
+            if not ok:
+                raise RequestError(
+                    f"structured_outputs.{name} must be {wants}, got {getattr(self, name)!r:.60}.",
+                    param="structured_outputs",
+                )
+
+        need(
+            isinstance(self.json, str | Mapping | bool | None),
+            "json",
+            "a JSON schema: an object, its text, or true",
+        )
+        need(
+            isinstance(self.structural_tag, str | Mapping | None),
+            "structural_tag",
+            "an object or its JSON text",
+        )
+        for name in ("regex", "grammar", "whitespace_pattern", "reasoning_end", "alternative"):
+            need(isinstance(getattr(self, name), str | None), name, "a string")
+        for name in ("json_object", "disable_any_whitespace", "disable_additional_properties"):
+            need(isinstance(getattr(self, name), bool | None), name, "true or false")
+        if self.choice is not None:
+            is_list = not isinstance(self.choice, str) and isinstance(self.choice, Sequence)
+            strings = is_list and all(isinstance(text, str) for text in self.choice)
+            need(bool(strings and self.choice), "choice", "a list of one or more strings")
+        need(self.reasoning_end != "", "reasoning_end", "a marker that is not empty")
+        if self.whitespace_pattern is not None and self.disable_any_whitespace:
+            raise RequestError(
+                "structured_outputs: whitespace_pattern and disable_any_whitespace exclude each other.",
+                param="structured_outputs",
+            )
+        misplaced = [name for name in _JSON_OPTIONS if getattr(self, name) not in (None, False)]
+        if misplaced and self.kind not in ("json", "json_object", "structural_tag"):
+            raise RequestError(
+                f"structured_outputs: {', '.join(misplaced)} is for JSON, and the constraint is a {self.kind}.",
                 param="structured_outputs",
             )
 

@@ -35,6 +35,8 @@ class EngineCore:
     def add(self, request: CoreRequest) -> list[TokenOutput]:
         """Queue a request, which the front end has checked; its failure if it is impossible all the same."""
         try:
+            if request.grammar is not None:
+                raise ValueError("this engine does not follow grammars yet")
             self._scheduler.add(request)
         except (AssertionError, OverflowError, TypeError, ValueError) as error:
             logger.exception("request %s was refused", request.request_id)

@@ -18,13 +18,14 @@ class CoreRequest:
 
     request_id: str  # never used twice by one front end, unlike the ids of its callers
     prompt_token_ids: list[int]
-    # n is 1; seed and max_tokens are set; stop strings, stop_token_ids and bad_words are empty: what is left of
-    # them stands below.
+    # n is 1; seed and max_tokens are set; stop strings, stop_token_ids, bad_words and structured_outputs are empty:
+    # what is left of them stands below.
     params: SamplingParams
     eos_token_ids: tuple[int, ...]  # end the answer without a stop reason; empty under ignore_eos
     stop_token_ids: tuple[int, ...] = ()  # end the answer and are told as its stop reason
     # Token sequences whose last token must not follow the others.
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
+    grammar: str | None = None  # that the answer follows, as structured.grammar_text writes it
     priority: int = 0  # lower runs first, as in vLLM
     arrival_time: float = 0.0  # time.monotonic() at the door
     cache_salt: str | None = None  # prefix pages are shared only among requests of one salt
@@ -57,6 +58,7 @@ class TokenOutput:
     scheduled_time: float = 0.0
     time: float = 0.0
     error: str | None = None  # the request failed; nothing more comes
+    error_param: str | None = None  # the parameter that made it fail, if it was the request's own fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

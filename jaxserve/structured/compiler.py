@@ -1,0 +1,170 @@
+"""Grammars compiled off every loop, a few at a time, and kept: one compiler serves a front end and an engine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jaxserve.errors import RequestError
+from jaxserve.structured.blame import explain
+from jaxserve.structured.grammar import grammar_text
+from jaxserve.structured.limits import MAX_SECONDS, parser_limits
+from jaxserve.structured.vocabulary import build_vocabulary
+from jaxserve.structured.workers import Workers
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+    from jaxserve.structured_outputs import StructuredOutputsParams
+    from jaxserve.text.tokenizer import Tokenizer
+
+TIME_LIMIT = 5.0  # seconds that a caller waits for a grammar, those before it in the queue included
+_CACHE_SIZE = 256  # grammars
+_NUM_FIRST_STEPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledGrammar:
+    """A matcher at the grammar's beginning, to be copied by whoever wants to advance it, or what is wrong."""
+
+    matcher: LLMatcher | None
+    error: str = ""
+
+
+class GrammarCompiler:
+    """Compiles each grammar once, on threads of its own.  Safe to call from any thread.
+
+    Callers share what is compiled: a schema that many requests use is paid for once.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        end_token_ids: Sequence[int],
+        *,
+        time_limit: float = TIME_LIMIT,
+        cache_size: int = _CACHE_SIZE,
+    ) -> None:
+        """`vocab_size` is the model's; `end_token_ids` are all tokens that may end an answer."""
+        self.time_limit = time_limit
+        self.vocab_size = vocab_size
+        self.end_token_ids = tuple(i for i in dict.fromkeys(end_token_ids) if 0 <= i < vocab_size)
+        self._tokenizer = tokenizer
+        self._cache_size = cache_size
+        self._cache: OrderedDict[str, Future[CompiledGrammar]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._vocabulary: Future[LLTokenizer] | None = None
+        self._workers = Workers("grammars")
+
+    def warm_up(self) -> None:
+        """Begin to prepare the vocabulary, so that the first grammar does not wait for it."""
+        if self.end_token_ids:
+            with self._lock:
+                self._begin_vocabulary()
+
+    def text(self, constraint: StructuredOutputsParams, *, param: str = "structured_outputs") -> str:
+        """The constraint's grammar, by which `compile` knows it.  Raises RequestError: see grammar_text."""
+        if not self.end_token_ids:
+            raise RequestError(
+                "structured output needs an end token, and this model names none.", param=param
+            )
+        return grammar_text(constraint, self._tokenizer, self.end_token_ids, param=param)
+
+    def compile(self, grammar: str) -> Future[CompiledGrammar]:
+        """The grammar compiled, now or soon.  What is wrong with it is in the result."""
+        with self._lock:
+            future = self._cache.get(grammar)
+            if future is None:
+                vocabulary = self._begin_vocabulary()
+                future = self._workers.submit(lambda: _compile(vocabulary.result(), grammar))
+                self._cache[grammar] = future
+                while len(self._cache) > self._cache_size:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(grammar)
+            return future
+
+    def forget(self, grammar: str) -> None:
+        """Compile it anew when it is next asked for: what copies share may have grown beyond its limits."""
+        with self._lock:
+            self._cache.pop(grammar, None)
+
+    def check(
+        self, constraint: StructuredOutputsParams, *, param: str = "structured_outputs"
+    ) -> Future[None]:
+        """Compile a constraint for later.  The future raises RequestError (param as given) saying what is wrong."""
+        checked: Future[None] = Future()
+
+        def finish(
+            compiling: Future[CompiledGrammar],
+        ) -> None:  # on a worker, or here if it was compiled before
+            try:
+                compiled = compiling.result()
+                if compiled.error:
+                    raise RequestError(explain(constraint, compiled.error), param=param)
+            except BaseException as error:  # noqa: BLE001  # it is the future's, and raised there
+                checked.set_exception(error)
+            else:
+                checked.set_result(None)
+
+        def begin() -> None:
+            try:
+                compiling = self.compile(self.text(constraint, param=param))
+            except BaseException as error:  # noqa: BLE001  # likewise
+                checked.set_exception(error)
+            else:
+                compiling.add_done_callback(finish)
+
+        # Writing the text of a large schema takes milliseconds, too.
+        self._workers.submit(begin)
+        return checked
+
+    def too_slow(self, param: str) -> RequestError:
+        """What to raise when a check took longer than the time limit."""
+        return RequestError(
+            f"the constraint took longer than {self.time_limit:g} s to compile; make it simpler.", param=param
+        )
+
+    def _begin_vocabulary(self) -> Future[LLTokenizer]:
+        if self._vocabulary is None:
+            args = (self._tokenizer, self.vocab_size, self.end_token_ids)
+            self._vocabulary = self._workers.submit(lambda: build_vocabulary(*args))
+        return self._vocabulary
+
+
+def _first_steps(matcher: LLMatcher, vocabulary: LLTokenizer) -> str:
+    """Try the beginning of an answer: the error that it runs into, if any."""
+    matcher.compute_bitmask()
+    matcher.compute_ff_tokens()  # kept in the matcher, and so by its copies
+    copy = matcher.deep_copy()
+    for _ in range(_NUM_FIRST_STEPS):
+        if copy.is_stopped():
+            break
+        mask = int.from_bytes(copy.compute_bitmask(), "little")
+        token_id = (mask & -mask).bit_length() - 1  # the first that is allowed
+        if copy.is_error() or token_id in vocabulary.eos_tokens:
+            break
+        copy.consume_token(token_id)
+    return matcher.get_error() or copy.get_error()
+
+
+def _compile(vocabulary: LLTokenizer, grammar: str) -> CompiledGrammar:
+    """Compile, and take the first step, in which many a bad grammar fails."""
+    from llguidance import LLMatcher
+
+    start = time.thread_time()
+    matcher = LLMatcher(vocabulary, grammar, limits=parser_limits(), log_level=0)
+    error = matcher.get_error() or _first_steps(matcher, vocabulary)
+    if error:
+        return CompiledGrammar(None, error)
+    seconds = (
+        time.thread_time() - start
+    )  # of the processor: what else the machine does is not held against it
+    if seconds > MAX_SECONDS:
+        return CompiledGrammar(None, f"it is too complex: it took {seconds:.1f} s to compile")
+    return CompiledGrammar(matcher)

@@ -1,0 +1,32 @@
+"""Does a text follow a constraint?  Asked of the byte tokenizer's grammars."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from jaxserve import StructuredOutputsParams
+from jaxserve.structured.compiler import GrammarCompiler
+from tests.tiny import EOS, IM_END, VOCAB_SIZE, byte_tokenizer
+
+TOKENIZER = byte_tokenizer()
+
+
+@functools.cache
+def compiler() -> GrammarCompiler:
+    return GrammarCompiler(TOKENIZER, VOCAB_SIZE, (EOS, IM_END))
+
+
+def check(param: str = "structured_outputs", **constraint: Any) -> None:
+    """Raises RequestError for a constraint that is refused."""
+    compiler().check(StructuredOutputsParams(**constraint), param=param).result(10)
+
+
+def follows(text: str, **constraint: Any) -> bool:
+    """Whether the whole text is an answer; control tokens may be written in it."""
+    grammar = compiler().text(StructuredOutputsParams(**constraint))
+    compiled = compiler().compile(grammar).result(10)
+    assert compiled.matcher is not None, compiled.error
+    matcher = compiled.matcher.deep_copy()
+    token_ids = TOKENIZER.encode(text, add_special_tokens=False)
+    return matcher.try_consume_tokens(token_ids) == len(token_ids) and matcher.is_accepting()
