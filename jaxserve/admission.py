@@ -75,8 +75,11 @@ class Admission:
 
         Raises RequestError naming the field: see ChatTemplate.render.
         """
+        tools = options.get("tools")
         template = self.chat_template(
-            options.get("chat_template"), options.get("chat_template_content_format", "auto")
+            options.get("chat_template"),
+            options.get("chat_template_content_format", "auto"),
+            has_tools=bool(tools),
         )
         if template is None:
             raise RequestError(
@@ -87,20 +90,40 @@ class Admission:
         opens_turn = options.get("add_generation_prompt")
         text = template.render(
             messages,
-            tools=options.get("tools"),
+            tools=tools,
             documents=options.get("documents"),
             add_generation_prompt=not continues if opens_turn is None else opens_turn,
             continue_final_message=continues,
             template_kwargs=options.get("chat_template_kwargs"),
+            wants_tool_calls=options.get("wants_tool_calls", False),
+            write_call=options.get("write_call"),
         )
         # The template has written the special tokens, BOS among them, where they belong.
         add_special_tokens = options.get("add_special_tokens", False)
         return TokenizedPrompt(self.tokenizer.encode(text, add_special_tokens, param="messages"), text)
 
-    def chat_template(self, source: str | None, content_format: str) -> ChatTemplate | None:
-        """The compiled template, or the model's own, if it has one.  Raises RequestError for a broken one."""
-        source = source or self.tokenizer.chat_template
-        return None if source is None else self._compiled(source, content_format)
+    def chat_template(
+        self, source: str | None, content_format: str, *, has_tools: bool = False
+    ) -> ChatTemplate | None:
+        """The compiled template, or the model's own, if it has one.
+
+        `source` may be the name of one of the model's own templates.  Without one it is the model's default, or,
+        as in transformers, the one called tool_use where the model has that and the request has tools.
+
+        Raises RequestError for a broken template and an unknown name.
+        """
+        own = self.tokenizer.chat_templates
+        if source is None:
+            source = own.get("tool_use", own.get("default")) if has_tools else own.get("default")
+            return None if source is None else self._compiled(source, content_format)
+        if source not in own and "{" not in source:
+            names = ", ".join(sorted(own)) or "none"
+            raise RequestError(
+                f"chat_template {source!r:.60} is neither jinja2 nor the name of a template of the model (it has: "
+                f"{names}).",
+                param="chat_template",
+            )
+        return self._compiled(own.get(source, source), content_format)
 
     def check_structured(
         self, constraint: StructuredOutputsParams, param: str = "structured_outputs"

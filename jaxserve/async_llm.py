@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxserve.sampling_params import SamplingParams
     from jaxserve.structured.compiler import GrammarCompiler
     from jaxserve.structured_outputs import StructuredOutputsParams
+    from jaxserve.text.chat_template import ChatTemplate
     from jaxserve.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -135,9 +136,14 @@ class AsyncLLM:
         """
         return self._admission.render_chat(messages, **options)
 
-    def check_chat_template(self, source: str | None, content_format: str = "auto") -> None:
-        """Compile a chat template (None: the model's own, if any) for later.  Raises RequestError for a broken one."""
-        self._admission.chat_template(source, content_format)
+    def chat_template(
+        self, source: str | None = None, content_format: str = "auto", *, has_tools: bool = False
+    ) -> ChatTemplate | None:
+        """The compiled chat template that `render_chat` uses for the same arguments; None: the model has none.
+
+        Raises RequestError for a broken one.
+        """
+        return self._admission.chat_template(source, content_format, has_tools=has_tools)
 
     async def check_structured(
         self, constraint: StructuredOutputsParams | None, *, param: str = "structured_outputs"

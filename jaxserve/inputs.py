@@ -11,6 +11,7 @@ from jaxserve.errors import RequestError
 if TYPE_CHECKING:
     from jaxserve.engine.protocol import EngineInfo
     from jaxserve.text.tokenizer import Tokenizer
+    from jaxserve.text.tool_text import CallWriter
 
 
 class TextPrompt(TypedDict):
@@ -43,13 +44,15 @@ AnyPrompt = Prompt | TokenizedPrompt
 class ChatOptions(TypedDict, total=False):
     """How a conversation becomes a prompt; the template's arguments are described at ChatTemplate.render."""
 
-    chat_template: str | None  # jinja2 source; None: the model's own
+    chat_template: str | None  # jinja2 source, or the name of one of the model's own; None: its default
     chat_template_content_format: Literal["auto", "string", "openai"]  # auto: what the template reads
     chat_template_kwargs: Mapping[str, Any] | None
     add_generation_prompt: bool | None  # None: unless the final message is continued
     continue_final_message: bool
     tools: Sequence[Mapping[str, Any]] | None
     documents: Sequence[Mapping[str, Any]] | None
+    wants_tool_calls: bool  # describe tools even where the template does not; default False
+    write_call: CallWriter | None  # how the model writes a call, where the template does not know
     add_special_tokens: bool  # beside those that the template writes itself; default False
 
 

@@ -132,6 +132,7 @@ class LLM:
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
             "tools": tools,
+            "wants_tool_calls": bool(tools),
             "documents": documents,
             "chat_template_kwargs": chat_template_kwargs,
         }

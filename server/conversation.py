@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jaxserve.async_llm import LONG_TEXT
@@ -11,6 +11,12 @@ from jaxserve.errors import RequestError
 from jaxserve.inputs import ChatOptions, TokenizedPrompt
 from jaxserve.server.protocol import TemplateFields
 from jaxserve.server.state import ServerState
+from jaxserve.text.chat_template import ChatTemplate
+from jaxserve.text.tool_text import CallWriter
+
+MAX_REQUEST_TEMPLATE = (
+    100_000  # characters; compiling takes a while, and models' own have some 20,000 at most
+)
 
 
 async def render(
@@ -20,26 +26,62 @@ async def render(
     num_bytes: int,
     *,
     add_special_tokens: bool = False,
+    wants_tool_calls: bool = False,
+    write_call: CallWriter | None = None,
 ) -> TokenizedPrompt:
     """The prompt of a conversation; a long one (`num_bytes` of the request) is rendered on another thread.
 
-    Raises RequestError naming the field at fault.
+    `wants_tool_calls` and `write_call` are ChatTemplate.render's.  Raises RequestError naming the field at fault.
     """
-    kwargs = dict(fields.chat_template_kwargs or {})
-    if fields.reasoning_effort is not None:
-        kwargs.setdefault("reasoning_effort", fields.reasoning_effort)
     options: ChatOptions = {
-        "chat_template_kwargs": kwargs,
         "add_generation_prompt": fields.add_generation_prompt,
         "continue_final_message": bool(fields.continue_final_message),
         "tools": fields.tools,
         "documents": fields.documents,
+        "wants_tool_calls": wants_tool_calls,
+        "write_call": write_call,
         "add_special_tokens": add_special_tokens,
         **_template(state, fields),
     }
+
+    def rendered() -> TokenizedPrompt:
+        kwargs = _kwargs(template_of(state, fields).variables, state, fields)
+        return state.llm.render_chat(messages, **{**options, "chat_template_kwargs": kwargs})
+
     if num_bytes > LONG_TEXT or fields.chat_template is not None:
-        return await asyncio.to_thread(state.llm.render_chat, messages, **options)
-    return state.llm.render_chat(messages, **options)
+        return await asyncio.to_thread(rendered)
+    return rendered()
+
+
+def template_of(state: ServerState, fields: TemplateFields) -> ChatTemplate:
+    """The chat template of a request.  Raises RequestError where there is none or it is not to be used."""
+    chosen = _template(state, fields)
+    template = state.llm.chat_template(
+        chosen.get("chat_template"),
+        chosen.get("chat_template_content_format", "auto"),
+        has_tools=bool(fields.tools),
+    )
+    if template is None:
+        raise RequestError(
+            "messages cannot be served: the model has no chat template. Use /v1/completions, or let the "
+            "operator give a template.",
+            param="messages",
+        )
+    return template
+
+
+def ignored_template_fields(state: ServerState, fields: TemplateFields) -> list[str]:
+    """Names of what a request says to the template and the template does not read, for X-Ignored-Params.
+
+    May compile the template of a request that brings one, like `render` after which it should be called.
+    """
+    known = template_of(state, fields).variables
+    names = [
+        f"chat_template_kwargs.{name}" for name in fields.chat_template_kwargs or () if name not in known
+    ]
+    if fields.reasoning_effort is not None and known.isdisjoint(("reasoning_effort", *_THINKING)):
+        names.append("reasoning_effort")
+    return names
 
 
 def echoed_text(messages: Sequence[Any]) -> str:
@@ -56,6 +98,27 @@ def echoed_text(messages: Sequence[Any]) -> str:
     return content if isinstance(content, str) else ""
 
 
+# What templates call the switch for thinking aloud.
+_THINKING = ("enable_thinking", "thinking")
+
+
+def _kwargs(known: Collection[str], state: ServerState, fields: TemplateFields) -> dict[str, Any]:
+    """The variables that a request sets: the operator's defaults, then its own.
+
+    reasoning_effort reaches a template that does not read it as the switch for thinking, where there is one:
+    "none" turns it off, everything else on.
+    """
+    kwargs = {**state.settings.default_chat_template_kwargs, **(fields.chat_template_kwargs or {})}
+    if fields.reasoning_effort is None:
+        return kwargs
+    kwargs.setdefault("reasoning_effort", fields.reasoning_effort)
+    if "reasoning_effort" not in known:
+        for name in _THINKING:
+            if name in known and name not in (fields.chat_template_kwargs or ()):
+                kwargs[name] = fields.reasoning_effort != "none"
+    return kwargs
+
+
 def _template(state: ServerState, fields: TemplateFields) -> ChatOptions:
     """Which template: the request's, where those are trusted, the operator's, or the model's own."""
     settings = state.settings
@@ -66,13 +129,13 @@ def _template(state: ServerState, fields: TemplateFields) -> ChatOptions:
                 "--trust-request-chat-template.",
                 param="chat_template",
             )
+        if len(fields.chat_template) > MAX_REQUEST_TEMPLATE:
+            raise RequestError(
+                f"chat_template must have at most {MAX_REQUEST_TEMPLATE} characters, got "
+                f"{len(fields.chat_template)}.",
+                param="chat_template",
+            )
         return {"chat_template": fields.chat_template}
-    if settings.chat_template is None and state.llm.tokenizer.chat_template is None:
-        raise RequestError(
-            "messages cannot be served: the model has no chat template. Use /v1/completions, or let the "
-            "operator give a template.",
-            param="messages",
-        )
     return {
         "chat_template": settings.chat_template,
         "chat_template_content_format": settings.chat_template_content_format,

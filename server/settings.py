@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from jaxserve.errors import ConfigError
+from jaxserve.text.chat_template import OWN_NAMES
 
 MIB = 1024 * 1024
 
@@ -33,6 +35,8 @@ class ServerSettings:
     chat_template: str | None = None  # jinja2 source, instead of the model's own
     # auto: what the template reads
     chat_template_content_format: Literal["auto", "string", "openai"] = "auto"
+    # variables of the template where a request sets no others
+    default_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     trust_request_chat_template: bool = False  # requests may bring their own chat_template
     metrics_prefix: str = "jaxserve:"
     log_requests: bool = True
@@ -69,5 +73,7 @@ class ServerSettings:
             "chat_template_content_format",
             "use auto, string or openai",
         )
+        own = sorted(set(self.default_chat_template_kwargs) & OWN_NAMES)
+        need(not own, "default_chat_template_kwargs", f"must not have {own}: requests have fields for them")
         if not all(self.api_keys):
             raise ConfigError("api_keys: a key must not be empty; leave --api-key out to serve without keys")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from dataclasses import dataclass, field
 
@@ -12,6 +13,8 @@ from jaxserve.errors import ConfigError, RequestError
 from jaxserve.server.errors import ApiError, unavailable
 from jaxserve.server.metrics import ServerMetrics
 from jaxserve.server.settings import ServerSettings
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,7 @@ class ServerState:
         names = settings.served_model_names or (llm.info.model,)
         metrics = ServerMetrics(settings.metrics_prefix, names[0], llm)
         llm.observe(metrics)
-        try:
-            llm.check_chat_template(settings.chat_template, settings.chat_template_content_format)
-        except RequestError as error:
-            raise ConfigError(str(error)) from error
+        _look_at_templates(llm, settings)
         return cls(llm, settings, metrics, names, _fingerprint(llm))
 
     def check_model(self, name: str | None) -> str:
@@ -57,6 +57,21 @@ class ServerState:
             raise unavailable(f"The engine cannot go on: {self.llm.error}")
         if self.llm.is_draining:
             raise unavailable("The server is shutting down and takes no new requests.")
+
+
+def _look_at_templates(llm: AsyncLLM, settings: ServerSettings) -> None:
+    """Compile the chat templates that requests will use, and say what they cannot do.  Raises ConfigError."""
+    told: set[str] = set()
+    for has_tools in (False, True):
+        try:
+            template = llm.chat_template(
+                settings.chat_template, settings.chat_template_content_format, has_tools=has_tools
+            )
+        except RequestError as error:
+            raise ConfigError(str(error)) from error
+        if template is not None and template.source not in told and template.traits.shortcomings:
+            told.add(template.source)
+            _log.warning("the chat template has limits: %s", "; ".join(template.traits.shortcomings))
 
 
 def _fingerprint(llm: AsyncLLM) -> str:

@@ -25,7 +25,12 @@ async def tokenize(state: ServerState, request: Request) -> Response:
     else:
         adds_special_tokens = bool(fields.add_special_tokens)  # the chat template writes them itself
         prompt = await render(
-            state, fields.messages, fields, taken.num_bytes, add_special_tokens=adds_special_tokens
+            state,
+            fields.messages,
+            fields,
+            taken.num_bytes,
+            add_special_tokens=adds_special_tokens,
+            wants_tool_calls=bool(fields.tools),  # as chat does by default
         )
         token_ids = prompt.token_ids
     strings = llm.tokenizer.convert_ids_to_tokens(token_ids) if fields.return_token_strs else None

@@ -145,7 +145,7 @@ class TestChat:
 
     def test_the_templates_arguments(self, open_llm: Open):
         llm, _ = open_llm()
-        template = "{{ messages[0].content }}|{{ mood }}|{{ add_generation_prompt }}|{{ tools | length }}"
+        template = "{{ messages[0].content }}|{{ mood }}|{{ add_generation_prompt }}|{{ tools | tojson }}"
         tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
         (output,) = llm.chat(
             self.HELLO,
@@ -156,7 +156,21 @@ class TestChat:
             tools=[tool],
             chat_template_kwargs={"mood": "good"},
         )
-        assert output.prompt == "Hi|good|False|1"
+        shown = '[{"type": "function", "function": {"name": "f", "description": null, "parameters": {}}}]'
+        assert output.prompt == f"Hi|good|False|{shown}"
+
+    def test_tools_that_the_template_does_not_show(self, open_llm: Open):
+        llm, _ = open_llm()
+        tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+        for wants_tool_calls in (False, True):
+            prompt = llm.render_chat(
+                self.HELLO,
+                chat_template="{% for m in messages %}{{ m.content }}{% endfor %}",
+                tools=[tool],
+                wants_tool_calls=wants_tool_calls,
+            )
+            assert prompt.text is not None
+            assert ('"name": "f"' in prompt.text) == wants_tool_calls
 
     def test_content_format_and_documents(self, open_llm: Open):
         llm, _ = open_llm()

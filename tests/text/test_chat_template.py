@@ -113,9 +113,9 @@ def test_arguments_are_objects_for_templates_that_write_json(arguments: Any, wri
 def test_arguments_are_text_for_templates_that_join_text(arguments: Any, written: str) -> None:
     source = (
         "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
-        "{{ 'call ' + c.function.arguments }}{% endfor %}{% endfor %}"
+        "{{ 'call ' + c.function.name + c.function.arguments }}{% endfor %}{% endfor %}"
     )
-    assert ChatTemplate(source).render(assistant_call(arguments)) == f"Hicall {written}"
+    assert ChatTemplate(source).render(assistant_call(arguments)) == f"Hicall f{written}"
 
 
 def test_null_keys_and_empty_tool_calls_are_left_out() -> None:
