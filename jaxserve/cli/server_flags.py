@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxserve.cli.quantities import num_bytes
 from jaxserve.cli.refused_flags import SERVER_FLAGS, add_refused_flags
@@ -24,12 +24,24 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     add("--uds", metavar="PATH", help="listen on a Unix socket instead")
     add("--served-model-name", nargs="+", default=[], metavar="NAME", help="names that requests may ask for")
     add("--api-key", nargs="+", default=[], metavar="KEY", help="requests must bring one of these keys")
-    add("--chat-template", metavar="FILE", help="jinja2 template, or its text, instead of the model's own")
+    add(
+        "--chat-template",
+        metavar="FILE",
+        help="instead of the model's own: a jinja2 file, its text, the name of one of ours "
+        "(tool_chat_template_hermes.jinja, or hermes) or of one of the model's (tool_use)",
+    )
     add(
         "--chat-template-content-format",
         choices=("auto", "string", "openai"),
         default="auto",
         help="message contents for the template: text, or lists of parts (default: what it can take)",
+    )
+    add(
+        "--default-chat-template-kwargs",
+        type=_template_kwargs,
+        default={},
+        metavar="JSON",
+        help='variables of the chat template where requests set no others, e.g. {"enable_thinking": false}',
     )
     add("--ssl-keyfile", metavar="FILE")
     add("--ssl-certfile", metavar="FILE")
@@ -116,6 +128,7 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         root_path=args.root_path,
         chat_template=_chat_template(args.chat_template),
         chat_template_content_format=args.chat_template_content_format,
+        default_chat_template_kwargs=args.default_chat_template_kwargs,
         allowed_origins=args.allowed_origins,
         shutdown_timeout=args.shutdown_timeout,
         max_body_bytes=args.max_body_bytes,
@@ -141,12 +154,34 @@ def _origins(text: str) -> tuple[str, ...]:
     return tuple(origins)
 
 
+def _template_kwargs(text: str) -> dict[str, Any]:
+    try:
+        kwargs = json.loads(text)
+    except ValueError:
+        kwargs = None
+    if not isinstance(kwargs, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a JSON object, e.g. {{"enable_thinking": false}}')
+    return kwargs
+
+
 def _chat_template(given: str | None) -> str | None:
-    """The template's text: from a file or, as vLLM has it too, given in place of a file's name."""
+    """The template's text: from a file, from our own, or given itself; else a name that the model may know."""
     if given is None or any(mark in given for mark in ("{{", "{%", "\n")):
         return given
+    from jaxserve.server.chat_templates import named_template, template_names
+
+    path = Path(given)
+    if not path.exists():
+        source = named_template(given)
+        if source is not None:
+            return source
+        if path.suffix != ".jinja" and path.name == given:
+            return given  # the model's tokenizer may bring a template of this name, which is known once it is loaded
+        raise ConfigError(
+            f"--chat-template {given}: no such file, and no template of ours; those are {', '.join(template_names())}"
+        )
     try:
-        return Path(given).read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError(
