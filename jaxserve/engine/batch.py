@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxserve.engine.lattice import ForwardShape
-from jaxserve.engine.plan import StepPlan
+from jaxserve.engine.plan import ON_DEVICE, StepPlan
 from jaxserve.kernels_pallas.metadata import AttentionMetadata, Backend
 
 
@@ -38,6 +38,8 @@ def _layout(shape: ForwardShape) -> dict[str, tuple[int, ...]]:
         "kv_lens": (rows,),
         "new_pages": (3, shape.num_new_pages),  # slot, place in its row of the page table, page
     }
+    if shape.kind == "decode":
+        parts["num_steps"] = (rows,)  # of a burst, in which the row takes part
     if shape.kind == "mixed":
         parts |= {
             "row_slots": (rows,),
@@ -83,6 +85,7 @@ def pack(
         part["slots"][: len(entries)] = slots
         part["token_ids"][: len(entries)] = [entry.token_ids[0] for entry in entries]
         part["positions"][: len(entries)] = [entry.start for entry in entries]
+        part["num_steps"][: len(entries)] = [entry.num_steps for entry in entries]
         return vector
     part["row_slots"][:] = dummy_slot
     part["row_slots"][: len(entries)] = slots
@@ -108,15 +111,19 @@ def pack(
 
 
 def unpack(
-    vector: jax.Array, shape: ForwardShape, page_table: jax.Array, backend: Backend = "xla"
+    vector: jax.Array, step: jax.Array, shape: ForwardShape, page_table: jax.Array, backend: Backend = "xla"
 ) -> ForwardBatch:
     """Inside jit: the vector's parts, as slices that cost nothing, and `page_table` [slots + 1, MP] brought up to date.
 
-    The table's last row belongs to the dummy slot: it stays zero.
+    `step` [] int32 counts the steps of a burst; only decode steps have others than 0.  The table's last row belongs
+    to the dummy slot: it stays zero.
     """
     part = _views(vector, shape)
     slots, places, pages = part["new_pages"]
+    dummy_slot = page_table.shape[0] - 1
     page_table = page_table.at[slots, places].set(pages)
+    if shape.kind == "decode":
+        part |= _at_step(part, step, dummy_slot)
     rows = jax.numpy.arange(shape.num_rows, dtype=jax.numpy.int32)
     empty = jax.numpy.zeros((0,), jax.numpy.int32)
     decode = shape.kind == "decode"
@@ -142,6 +149,17 @@ def unpack(
         page_table=page_table,
         meta=meta,
     )
+
+
+def _at_step(part: dict[str, jax.Array], step: jax.Array, dummy_slot: int) -> dict[str, jax.Array]:
+    """The parts of a decode step that the steps of a burst do not share; a row that is through becomes padding."""
+    takes_part = step < part["num_steps"]
+    return {
+        "token_ids": jax.numpy.where(step > 0, ON_DEVICE, part["token_ids"]),
+        "slots": jax.numpy.where(takes_part, part["slots"], dummy_slot),
+        "positions": jax.numpy.where(takes_part, part["positions"] + step, 0),
+        "kv_lens": jax.numpy.where(takes_part, part["kv_lens"] + step, 0),
+    }
 
 
 def _views(vector, shape: ForwardShape) -> dict:

@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -42,6 +43,9 @@ class CompileCache:
     def __init__(self, folder: Path | None, context: object) -> None:
         """`context` is what the programs depend on beside sources, versions and device; its repr must tell."""
         self._folder = folder
+        # Programs are traced one by one, as the interpreter's lock would have it anyway: side by side they would all be
+        # traced before the first one compiles.
+        self._tracing = threading.Lock()
         self._prefix = _environment_digest(repr(context)) if folder else ""
 
     def load(self, name: str) -> jax.stages.Compiled | None:
@@ -61,7 +65,9 @@ class CompileCache:
 
         A folder that cannot be written is a warning, since the program is there all the same.
         """
-        compiled = lower().compile(compiler_options(jax.devices()[0].platform, rows=rows))
+        with self._tracing:
+            lowered = lower()
+        compiled = lowered.compile(compiler_options(jax.devices()[0].platform, rows=rows))
         path = self._path(name)
         if path is not None:
             try:

@@ -31,7 +31,7 @@ def compile_all(
 ) -> dict[str, jax.stages.Compiled]:
     """Every program by name, from disk where it was compiled before.
 
-    Tracing holds the interpreter lock and compiling does not, so a thread a core keeps the cores busy.  XLA tunes the
+    Compiling leaves the interpreter's lock alone, so a thread a core keeps the cores busy.  XLA tunes the
     matrix products of a GPU program by trying kernels, and remembers the fastest, for products alike and once it has
     it: of programs with the same products one is compiled ahead of the others.  Once `given_up` is set, nothing new
     is begun, and what was compiled until then is returned.

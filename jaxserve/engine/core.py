@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from dataclasses import replace
 
 import jax
 
-from jaxserve.engine.plan import StepPlan
+from jaxserve.engine.pace import Pace
+from jaxserve.engine.plan import StepPlan, StepResult
 from jaxserve.engine.protocol import CoreRequest, EngineStats, TokenOutput
 from jaxserve.engine.runner import PendingStep, Runner
 from jaxserve.engine.scheduler import Scheduler
@@ -26,6 +28,8 @@ class EngineCore:
         self._scheduler = scheduler
         self._runner = runner
         self._in_flight: deque[PendingStep] = deque()
+        self._pace = Pace()
+        self._resumed_at = 0.0  # when the last step had come back; 0 after a pause
 
     @property
     def has_work(self) -> bool:
@@ -60,8 +64,19 @@ class EngineCore:
             self._in_flight.append(self._runner.dispatch(plan))
         if self._in_flight and (plan is None or len(self._in_flight) >= _STEPS_IN_FLIGHT):
             pending = self._in_flight.popleft()
-            outputs += self._scheduler.commit(pending.plan, self._runner.fetch(pending))
+            outputs += self._scheduler.commit(pending.plan, self._fetch(pending))
         return outputs
+
+    def _fetch(self, pending: PendingStep) -> StepResult:
+        """Wait for a step, and note who had to wait for whom."""
+        is_late, asked_at = pending.is_ready, time.monotonic()
+        result = self._runner.fetch(pending)
+        now = time.monotonic()
+        if self._resumed_at and self._in_flight:  # the device has the next step to go on with
+            self._pace.observe(is_late=is_late, worked=asked_at - self._resumed_at, waited=now - asked_at)
+            self._scheduler.burst_steps = self._pace.steps
+        self._resumed_at = now if self._in_flight else 0.0
+        return result
 
     def _admit(self, plan: StepPlan, outputs: list[TokenOutput]) -> StepPlan:
         """Set up the plan's new sequences.

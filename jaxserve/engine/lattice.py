@@ -8,6 +8,7 @@ from jaxserve.engine.sampling_rows import VARIANTS, Variant, covers
 from jaxserve.kernels_pallas.metadata import StepKind
 
 MIN_PAGE_SIZE = 8  # tokens; the least that EngineConfig takes
+_SMALL_HIDDEN_SIZE = 2048  # up to here an accelerator runs a single sequence in a step of 8
 _PROMPT_LOGPROBS_CHUNK = 64  # prompt positions whose logits exist at a time
 
 
@@ -127,6 +128,7 @@ def build_lattice(
     max_model_len: int,
     page_size: int,
     platform: str,
+    hidden_size: int,
     tile_size: int = 32,
 ) -> Lattice:
     """Buckets for one engine; `tile_size` is what the platform's attention would have as query tiles.
@@ -143,9 +145,10 @@ def build_lattice(
         samples = [SampleShape(n, "greedy", False) for n in rows]
         samples += [SampleShape(n, "full", True) for n in rows]
     else:
-        # A decode step of 8 rows takes 5 % longer than one of 1, its longer contexts included (Llama 8B, H100, jax
-        # 0.11.2, 2026-11-23): nothing to gain between them.
-        rows = _buckets((1, 8), max_num_seqs, 2)
+        # Between 1 and 8 there is nothing to gain: one row of 8 takes 5.37 ms of forward pass with Llama 8B, one of 1
+        # 5.23, and with Llama 1B it is 1.05 and 1.28, as XLA has poor kernels for products of a single small row (H100,
+        # jax 0.11.2, 2026-11-25).
+        rows = _buckets((1, 8) if hidden_size > _SMALL_HIDDEN_SIZE else (8,), max_num_seqs, 2)
         tokens = _buckets((64, 256), max_num_batched_tokens, 2)
         # Straight-line programs, as a condition would break the CUDA graph; coarser buckets for what is rarer.
         coarse = sorted({rows[0], *(n for n in rows if n in (8, 64)), rows[-1]})
@@ -153,14 +156,12 @@ def build_lattice(
         drawing = sorted({*coarse, *(n for n in rows if n >= 64)})
         # A GPU's kernel looks no further than a row's filters need, so that the variants for top_k would gain nothing.
         has_kernel = platform == "gpu"
-        common: tuple[Variant, ...] = (
-            ("temperature", "random") if has_kernel else ("temperature", "top_k", "random")
-        )
+        common: tuple[Variant, ...] = ("random",) if has_kernel else ("temperature", "top_k", "random")
         samples = [SampleShape(n, "greedy", False) for n in rows]
         samples += [SampleShape(n, variant, False) for variant in common for n in drawing]
         processing: tuple[Variant, ...] = ("full",) if has_kernel else ("full_top_k", "full")
         samples += [SampleShape(n, variant, False) for variant in processing for n in coarse]
-        with_logprobs: tuple[Variant, ...] = ("greedy", "random", "full")
+        with_logprobs: tuple[Variant, ...] = ("greedy", "full")
         samples += [SampleShape(n, variant, True) for variant in with_logprobs for n in coarse]
     forwards = [ForwardShape("decode", n, n, 1, max_pages) for n in rows]
     forwards += [ForwardShape("mixed", n, max_num_seqs + 1, min(tile_size, n), max_pages) for n in tokens]

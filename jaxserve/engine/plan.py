@@ -30,6 +30,7 @@ class PlanEntry:
     num_generated: int  # tokens generated before this step's, for min_tokens
     page_offset: int  # where new_pages go in the sequence's page row
     new_pages: tuple[int, ...]
+    num_steps: int = 1  # tokens sampled one after the other, each being the next one's input; see StepPlan
     tail_ids: tuple[int, ...] = ()  # last known tokens, for sequences whose mask depends on them
     # The token after each input token whose prompt log-probability is wanted.
     prompt_targets: tuple[int, ...] = ()
@@ -37,11 +38,16 @@ class PlanEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
-    """One step: first the admissions, then the entries, decode entries before prefill chunks."""
+    """One step: first the admissions, then the entries, decode entries before prefill chunks.
+
+    A burst is several decode steps under one plan, for a device that is faster than the host plans: `num_steps` of
+    them, in each of which an entry takes part that has not sampled its own number of tokens yet.
+    """
 
     step_id: int
     admissions: tuple[Admission, ...]
     entries: tuple[PlanEntry, ...]
+    num_steps: int = 1
 
     @property
     def num_tokens(self) -> int:
@@ -57,6 +63,8 @@ class StepPlan:
 class StepResult:
     """What came back, in the plan's order: one item per entry."""
 
-    token_ids: list[int]  # sampled token; meaningless where the entry does not sample
-    logprobs: list[TokenLogprobs | None]
+    token_ids: list[
+        list[int]
+    ]  # sampled tokens, one a step of the entry; meaningless where it does not sample
+    logprobs: list[list[TokenLogprobs] | None]  # likewise; None where nobody asked
     prompt_logprobs: list[list[TokenLogprobs]]

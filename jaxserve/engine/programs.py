@@ -20,7 +20,14 @@ from jaxserve.engine.lattice import ForwardShape, SampleShape
 from jaxserve.engine.logprobs import Logprobs, gather_logprobs, prompt_logprobs
 from jaxserve.engine.sampler_state import SamplerState, admit_chunk, init_state
 from jaxserve.engine.sampling import sample
-from jaxserve.engine.sampling_rows import NUM_FLOATS, NUM_INTS, SamplingRows, has_processors, mask_words
+from jaxserve.engine.sampling_rows import (
+    NUM_FLOATS,
+    NUM_INTS,
+    SamplingRows,
+    at_step,
+    has_processors,
+    mask_words,
+)
 from jaxserve.engine.settle import Settings
 from jaxserve.engine.weight_pack import WeightPack
 from jaxserve.engine.xla_options import LIBRARY_ROWS
@@ -140,8 +147,8 @@ class ProgramBook:
         return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, leaves))
 
     def _lower_forward(self, shape: ForwardShape) -> jax.stages.Lowered:
-        def forward(weights, kv_pages, page_table, last_token, vector):
-            batch = unpack(vector, shape, page_table, self._backend)
+        def forward(weights, kv_pages, page_table, last_token, vector, step):
+            batch = unpack(vector, step, shape, page_table, self._backend)
             token_ids = jnp.where(batch.token_ids >= 0, batch.token_ids, last_token[batch.slots])
             sampled = batch.sample_index if shape.kind == "mixed" and not shape.scores_prompts else None
             hidden, kv_pages = self._model(weights)(token_ids, kv_pages, batch.meta, sampled)
@@ -151,17 +158,22 @@ class ProgramBook:
 
         vector = _spec((vector_length(shape),), jnp.int32)
         return jax.jit(forward, donate_argnums=(1, 2)).lower(
-            self._pack.specs, self.kv_specs, self.page_table_spec, self._state_specs[0], vector
+            self._pack.specs,
+            self.kv_specs,
+            self.page_table_spec,
+            self._state_specs[0],
+            vector,
+            _spec((), jnp.int32),
         )
 
     def _lower_sample(self, shape: SampleShape) -> jax.stages.Lowered:
         settings = self._settings
         on_cpu = settings.platform == "cpu"
 
-        def sample_rows(head, state, hidden, numbers, *mask):
+        def sample_rows(head, state, hidden, numbers, step, *mask):
             logits = self._head_model(head).logits(hidden)
             rows = SamplingRows(
-                ints=numbers[:, :NUM_INTS],
+                ints=at_step(numbers[:, :NUM_INTS], step),
                 floats=lax.bitcast_convert_type(numbers[:, NUM_INTS:], jnp.float32),
                 allowed_mask=mask[0] if mask else None,
             )
@@ -194,6 +206,7 @@ class ProgramBook:
             self._state_specs[: num_state_arrays(shape)],
             _spec((rows, settings.model.hidden_size), settings.dtype),
             _spec((rows, NUM_INTS + NUM_FLOATS), jnp.int32),
+            _spec((), jnp.int32),
         ]
         if has_processors(shape.variant):
             args.append(_spec((rows, mask_words(settings.model.vocab_size)), jnp.uint32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 from jaxserve.engine.batch import new_pages, pack
 from jaxserve.engine.lattice import ForwardShape, SampleShape
 from jaxserve.engine.masks import MaskBook
+from jaxserve.engine.pace import MAX_BURST
 from jaxserve.engine.plan import Admission, PlanEntry, StepPlan, StepResult
 from jaxserve.engine.programs import (
     ADMIT,
@@ -34,6 +36,7 @@ from jaxserve.engine.sampling_rows import (
     NEEDS_PROCESSORS,
     NUM_FLOATS,
     NUM_INTS,
+    NUM_STEPS,
     POSITION,
     SLOT,
     bias_arrays,
@@ -51,15 +54,31 @@ from jaxserve.sampling_params import SamplingParams
 Programs = dict[str, jax.stages.Compiled]
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["numbers", "mask"], meta_fields=["shape"])
+@dataclass(frozen=True, slots=True)
+class SamplerInputs:
+    """What a step's sampler is told beside the hidden states."""
+
+    numbers: np.ndarray | jax.Array  # [B, NUM_INTS + NUM_FLOATS] int32
+    mask: tuple[np.ndarray | jax.Array, ...]  # [B, mask_words(V)] uint32, if the sampler takes one
+    shape: SampleShape
+
+
 @dataclass(frozen=True, slots=True)
 class PendingStep:
     """A dispatched step: arrays that the device is still computing."""
 
     plan: StepPlan
-    sampled: tuple[jax.Array, ...]  # ids, or ids and four arrays of log-probabilities
+    # Of each step of the plan: ids, or ids and four arrays of log-probabilities; nothing where no entry samples.
+    sampled: list[tuple[jax.Array, ...]]
     num_logprobs: list[int]  # per entry, -1 for none
     prompt_scores: dict[int, list[tuple[jax.Array, ...]]]  # entry index -> chunks
     num_prompt_logprobs: list[int]  # per entry
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the device is through with it."""
+        return all(array.is_ready() for array in self.sampled[-1]) if self.sampled else True  # type: ignore[attr-defined]  # of every Array that is not traced
 
 
 class Runner:
@@ -85,6 +104,7 @@ class Runner:
         self._num_logprobs = np.full(slots, -1, np.int32)  # -1: not asked for
         self._num_prompt_logprobs = np.zeros(slots, np.int32)
         self._masks = MaskBook(slots, settings.model.vocab_size)
+        self._step_numbers = [jnp.int32(step) for step in range(MAX_BURST)]  # on the device already
 
     def warm_up(self) -> None:
         """Run every program once, on padding: the first run loads kernels and builds CUDA graphs.
@@ -113,7 +133,10 @@ class Runner:
                 name = sampler.name
                 slots = np.full(sampler.num_rows, self._dummy_slot)
                 self._call_sampler(
-                    sampler, hidden[sampler.num_rows], self._ints[slots], self._floats[slots], {}
+                    sampler,
+                    hidden[sampler.num_rows],
+                    _pack_rows(self._ints[slots], self._floats[slots]),
+                    self._mask_of(sampler, {}),
                 )
                 jax.block_until_ready(self._state)
             name = ASSIGN
@@ -136,11 +159,20 @@ class Runner:
         if len(pages) > shape.num_new_pages:
             self._assign(pages)
             pages = []
-        vector = pack(plan, shape, pages, self._dummy_slot)
-        outputs = self._call_forward(shape, vector)
-        sampled = self._sample(plan, outputs[0])
-        for array in sampled:
-            array.copy_to_host_async()
+        vector: np.ndarray | jax.Array = pack(plan, shape, pages, self._dummy_slot)
+        sampler = self._sampler_inputs(plan)
+        if plan.num_steps > 1:  # what its steps share travels once
+            vector, sampler = jax.device_put((vector, sampler))
+        sampled: list[tuple[jax.Array, ...]] = []
+        hidden: jax.Array | None = None
+        for step in range(plan.num_steps):
+            outputs = self._call_forward(shape, vector, step)
+            hidden = outputs[-1]
+            if sampler is not None:
+                sampled.append(self._sample(sampler, outputs[0], step))
+                for array in sampled[-1]:
+                    array.copy_to_host_async()
+        assert hidden is not None, "a plan has a step at least"
         slots = [
             entry.slot for entry in plan.entries
         ]  # read now: a later step may give a slot to another sequence
@@ -148,30 +180,21 @@ class Runner:
             plan=plan,
             sampled=sampled,
             num_logprobs=self._num_logprobs[slots].tolist(),
-            prompt_scores=self._score_prompts(plan, outputs[-1]),
+            prompt_scores=self._score_prompts(plan, hidden),
             num_prompt_logprobs=self._num_prompt_logprobs[slots].tolist(),
         )
 
     def fetch(self, pending: PendingStep) -> StepResult:
         """Wait for a step and read its tokens."""
         entries = pending.plan.entries
-        if not pending.sampled:
-            ids = [0] * len(entries)
-        else:
-            ids = np.asarray(pending.sampled[0]).tolist()[: len(entries)]
-        logprobs: list[TokenLogprobs | None] = [None] * len(entries)
-        if len(pending.sampled) > 1:
-            values, ranks, top_ids, top_values = (np.asarray(array) for array in pending.sampled[1:])
-            for row, entry in enumerate(entries):
-                wanted = pending.num_logprobs[row]
-                if entry.samples and wanted >= 0:
-                    logprobs[row] = TokenLogprobs(
-                        token_id=ids[row],
-                        logprob=float(values[row]),
-                        rank=int(ranks[row]),
-                        top_ids=top_ids[row, :wanted].tolist(),
-                        top_logprobs=top_values[row, :wanted].tolist(),
-                    )
+        ids: list[list[int]] = [[] for _ in entries]
+        logprobs: list[list[TokenLogprobs] | None] = [None] * len(entries)
+        for step, (sampled, *scores) in enumerate(pending.sampled):
+            for row, (entry, token_id) in enumerate(zip(entries, np.asarray(sampled).tolist(), strict=False)):
+                if step < entry.num_steps:
+                    ids[row].append(token_id)
+            if scores:
+                _read_logprobs(logprobs, entries, pending.num_logprobs, ids, step, scores)
         prompt: list[list[TokenLogprobs]] = [[] for _ in entries]
         for row, chunks in pending.prompt_scores.items():
             prompt[row] = _read_scores(entries[row], chunks, pending.num_prompt_logprobs[row])
@@ -226,10 +249,17 @@ class Runner:
             self._state, np.int32(slot), token_ids, *counts, np.bool_(is_first), *bias
         )
 
-    def _call_forward(self, shape: ForwardShape, vector: np.ndarray) -> tuple[jax.Array, ...]:
+    def _call_forward(
+        self, shape: ForwardShape, vector: np.ndarray | jax.Array, step: int = 0
+    ) -> tuple[jax.Array, ...]:
         """Hidden rows that may sample, and of a scoring step those of all tokens."""
         *outputs, self._kv_pages, self._page_table = self._programs[shape.name](
-            self._weights.model, self._kv_pages, self._page_table, self._state[0], vector
+            self._weights.model,
+            self._kv_pages,
+            self._page_table,
+            self._state[0],
+            vector,
+            self._step_numbers[step],
         )
         return tuple(outputs)
 
@@ -247,18 +277,20 @@ class Runner:
         self,
         shape: SampleShape,
         hidden: jax.Array,
-        ints: np.ndarray,
-        floats: np.ndarray,
-        masked: dict[int, np.ndarray],
+        numbers: np.ndarray | jax.Array,
+        mask: tuple[np.ndarray | jax.Array, ...],
+        step: int = 0,
     ) -> tuple[jax.Array, ...]:
         num_arrays = num_state_arrays(shape)
-        numbers = np.concatenate([ints, floats.view(np.int32)], axis=1)
-        args = [self._weights.head, self._state[:num_arrays], hidden, numbers]
-        if has_processors(shape.variant):
-            args.append(self._masks.stack(masked, shape.num_rows))
-        sampled, state = self._programs[shape.name](*args)
+        sampled, state = self._programs[shape.name](
+            self._weights.head, self._state[:num_arrays], hidden, numbers, self._step_numbers[step], *mask
+        )
         self._state = (*state, *self._state[num_arrays:])
         return sampled
+
+    def _mask_of(self, shape: SampleShape, masked: dict[int, np.ndarray]) -> tuple[np.ndarray, ...]:
+        """The sampler's mask, if it takes one."""
+        return (self._masks.stack(masked, shape.num_rows),) if has_processors(shape.variant) else ()
 
     def _forward_shape(self, plan: StepPlan) -> ForwardShape:
         lattice = self._settings.lattice
@@ -268,26 +300,32 @@ class Runner:
         is_decode = all(len(entry.token_ids) == 1 for entry in plan.entries)
         return lattice.forward("decode" if is_decode else "mixed", plan.num_tokens)
 
-    def _sample(self, plan: StepPlan, hidden: jax.Array) -> tuple[jax.Array, ...]:
-        """Queue the sampler for the entries that sample; row i belongs to entry i."""
+    def _sampler_inputs(self, plan: StepPlan) -> SamplerInputs | None:
+        """What the sampler is told of the entries, row i being entry i; None if none of them samples."""
         entries = plan.entries
         idle = [row for row, entry in enumerate(entries) if not entry.samples]
         if len(idle) == len(entries):
-            return ()
+            return None
         masked = self._masks.rows(entries)
         slots = np.array([entry.slot for entry in entries])
         needs, num_logprobs = self._needs[slots], self._num_logprobs[slots]
         needs[idle], num_logprobs[idle] = 0, -1
         variant = variant_for(int(np.bitwise_or.reduce(needs)) | (NEEDS_PROCESSORS if masked else 0))
         shape = self._settings.lattice.sample(len(entries), variant, bool(num_logprobs.max() >= 0))
-        if hidden.shape[0] != shape.num_rows:
-            hidden = self._programs[resize_program(hidden.shape[0], shape.num_rows)](hidden)
         slots = np.pad(slots, (0, shape.num_rows - len(entries)), constant_values=self._dummy_slot)
         ints, floats = self._ints[slots], self._floats[slots]
         ints[: len(entries), POSITION] = [entry.start + len(entry.token_ids) for entry in entries]
+        ints[: len(entries), NUM_STEPS] = [entry.num_steps for entry in entries]
         ints[idle, FLAGS] &= ~FLAG_ACTIVE
         ints[idle, SLOT] = self._dummy_slot
-        return self._call_sampler(shape, hidden, ints, floats, masked)
+        return SamplerInputs(_pack_rows(ints, floats), self._mask_of(shape, masked), shape)
+
+    def _sample(self, inputs: SamplerInputs, hidden: jax.Array, step: int) -> tuple[jax.Array, ...]:
+        """Queue the sampler."""
+        num_rows = inputs.shape.num_rows
+        if hidden.shape[0] != num_rows:
+            hidden = self._programs[resize_program(hidden.shape[0], num_rows)](hidden)
+        return self._call_sampler(inputs.shape, hidden, inputs.numbers, inputs.mask, step)
 
     def _score_prompts(self, plan: StepPlan, hidden: jax.Array) -> dict[int, list[tuple[jax.Array, ...]]]:
         """Queue prompt log-probabilities for the entries that want them."""
@@ -306,6 +344,36 @@ class Runner:
                 )
             token += len(entry.token_ids)
         return scores
+
+
+def _pack_rows(ints: np.ndarray, floats: np.ndarray) -> np.ndarray:
+    """A sampler's rows as one array, for one transfer: [B, NUM_INTS + NUM_FLOATS] int32."""
+    return np.concatenate([ints, floats.view(np.int32)], axis=1)
+
+
+def _read_logprobs(
+    logprobs: list[list[TokenLogprobs] | None],
+    entries: Sequence[PlanEntry],
+    num_wanted: Sequence[int],
+    ids: Sequence[Sequence[int]],
+    step: int,
+    scores: Sequence[jax.Array],
+) -> None:
+    """Add one step's log-probabilities to those of the entries that want them."""
+    values, ranks, top_ids, top_values = (np.asarray(array) for array in scores)
+    for row, (entry, wanted) in enumerate(zip(entries, num_wanted, strict=True)):
+        if not entry.samples or wanted < 0 or step >= entry.num_steps:
+            continue
+        found = logprobs[row] = logprobs[row] or []
+        found.append(
+            TokenLogprobs(
+                token_id=ids[row][step],
+                logprob=float(values[row]),
+                rank=int(ranks[row]),
+                top_ids=top_ids[row, :wanted].tolist(),
+                top_logprobs=top_values[row, :wanted].tolist(),
+            )
+        )
 
 
 def _read_scores(entry: PlanEntry, chunks: list[tuple[jax.Array, ...]], wanted: int) -> list[TokenLogprobs]:

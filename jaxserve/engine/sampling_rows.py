@@ -33,8 +33,8 @@ _ABILITIES: dict[Variant, int] = {
 MAX_TOP_K = 64  # the largest top_k that the variants "top_k" and "full_top_k" take
 
 # Columns of SamplingRows.ints and .floats.
-SLOT, POSITION, SEED_LO, SEED_HI, TOP_K, FLAGS = range(6)
-NUM_INTS = 6
+SLOT, POSITION, SEED_LO, SEED_HI, TOP_K, FLAGS, NUM_STEPS = range(7)
+NUM_INTS = 7
 TEMPERATURE, TOP_P, MIN_P, PRESENCE, FREQUENCY, REPETITION = range(6)
 NUM_FLOATS = 6
 
@@ -173,7 +173,8 @@ def fill_row(
         raise RequestError("seed must be set before a sequence is sampled, got None.", param="seed")
     seed = params.seed & (2**64 - 1)
     flags = (FLAG_ACTIVE if is_active else 0) | (FLAG_STATE if uses_state else 0)
-    ints[row] = (slot, position, _as_int32(seed), _as_int32(seed >> 32), min(params.top_k, 2**31 - 1), flags)
+    top_k = min(params.top_k, 2**31 - 1)
+    ints[row] = (slot, position, _as_int32(seed), _as_int32(seed >> 32), top_k, flags, 1)
     floats[row] = (
         params.temperature,
         params.top_p,
@@ -189,6 +190,13 @@ def fill_padding(ints: np.ndarray, floats: np.ndarray, first_row: int, num_slots
     ints[first_row:] = 0
     ints[first_row:, SLOT] = num_slots
     floats[first_row:] = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+def at_step(ints: jax.Array, step: jax.Array) -> jax.Array:
+    """Inside jit: ints [B, NUM_INTS] as they are in step [] of a burst; rows that are through are inactive."""
+    takes_part = step < ints[:, NUM_STEPS]
+    flags = jax.numpy.where(takes_part, ints[:, FLAGS], ints[:, FLAGS] & ~FLAG_ACTIVE)
+    return ints.at[:, POSITION].add(step).at[:, FLAGS].set(flags)
 
 
 def bias_arrays(params: SamplingParams) -> tuple[np.ndarray, np.ndarray]:

@@ -48,6 +48,7 @@ class Scheduler:
 
         Neither may be less than `max_num_seqs`.
         """
+        self.burst_steps = 1  # decode steps that a plan may hold; whoever steps the engine sets it (pace.py)
         self.allocator = allocator
         self.counters = SchedulerCounters()
         self._page_size = page_size
@@ -130,8 +131,16 @@ class Scheduler:
         if not planned:
             return None
         entries = sorted(planned.values(), key=lambda entry: len(entry.token_ids) > 1)
-        self.counters.num_steps += 1
-        return StepPlan(step_id=self.counters.num_steps, admissions=tuple(admissions), entries=tuple(entries))
+        num_steps = 1
+        if self.burst_steps > 1 and not admissions:
+            num_steps = self._extend_to_burst(entries)
+        self.counters.num_steps += num_steps
+        return StepPlan(
+            step_id=self.counters.num_steps,
+            admissions=tuple(admissions),
+            entries=tuple(entries),
+            num_steps=num_steps,
+        )
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
         """Take a step's tokens: append, register full pages, finish what is done."""
@@ -148,18 +157,23 @@ class Scheduler:
                 )
             if not entry.samples:
                 continue
-            seq.num_in_flight -= 1
-            token_id = result.token_ids[index]
-            seq.token_ids.append(token_id)
+            seq.num_in_flight -= entry.num_steps
+            is_first = len(seq.token_ids) == seq.num_prompt_tokens
+            token_ids = result.token_ids[index]
+            finish_reason, stop_token_id = None, None
+            for count, token_id in enumerate(token_ids, 1):
+                seq.token_ids.append(token_id)
+                finish_reason, stop_token_id = self._finish_reason(seq, token_id)
+                if finish_reason is not None:  # what a burst has sampled after the end is nobody's
+                    token_ids = token_ids[:count]
+                    break
             self._register_pages(seq)
-            finish_reason, stop_token_id = self._finish_reason(seq, token_id)
-            is_first = len(seq.token_ids) == seq.num_prompt_tokens + 1
             logprobs = result.logprobs[index]
             outputs.append(
                 TokenOutput(
                     request_id=seq.request.request_id,
-                    token_ids=[token_id],
-                    logprobs=None if logprobs is None else [logprobs],
+                    token_ids=token_ids,
+                    logprobs=None if logprobs is None else logprobs[: len(token_ids)],
                     prompt_logprobs=seq.finished_prompt_logprobs() if is_first else None,
                     finish_reason=finish_reason,
                     stop_token_id=stop_token_id,
@@ -211,6 +225,41 @@ class Scheduler:
         if samples:
             seq.num_in_flight += 1
         return entry
+
+    def _extend_to_burst(self, entries: list[PlanEntry]) -> int:
+        """Let entries, all of them decoding, sample up to `burst_steps` tokens each; how many the longest takes.
+
+        As far as their lengths and pages allow: nobody is preempted for it, and nobody is planned for whose next token
+        the host must see the last one, or count it.
+        """
+        seqs = [self._by_seq_id[entry.seq_id] for entry in entries]
+        if any(
+            len(entry.token_ids) > 1
+            or not entry.samples
+            or seq.needs_host
+            or entry.num_generated < seq.request.params.min_tokens
+            for entry, seq in zip(entries, seqs, strict=True)
+        ):
+            return 1
+        longest = 1
+        for entry, seq in zip(entries, seqs, strict=True):
+            # One token of the entry's is scheduled and in flight already.
+            more = min(self.burst_steps - 1, seq.max_num_tokens - len(seq.token_ids) - seq.num_in_flight)
+            missing = -(-(seq.num_scheduled + more) // self._page_size) - len(seq.pages)
+            if missing > 0:
+                pages = self.allocator.allocate(missing)
+                if pages is None:
+                    more = len(seq.pages) * self._page_size - seq.num_scheduled
+                else:
+                    seq.pages += pages
+                    entry.new_pages += tuple(pages)
+                    seq.num_planned_pages = len(seq.pages)
+            if more > 0:
+                entry.num_steps += more
+                seq.num_scheduled += more
+                seq.num_in_flight += more
+                longest = max(longest, entry.num_steps)
+        return longest
 
     def _grow(self, seq: Sequence, count: int, planned: Collection[int]) -> bool:
         """Get pages for `count` more tokens, preempting sequences that come after `seq` and are not planned yet.

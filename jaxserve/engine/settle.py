@@ -120,6 +120,7 @@ def settle(config: EngineConfig, model: ModelConfig, weights_bytes: int) -> Sett
             max_model_len=max_model_len,
             page_size=page_size,
             platform=device.platform,
+            hidden_size=model.hidden_size,
             tile_size=_tile_size(model, dtype, device.platform),
         ),
     )

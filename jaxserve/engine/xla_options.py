@@ -10,7 +10,11 @@ import jax
 # one compilation the list must be whole: "+COLLECTIVES" is understood in XLA_FLAGS alone (jax 0.10.2, 0.11.2).
 _GRAPH_DEFAULT = ("FUSION", "CUBLAS", "CUBLASLT", "CUSTOM_CALL", "CUDNN", "DYNAMIC_SLICE_FUSION")
 
-LIBRARY_ROWS = 512  # from here on a GPU's matrix products are the library's
+# From here on a GPU's matrix products are the library's.  Forward passes of Llama's dimensions with XLA's own kernels
+# and with the library's, ms: of 8B 6.48 and 6.58 at 32 rows, 7.69 and 7.67 at 64, 9.66 and 9.43 at 128, 13.71 and 13.54
+# at 256; of 1B 1.67 and 1.70 at 64, 2.27 and 2.16 at 128, 3.17 and 3.13 at 256 (python -m benchmarks.h100.forward,
+# H100, jax 0.11.2, 2026-11-25).
+LIBRARY_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,9 @@ class SimulatedDevice:
         """All writes of the step first, then all reads, as every layer does."""
         assert plan.num_tokens > 0
         assert len({entry.slot for entry in plan.entries}) == len(plan.entries)
+        assert max(entry.num_steps for entry in plan.entries) == plan.num_steps
+        if plan.num_steps > 1:
+            assert all(entry.samples and len(entry.token_ids) == 1 for entry in plan.entries)
         for entry in plan.entries:
             row = self._rows.setdefault(entry.slot, [])
             row[entry.page_offset :] = entry.new_pages
@@ -54,10 +57,16 @@ class SimulatedDevice:
             row = self._rows[entry.slot]
             length = entry.start + len(entry.token_ids)
             context = [self._pages[row[p // self._page_size], p % self._page_size] for p in range(length)]
-            token = next_token(context)
+            tokens = []
+            for _ in range(entry.num_steps):
+                tokens.append(next_token(context))
+                context.append(tokens[-1])
             if entry.samples:
-                self._last_token[entry.slot] = token
-            sampled.append(token if entry.samples else -7)
+                self._last_token[entry.slot] = tokens[-1]
+                for index, token in enumerate(tokens[:-1]):  # each is the input of the step after it
+                    page, offset = divmod(length + index, self._page_size)
+                    self._pages[row[page], offset] = token
+            sampled.append(tokens if entry.samples else [-7])
             scores.append(
                 [
                     TokenLogprobs(

@@ -29,14 +29,14 @@ def entry(slot: int, start: int, token_ids: tuple[int, ...]) -> PlanEntry:
     )
 
 
-def round_trip(entries: list[PlanEntry], shape: ForwardShape) -> ForwardBatch:
+def round_trip(entries: list[PlanEntry], shape: ForwardShape, step: int = 0) -> ForwardBatch:
     entries = [replace(entry, new_pages=(100 + entry.slot,), page_offset=1) for entry in entries]
     table = np.arange((DUMMY + 1) * shape.max_pages, dtype=np.int32).reshape(DUMMY + 1, shape.max_pages) + 1
     table[DUMMY] = 0
     plan = StepPlan(step_id=1, admissions=(), entries=tuple(entries))
     vector = pack(plan, shape, new_pages(plan), DUMMY)
     assert vector.shape == (vector_length(shape),)
-    return unpack(jax.numpy.asarray(vector), shape, jax.numpy.asarray(table))
+    return unpack(jax.numpy.asarray(vector), jax.numpy.int32(step), shape, jax.numpy.asarray(table))
 
 
 def test_decode() -> None:
@@ -49,6 +49,17 @@ def test_decode() -> None:
     assert batch.meta.token_rows.tolist() == [0, 1, 2, 3]
     assert batch.meta.page_table.tolist() == [[7, 102, 9], [1, 100, 3], [0, 0, 0], [0, 0, 0]]
     assert batch.page_table.tolist() == [[1, 100, 3], [4, 5, 6], [7, 102, 9], [10, 11, 12], [0, 0, 0]]
+
+
+def test_a_later_step_of_a_burst() -> None:
+    shape = ForwardShape("decode", 4, 4, 1, 3)
+    entries = [replace(entry(2, 5, (8,)), num_steps=3), replace(entry(0, 9, (7,)), num_steps=2)]
+    batch = round_trip(entries, shape, step=2)
+    assert batch.token_ids.tolist() == [ON_DEVICE] * 4
+    assert batch.slots.tolist() == [2, DUMMY, DUMMY, DUMMY]
+    assert batch.meta.positions.tolist() == [7, 0, 0, 0]
+    assert batch.meta.kv_lens.tolist() == [8, 0, 0, 0]
+    assert batch.meta.page_table.tolist() == [[7, 102, 9], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
 
 
 def test_mixed() -> None:
@@ -73,11 +84,16 @@ def test_new_pages_are_counted_from_where_a_row_ends() -> None:
     assert new_pages(StepPlan(step_id=1, admissions=(), entries=entries)) == [(2, 3, 8), (2, 4, 9)]
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize(("platform", "hidden_size"), [("cpu", 512), ("gpu", 2048), ("gpu", 4096)])
 @pytest.mark.parametrize(("seqs", "tokens"), [(1, 1), (4, 16), (32, 256), (256, 8192), (100, 300)])
-def test_every_step_finds_a_shape(platform: str, seqs: int, tokens: int) -> None:
+def test_every_step_finds_a_shape(platform: str, hidden_size: int, seqs: int, tokens: int) -> None:
     lattice = build_lattice(
-        max_num_seqs=seqs, max_num_batched_tokens=tokens, max_model_len=100, page_size=16, platform=platform
+        max_num_seqs=seqs,
+        max_num_batched_tokens=tokens,
+        max_model_len=100,
+        page_size=16,
+        platform=platform,
+        hidden_size=hidden_size,
     )
     for count in range(1, seqs + 1):
         shape = lattice.forward("decode", count)
@@ -106,7 +122,12 @@ def test_every_step_finds_a_shape(platform: str, seqs: int, tokens: int) -> None
 
 def test_no_resize_that_no_step_needs() -> None:
     lattice = build_lattice(
-        max_num_seqs=256, max_num_batched_tokens=8192, max_model_len=100, page_size=16, platform="gpu"
+        max_num_seqs=256,
+        max_num_batched_tokens=8192,
+        max_model_len=100,
+        page_size=16,
+        platform="gpu",
+        hidden_size=4096,
     )
     # A decode step hands its rows on as they are, or padded for a sampler of coarser buckets.
     assert (128, 256) in lattice.resizes()

@@ -11,7 +11,9 @@ import jax
 import numpy as np
 import pytest
 
+from jaxserve.engine import core
 from jaxserve.engine.client import InProcessClient
+from jaxserve.engine.pace import Pace
 from jaxserve.engine.protocol import CoreRequest
 from jaxserve.engine.runner import Runner
 from jaxserve.errors import EngineDeadError, RecompileError
@@ -40,7 +42,7 @@ def test_greedy_tokens_are_those_of_a_dense_pass(engine: Engine, dense: DenseMod
     assert engine[0].stats().num_free_pages == engine[0].stats().num_pages
 
 
-def test_a_request_gives_the_same_tokens_alone_and_in_company(engine: Engine) -> None:
+def mixed_requests() -> list[CoreRequest]:
     mixes: list[dict[str, Any]] = [
         {},
         {"temperature": 0.9, "seed": 5},
@@ -50,16 +52,48 @@ def test_a_request_gives_the_same_tokens_alone_and_in_company(engine: Engine) ->
         {"temperature": 1.0, "seed": 9, "allowed_token_ids": (1, 2, 3, 50, 99)},
         {"temperature": 0.0, "presence_penalty": 1.5, "logprobs": 2},
     ]
-    requests = [
-        request(f"c{i}", prompt, **mixes[i % 7], max_tokens=20)
+    return [
+        request(f"c{i}", prompt, **mixes[i % 7], max_tokens=20 - i % 3)
         for i, prompt in enumerate(prompts(14, seed=1))
     ]
+
+
+def test_a_request_gives_the_same_tokens_alone_and_in_company(engine: Engine) -> None:
+    requests = mixed_requests()
     together = run(engine, *requests)
     client, collector = engine
     for wanted, one in zip(together, requests, strict=True):
         collector.outputs.clear()
         assert client.reset_prefix_cache()
         assert run(engine, one) == [wanted]
+
+
+def test_bursts_give_the_same_tokens_and_logprobs(
+    engine: Engine, cache_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hurried(Pace):
+        def observe(self, *, is_late: bool, worked: float, waited: float) -> None:
+            self.steps = self.steps % 8 + 1
+
+    monkeypatch.setattr(core, "Pace", Hurried)
+    client, collector = build_tiny(cache_dir), Collector()
+    client.start(collector.on_outputs, collector.on_dead)
+    try:
+        assert run((client, collector), *mixed_requests()) == run(engine, *mixed_requests())
+        sizes = {len(output.token_ids) for outputs in collector.outputs.values() for output in outputs}
+        assert max(sizes) > 1
+        for request_id, outputs in collector.outputs.items():
+            others = engine[1].outputs[request_id]
+            found, wanted = (
+                [score for o in some for score in o.logprobs or ()] for some in (outputs, others)
+            )
+            assert [(s.token_id, s.rank, s.top_ids) for s in found] == [
+                (s.token_id, s.rank, s.top_ids) for s in wanted
+            ]
+            assert [s.logprob for s in found] == pytest.approx([s.logprob for s in wanted], abs=1e-5)
+        assert client.stats().num_free_pages == client.stats().num_pages
+    finally:
+        client.shutdown()
 
 
 def test_preempted_requests_give_the_same_tokens(engine: Engine, cache_dir: str) -> None:
@@ -86,11 +120,10 @@ def test_logprobs_are_those_of_a_dense_pass(engine: Engine, dense: DenseModel) -
     )
     table = dense.log_probs(prompt + tokens)
     outputs = engine[1].outputs["l"]
-    for position, output in enumerate(outputs, start=len(prompt) - 1):
-        assert output.logprobs is not None
-        (item,) = output.logprobs
+    items = [item for output in outputs for item in output.logprobs or ()]
+    assert [item.token_id for item in items] == tokens
+    for position, item in enumerate(items, start=len(prompt) - 1):
         row = table[position]
-        assert item.token_id == output.token_ids[0]
         assert item.logprob == pytest.approx(row[item.token_id], abs=1e-4)
         assert item.rank == 1 + int((row > row[item.token_id]).sum())
         assert item.top_ids == np.argsort(-row)[:3].tolist()

@@ -104,7 +104,7 @@ def test_every_program_lowers(book: ProgramBook) -> None:
 @pytest.mark.usefixtures("on_h100")
 @pytest.mark.parametrize("book", ["float32"], indirect=True)
 def test_float32_is_multiplied_as_float32(book: ProgramBook) -> None:
-    kinds = ("forward_decode_1", "forward_mixed_64", "sample_greedy_logprobs_1", PROMPT_LOGPROBS)
+    kinds = ("forward_decode_4", "forward_mixed_64", "sample_greedy_logprobs_4", PROMPT_LOGPROBS)
     chosen = [program for program in book if program.name in kinds]
     assert len(chosen) == len(kinds)
     for program in chosen:

@@ -55,7 +55,7 @@ def run(runner: Runner, count: int) -> list[int]:
         if step == 0:
             runner.admit(Admission(slot=0, request=request("a", PROMPT), token_ids=PROMPT))
         plan = StepPlan(step_id=step, admissions=(), entries=(entry,))
-        tokens += runner.fetch(runner.dispatch(plan)).token_ids
+        tokens += runner.fetch(runner.dispatch(plan)).token_ids[0]
     return tokens
 
 
@@ -111,7 +111,7 @@ def test_more_new_pages_than_a_step_has_room_for_go_ahead_of_it(
         new_pages=(1, 2),
     )
     result = runner.fetch(runner.dispatch(StepPlan(step_id=1, admissions=(), entries=(entry,))))
-    assert [first, *result.token_ids] == dense.greedy(PROMPT, 2)
+    assert [first, *result.token_ids[0]] == dense.greedy(PROMPT, 2)
 
 
 def test_a_program_beyond_the_plan_is_warned_of(

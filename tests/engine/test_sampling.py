@@ -13,6 +13,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from jaxserve.engine.logprobs import prompt_logprobs
 from jaxserve.engine.sampler_state import COUNT_MASK, PROMPT_BIT, SamplerState, admit_chunk, init_state
 from jaxserve.engine.sampling_rows import (
+    FLAGS,
     VARIANTS,
     Variant,
     allow_all,
@@ -287,7 +288,7 @@ def test_only_active_rows_touch_their_slots(variant):
         state = admit_sequence(state, slot, [1], [], params[0])
     rows = make_rows(params, slots=[2, 0, 3], num_slots=8, bucket=8)
     ints = np.array(rows.ints)
-    ints[1, -1] = 0  # the row at slot 0 is a prefill that does not end in this step
+    ints[1, FLAGS] = 0  # the row at slot 0 is a prefill that does not end in this step
     rows = type(rows)(jnp.asarray(ints), rows.floats)
     logits = np.zeros((8, V), np.float32)
     logits[np.arange(8), [10, 20, 30, 40, 50, 60, 70, 80]] = 5

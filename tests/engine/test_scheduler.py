@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -71,7 +73,8 @@ class Rig:
         self.device = SimulatedDevice(PAGE_SIZE)
         self.in_flight: deque[tuple[StepPlan, StepResult]] = deque()
 
-    def step(self) -> StepPlan | None:
+    def step(self, burst_steps: int = 1) -> StepPlan | None:
+        self.scheduler.burst_steps = burst_steps
         plan = self.scheduler.schedule()
         if plan is not None:
             assert plan.num_tokens <= (self.scoring_budget if plan.scores_prompts else self.budget)
@@ -86,13 +89,13 @@ class Rig:
     def is_busy(self) -> bool:
         return bool(self.in_flight) or self.scheduler.num_running + self.scheduler.num_waiting > 0
 
-    def run(self, limit: int = 5000) -> None:
+    def run(self, limit: int = 5000, burst_steps: Callable[[], int] = lambda: 1) -> None:
         for _ in range(limit):
             if not self.is_busy:
                 assert self.allocator.num_free == self.allocator.num_pages
                 assert len(self.scheduler._waiting) == self.scheduler._num_dropped
                 return
-            self.step()
+            self.step(burst_steps())
         raise AssertionError("no progress")
 
     def tokens(self, request_id: str) -> list[int]:
@@ -110,6 +113,11 @@ def test_any_load_gives_what_each_request_gives_alone(seed: int) -> None:
         depth=rng.randint(1, 3),
         prefix_caching=rng.random() < 0.8,
     )
+    longest_burst = rng.choice([1, 1, 3, 8])
+
+    def burst_steps() -> int:
+        return rng.randint(1, longest_burst)
+
     shared = [rng.randrange(VOCAB_SIZE) for _ in range(24)]
     requests: dict[str, CoreRequest] = {}
     aborted: set[str] = set()
@@ -132,12 +140,12 @@ def test_any_load_gives_what_each_request_gives_alone(seed: int) -> None:
         requests[request.request_id] = request
         rig.scheduler.add(request)
         for _ in range(rng.randint(0, 4)):
-            rig.step()
+            rig.step(burst_steps())
         if rng.random() < 0.2:
             victim = rng.choice(list(requests))
             if rig.scheduler.abort(victim):
                 aborted.add(victim)
-    rig.run()
+    rig.run(burst_steps=burst_steps)
     for request_id, request in requests.items():
         expected = generate_alone(
             request.prompt_token_ids,
@@ -233,6 +241,45 @@ def test_priority_goes_before_arrival() -> None:
     rig.scheduler.add(make_request("soon", [2], max_tokens=1, priority=0, arrival=1.0))
     rig.run()
     assert list(rig.outputs) == ["soon", "late"]
+
+
+def test_a_burst_ends_with_the_longest_of_its_sequences() -> None:
+    rig = Rig(depth=1)
+    rig.scheduler.add(make_request("a", [1, 2], max_tokens=4))
+    rig.scheduler.add(make_request("b", [3, 4], max_tokens=30))
+    rig.step(burst_steps=8)
+    plan = rig.step(burst_steps=8)
+    assert plan is not None
+    assert [entry.num_steps for entry in plan.entries] == [3, 8]
+    assert plan.num_steps == 8
+    assert [len(output.token_ids) for output in rig.outputs["b"]] == [1, 8]
+    rig.run()
+    assert rig.tokens("a") == generate_alone([1, 2], 4, (), (), MAX_LEN)
+
+
+def test_a_burst_takes_pages_that_are_free_and_nobody_elses() -> None:
+    rig = Rig(num_pages=18, max_num_seqs=4, budget=64, depth=1)
+    for index in range(4):
+        rig.scheduler.add(make_request(f"r{index}", [index] * 6, max_tokens=40, arrival=float(index)))
+    num_steps = 8
+    while num_steps == 8:  # until pages are short
+        plan = rig.step(burst_steps=8)
+        assert plan is not None
+        num_steps = plan.num_steps if len(plan.entries) == 4 and not plan.admissions else 8
+    assert rig.scheduler.counters.num_preemptions == 0
+    rig.run(burst_steps=lambda: 8)
+    for index in range(4):
+        assert rig.tokens(f"r{index}") == generate_alone([index] * 6, 40, (), (), MAX_LEN)
+
+
+@pytest.mark.parametrize("params", [{"min_tokens": 5}, {"bad_words": ((1, 2),)}])
+def test_no_burst_where_the_host_must_see_the_tokens(params: dict[str, Any]) -> None:
+    rig = Rig(depth=1)
+    rig.scheduler.add(make_request("a", [1, 2], max_tokens=8, **params))
+    rig.step(burst_steps=8)
+    plan = rig.step(burst_steps=8)
+    assert plan is not None
+    assert plan.num_steps == 1
 
 
 def test_no_step_is_spent_on_a_sequence_that_is_certainly_done() -> None:
