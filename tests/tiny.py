@@ -27,12 +27,16 @@ CHAT_TEMPLATE = (
 
 
 def byte_tokenizer(
-    *, add_bos: bool = False, add_eos: bool = False, chat_template: str | None = CHAT_TEMPLATE
+    *,
+    add_bos: bool = False,
+    add_eos: bool = False,
+    chat_template: str | None = CHAT_TEMPLATE,
+    added: tuple[str, ...] = ("<tool_call>", "</tool_call>"),
 ) -> Tokenizer:
     """A fresh tokenizer with a ChatML-like template.
 
     Ids 0-255 are the bytes; 256-259 are the control tokens BOS, EOS, IM_START, IM_END ("<|bos|>", "<|eos|>",
-    "<|im_start|>", "<|im_end|>"); 260 and 261 are "<tool_call>" and "</tool_call>", added but not special.
+    "<|im_start|>", "<|im_end|>"); 260 and 261 are "<tool_call>" and "</tool_call>", or others, added but not special.
     """
     backend = Backend(models.BPE(vocab=dict(BYTE_LEVEL_ALPHABET), merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -42,7 +46,7 @@ def byte_tokenizer(
             AddedToken(text, special=True, normalized=False)
             for text in ("<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>")
         ]
-        + [AddedToken(text, special=False, normalized=False) for text in ("<tool_call>", "</tool_call>")]
+        + [AddedToken(text, special=False, normalized=False) for text in added]
     )
     return Tokenizer(
         TokenizerParts(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from jaxserve.errors import RequestError
 from jaxserve.server.parsing.events import AnswerParser
 from jaxserve.server.parsing.stages import AllContent, CallsInReasoning, ReasoningThenCalls, WithoutBlanks
 from jaxserve.server.reasoning_parsers.reasoning_format import ReasoningFormat
@@ -31,6 +32,17 @@ class CallFormat(Protocol):
         self, tools: Sequence[Mapping[str, Any]], *, constrained: bool = False, request: object = None
     ) -> AnswerParser:
         """Reads the calls out of one answer."""
+        ...
+
+    def grammar(
+        self,
+        tools: Sequence[Mapping[str, Any]],
+        tool_choice: str | Mapping[str, Any],
+        *,
+        parallel_tool_calls: bool,
+        tokenizer: Tokenizer,
+    ) -> str | None:
+        """Lark text that holds an answer to calls of these tools; None where nothing is to be held."""
         ...
 
 
@@ -80,6 +92,30 @@ class AnswerFormat:
         ends = () if tokenizer is None else map(tokenizer.token_to_id, self.reasoning.ends)
         end_ids = frozenset(token_id for token_id in ends if token_id is not None)
         return WithoutBlanks(ReasoningThenCalls(reasoning, calls, end_ids))
+
+    def grammar(
+        self,
+        tools: Sequence[Mapping[str, Any]],
+        tool_choice: str | Mapping[str, Any],
+        parallel_tool_calls: bool,
+        tokenizer: Tokenizer,
+    ) -> str | None:
+        """Lark text that holds what follows the reasoning to calls of `tools`, in the model's own format.
+
+        Args:
+            tools: those that may be called, as the request has them.
+            tool_choice: "required", "auto", or an object that names one tool, as the request has it.
+            parallel_tool_calls: whether there may be several calls.
+            tokenizer: the model's.
+
+        None: nothing is to be held (under "auto", if no tool is strict).  Raises RequestError, naming "tools" or
+        "tool_choice", for what the format cannot be held to.
+        """
+        if self.tools is None:
+            raise RequestError("Tool calls need --tool-call-parser.", param="tool_choice")
+        return self.tools.grammar(
+            tools, tool_choice, parallel_tool_calls=parallel_tool_calls, tokenizer=tokenizer
+        )
 
     def reasoning_marks(self, prompt: str) -> tuple[str | None, str] | None:
         """What stands around the reasoning with which an answer to `prompt` begins, or may begin.

@@ -7,14 +7,15 @@ A format (`ToolFormat`) names what its calls begin with and what follows, as ele
     ToolFormat(
         names=("hermes",),
         begins=("<tool_call>",),
-        section=Sequence(Mark("<tool_call>"), Space("\\n"), JsonCall(), Space("\\n"), Mark("</tool_call>")),
+        section=InOrder(Mark("<tool_call>"), Space("\\n"), One(JsonCall()), Space("\\n"), Mark("</tool_call>")),
+        between="\\n",
     )
 
 The machine (`CallParser`) looks for `begins` in the text and lets `section` read from there, marks included; after it,
 it looks for the next one.  Whatever a section reads and then does not like (`NoCallError`) becomes content again, up
 to where it stopped liking it.  Calls that a section has completed before stay.
 
-A new element is a frozen dataclass with three methods:
+A new element is a frozen dataclass with four methods:
 
 - `read(reader, call)`, a generator: `yield` means "I need more text".  It reads through `Reader`'s methods
   (`yield from reader.expect("<x>")`), never keeps positions over a yield, and tells `CallDraft` what it finds: `begin`
@@ -24,6 +25,9 @@ A new element is a frozen dataclass with three methods:
   be lenient about white space, strict about what decides between call and prose.  `add` early: arguments that
   have been added can be streamed.
 - `marks()`: the literals in it that may be special tokens of a tokenizer, so that they are kept in the text.
+- `lark(writer)`: the Lark expression (llguidance's dialect) of what the model is to write here when its calls are
+  constrained.  What the grammar allows must be read as the calls that were meant.  Elements that depend on the called
+  function (`writer.tool`) stand inside `One` or `Many`, which write their item once for every function.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from jaxserve.server.tool_parsers.call_draft import CallDraft
+from jaxserve.server.tool_parsers.grammar import GrammarWriter, json_text
 from jaxserve.server.tool_parsers.reader import NoCallError, Reader, Steps
 
 FUNCTION_NAME = r"[A-Za-z_][\w.\-]*"
@@ -49,6 +54,10 @@ class Element(Protocol):
 
     def marks(self) -> Iterator[str]:
         """The literals in it."""
+        ...
+
+    def lark(self, writer: GrammarWriter) -> str:
+        """The Lark expression of what the model is to write."""
         ...
 
 
@@ -70,6 +79,10 @@ class Mark:
         """Itself."""
         yield from (self.text, *self.others)
 
+    def lark(self, writer: GrammarWriter) -> str:
+        """The literal."""
+        return writer.text(self.text)
+
 
 @dataclass(frozen=True)
 class Space:
@@ -85,8 +98,12 @@ class Space:
         """None."""
         return iter(())
 
+    def lark(self, writer: GrammarWriter) -> str:
+        """What is usual."""
+        return writer.text(self.usual)
 
-class Sequence:
+
+class InOrder:
     """One element after the other."""
 
     def __init__(self, *elements: Element) -> None:
@@ -101,6 +118,36 @@ class Sequence:
         """Theirs."""
         for element in self.elements:
             yield from element.marks()
+
+    def lark(self, writer: GrammarWriter) -> str:
+        """Theirs."""
+        return " ".join(filter(None, (element.lark(writer) for element in self.elements)))
+
+    def behind(self, mark: str) -> InOrder:
+        """The same without the mark that it begins with."""
+        first = self.elements[0]
+        assert isinstance(first, Mark)
+        assert first.text == mark
+        return InOrder(*self.elements[1:])
+
+
+@dataclass(frozen=True)
+class One:
+    """A call."""
+
+    item: Element
+
+    def read(self, reader: Reader, call: CallDraft) -> Steps[None]:
+        """Read it."""
+        return self.item.read(reader, call)
+
+    def marks(self) -> Iterator[str]:
+        """Its own."""
+        return self.item.marks()
+
+    def lark(self, writer: GrammarWriter) -> str:
+        """A call of any of the tools."""
+        return writer.calls(lambda: self.item.lark(writer))
 
 
 @dataclass(frozen=True)
@@ -123,6 +170,11 @@ class Many:
     def marks(self) -> Iterator[str]:
         """Those of the calls."""
         return self.item.marks()
+
+    def lark(self, writer: GrammarWriter) -> str:
+        """One call of any of the tools, or several."""
+        call = writer.calls(lambda: self.item.lark(writer))
+        return f"{call} ({writer.text(self.usual)} {call})*" if writer.is_parallel else call
 
 
 @dataclass(frozen=True)
@@ -192,6 +244,12 @@ class JsonCall:
         """None."""
         return iter(())
 
+    def lark(self, writer: GrammarWriter) -> str:
+        """The object, the name first."""
+        name = json_text(writer.tool.name)
+        begin = f'{{"{self.name_keys[0]}": {name}, "{self.argument_keys[0]}": '
+        return f"{writer.text(begin)} {writer.json(writer.tool.schema)} {writer.text('}')}"
+
 
 @dataclass(frozen=True)
 class Name:
@@ -211,6 +269,10 @@ class Name:
         """None."""
         return iter(())
 
+    def lark(self, writer: GrammarWriter) -> str:
+        """The name of the tool."""
+        return writer.text(writer.tool.name)
+
 
 @dataclass(frozen=True)
 class JsonArguments:
@@ -226,3 +288,7 @@ class JsonArguments:
     def marks(self) -> Iterator[str]:
         """None."""
         return iter(())
+
+    def lark(self, writer: GrammarWriter) -> str:
+        """JSON for the tool's schema."""
+        return writer.json(writer.tool.schema)

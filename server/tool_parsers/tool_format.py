@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jaxserve.server.tool_parsers.call_draft import uuid_id
 from jaxserve.server.tool_parsers.call_parser import CallParser
-from jaxserve.server.tool_parsers.elements import Element
+from jaxserve.server.tool_parsers.elements import Element, InOrder
+from jaxserve.server.tool_parsers.grammar import GrammarWriter, called_tools, is_strict
+from jaxserve.structured.lark import lark_regex
+from jaxserve.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,9 @@ class ToolFormat:
     names: tuple[str, ...]  # under --tool-call-parser
     begins: tuple[str, ...]  # what a section begins with; none is the beginning of another
     section: Element  # reads from there on, one or more calls
+    between: str | None = (
+        None  # what the model writes between two sections; None: one section holds all calls
+    )
     only_at_start: bool = False  # sections begin only where nothing but white space came before
     make_id: Callable[[str, int], str] = uuid_id  # of a call, from its name and its place among the calls
 
@@ -53,3 +60,47 @@ class ToolFormat:
             only_at_start=self.only_at_start,
             constrained=constrained,
         )
+
+    def grammar(
+        self,
+        tools: Sequence[Mapping[str, Any]],
+        tool_choice: str | Mapping[str, Any],
+        *,
+        parallel_tool_calls: bool,
+        tokenizer: Tokenizer,
+    ) -> str | None:
+        """Lark text that holds an answer to calls of these tools, as this format writes them.
+
+        Args:
+            tools: those that the request offers.
+            tool_choice: "required", an object that names one tool, or "auto": then nothing is held unless a tool is
+                strict; free text until a call begins, and calls whose arguments follow the schemas of strict tools.
+            parallel_tool_calls: whether there may be several calls.
+            tokenizer: the model's: marks that are control tokens of it are written as these tokens.
+
+        Raises RequestError for what cannot be held to.
+        """
+        if tool_choice == "auto" and not any(is_strict(tool["function"]) for tool in tools):
+            return None
+        called = called_tools(tools, tool_choice)
+        writer = GrammarWriter(tokenizer, called, is_parallel=parallel_tool_calls)
+        if tool_choice == "auto":
+            return writer.finish(self._calls_in_text(writer))
+        section = writer.rule(self.section.lark(writer))
+        if parallel_tool_calls and self.between is not None:
+            return writer.finish(f"{section} ({writer.text(self.between)} {section})*")
+        return writer.finish(section)
+
+    def _calls_in_text(self, writer: GrammarWriter) -> str:
+        if not self.is_marked:
+            # Nothing tells a call in a text from the text: the answer is calls, or it begins otherwise.
+            first = "".join(sorted({re.escape(begin[0]) for begin in self.begins}))
+            other = lark_regex(rf"[^{first}\s]")
+            text = f"{other} {writer.free_text()}"
+            return f'{writer.rule(self.section.lark(writer))} | {text} | ""'
+        assert isinstance(self.section, InOrder)
+        begin = self.begins[0]
+        head = writer.free_text_before(begin)
+        body = writer.rule(self.section.behind(begin).lark(writer))
+        text = writer.free_text()
+        return f"({head} {body})* {text}" if writer.is_parallel else f"{text} | {head} {body}"

@@ -76,6 +76,9 @@ def test_what_plug_ins_get_behind_reasoning():
         def parser(self, tools, *, constrained=False, request=None):
             return self
 
+        def grammar(self, tools, tool_choice, *, parallel_tool_calls, tokenizer):
+            return None
+
         def push(self, text, token_ids):
             self.pushed.append((text, list(token_ids)))
             return []
