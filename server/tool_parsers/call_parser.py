@@ -23,25 +23,24 @@ class CallParser:
 
     def __init__(
         self,
-        begins: Sequence[str],
         section: Element,
         *,
+        begins: Sequence[str],
+        begins_at_start: Sequence[str],
         tools: Sequence[Mapping[str, Any]],
         make_id: Callable[[str, int], str],
-        only_at_start: bool = False,
         constrained: bool = False,
     ) -> None:
+        """See ToolFormat for the arguments."""
         self._element = section
-        self._only_at_start = only_at_start
         self._reader = Reader()
         held_characters = 0 if constrained else HELD_CHARACTERS
         self._draft = CallDraft(self._reader, self._announce, tools, make_id, held_characters)
-        self._begins = re.compile("|".join(map(re.escape, begins)))
-        self._prefixes = frozenset(begin[:n] for begin in begins for n in range(1, len(begin)))
-        self._longest = max(map(len, begins))
+        self._begins = _Begins(begins)
+        self._begins_at_start = _Begins((*begins, *begins_at_start))
         self._section: Steps[None] | None = None  # what is reading now, if not the content
         self._num_before_section = 0  # calls that had ended when it began
-        self._has_content = False
+        self._has_content = False  # other than white space
         self._events: list[Event] = []
 
     def push(self, text: str, token_ids: Sequence[int] = ()) -> list[Event]:
@@ -75,27 +74,20 @@ class CallParser:
     def _find_section(self) -> bool:
         """Say what comes before the next section; whether one has begun."""
         reader = self._reader
-        match = self._begins.search(reader.text, reader.position)
-        end = match.start() if match else len(reader.text) - self._num_possible()
-        text = reader.text[reader.position : end]
-        if self._only_at_start and (self._has_content or (text and not text.isspace())):
-            match, text = None, reader.text[reader.position :]
-        reader.position += len(text)
-        reader.settle()
-        self._say(text)
-        if match:
+        while True:
+            begins = self._begins if self._has_content else self._begins_at_start
+            place, is_sure = begins.find(reader.text, reader.position)
+            text, reader.position = reader.text[reader.position : place], place
+            reader.settle()
+            had_content = self._has_content
+            self._say(text)
+            if had_content == self._has_content:
+                break
+            # What was found may count at the start only: look again from there.
+        if is_sure:
             self._section = self._element.read(reader, self._draft)
             self._num_before_section = self._draft.num_ended
-        return match is not None
-
-    def _num_possible(self) -> int:
-        """How many of the last characters may be the beginning of a section."""
-        reader = self._reader
-        longest = min(self._longest - 1, len(reader.text) - reader.position)
-        for length in range(longest, 0, -1):
-            if reader.text[-length:] in self._prefixes:
-                return length
-        return 0
+        return is_sure
 
     def _read_section(self) -> bool:
         """Let the section read; whether it has ended."""
@@ -122,3 +114,22 @@ class CallParser:
         if text:
             self._has_content = self._has_content or not text.isspace()
             append_event(self._events, Content(text))
+
+
+class _Begins:
+    """Finds what begins a section."""
+
+    def __init__(self, begins: Sequence[str]) -> None:
+        self._any = re.compile("|".join(map(re.escape, begins)) or "(?!)")
+        self._prefixes = frozenset(begin[:n] for begin in begins for n in range(1, len(begin)))
+        self._longest = max(map(len, begins), default=1)
+
+    def find(self, text: str, position: int) -> tuple[int, bool]:
+        """Where the first one is and True; or where one may have begun at the end of the text, and False."""
+        match = self._any.search(text, position)
+        if match:
+            return match.start(), True
+        for start in range(max(position, len(text) - self._longest + 1), len(text)):
+            if text[start:] in self._prefixes:
+                return start, False
+        return len(text), False

@@ -32,17 +32,13 @@ A new element is a frozen dataclass with four methods:
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from jaxserve.server.tool_parsers.call_draft import CallDraft
-from jaxserve.server.tool_parsers.grammar import GrammarWriter, json_text
+from jaxserve.server.tool_parsers.grammar import GrammarWriter
 from jaxserve.server.tool_parsers.reader import NoCallError, Reader, Steps
-
-FUNCTION_NAME = r"[A-Za-z_][\w.\-]*"
 
 
 class Element(Protocol):
@@ -103,6 +99,29 @@ class Space:
         return writer.text(self.usual)
 
 
+class Maybe:
+    """One of several literals, or none of them."""
+
+    def __init__(self, *texts: str, usual: str = "") -> None:
+        """`usual` is what the model is to write: one of the literals, or nothing."""
+        self.texts = texts
+        self.usual = usual
+
+    def read(self, reader: Reader, call: CallDraft) -> Steps[None]:
+        """Read the one that comes, if one does."""
+        for text in self.texts:
+            if (yield from reader.literal(text)):
+                return
+
+    def marks(self) -> Iterator[str]:
+        """All of them."""
+        yield from self.texts
+
+    def lark(self, writer: GrammarWriter) -> str:
+        """What is usual."""
+        return writer.text(self.usual)
+
+
 class InOrder:
     """One element after the other."""
 
@@ -155,140 +174,33 @@ class Many:
     """Calls with a separator between them."""
 
     item: Element
-    separator: str = ","  # "": nothing but white space
+    separator: str = ","  # "": nothing but white space, and then there is an end
+    end: str = ""  # the mark behind the last call; "": there is none
     usual: str = ", "  # the separator as the model writes it
+    usual_end: str = ""  # the end as the model writes it, if it puts white space before it
 
     def read(self, reader: Reader, call: CallDraft) -> Steps[None]:
-        """Read them; what follows is left for others."""
+        """Read them, and the end; without an end, what follows the last call is left for others."""
         while True:
             yield from self.item.read(reader, call)
             yield from reader.white()
-            if not (yield from reader.literal(self.separator)):
+            if self.end and (yield from reader.literal(self.end)):
+                return
+            has_separator = yield from reader.literal(self.separator)
+            if not has_separator and self.end:
+                raise NoCallError(f"{self.separator!r} or {self.end!r} is missing")
+            if not has_separator:
                 return
             yield from reader.white()
 
     def marks(self) -> Iterator[str]:
-        """Those of the calls."""
-        return self.item.marks()
+        """Those of the calls, and the end."""
+        yield from self.item.marks()
+        if self.end:
+            yield self.end
 
     def lark(self, writer: GrammarWriter) -> str:
         """One call of any of the tools, or several."""
         call = writer.calls(lambda: self.item.lark(writer))
-        return f"{call} ({writer.text(self.usual)} {call})*" if writer.is_parallel else call
-
-
-@dataclass(frozen=True)
-class JsonCall:
-    """A call as one JSON object with its name and its arguments, in any order.
-
-    Other keys are read over, unless `only_known_keys`: then they make the object no call at once.
-    """
-
-    name_keys: tuple[str, ...] = ("name",)
-    argument_keys: tuple[str, ...] = ("arguments", "parameters")
-    only_known_keys: bool = False  # for JSON that nothing marks as a call
-    needs_arguments: bool = False  # likewise: without them it is no call
-
-    def read(self, reader: Reader, call: CallDraft) -> Steps[None]:
-        """Read one object."""
-        call.begin()
-        name = held_arguments = None
-        yield from reader.expect("{")
-        if (yield from reader.white()) == "}":
-            raise NoCallError("an object without a name")
-        while True:
-            key = yield from self._string(reader)
-            yield from reader.white()
-            yield from reader.expect(":")
-            first = yield from reader.white()
-            if key in self.name_keys and name is None:
-                name = yield from self._string(reader)
-                if not name:
-                    raise NoCallError("an empty name")
-                call.start(name)
-                if held_arguments:
-                    call.add(held_arguments)
-            elif key in self.argument_keys and held_arguments is None:
-                if first == "n" or name is None:
-                    text = yield from self._value(reader)
-                    held_arguments = "" if text == "null" else text
-                    if name is not None and held_arguments:
-                        call.add(held_arguments)
-                else:
-                    held_arguments = ""
-                    yield from reader.json(call.add)
-            elif self.only_known_keys and key not in ("type", "id"):
-                raise NoCallError(f"an object with {key!r} is no call")
-            else:
-                yield from self._value(reader)
-            yield from reader.white()
-            if (yield from reader.literal("}")):
-                break
-            yield from reader.expect(",")
-            yield from reader.white()
-        if name is None or (self.needs_arguments and held_arguments is None):
-            raise NoCallError("an object without name or arguments")
-        call.end()
-
-    def _value(self, reader: Reader) -> Steps[str]:
-        pieces: list[str] = []
-        yield from reader.json(pieces.append)
-        return "".join(pieces)
-
-    def _string(self, reader: Reader) -> Steps[str]:
-        if (yield from reader.peek()) != '"':
-            raise NoCallError("a string is missing")
-        return json.loads((yield from self._value(reader)))
-
-    def marks(self) -> Iterator[str]:
-        """None."""
-        return iter(())
-
-    def lark(self, writer: GrammarWriter) -> str:
-        """The object, the name first."""
-        name = json_text(writer.tool.name)
-        begin = f'{{"{self.name_keys[0]}": {name}, "{self.argument_keys[0]}": '
-        return f"{writer.text(begin)} {writer.json(writer.tool.schema)} {writer.text('}')}"
-
-
-@dataclass(frozen=True)
-class Name:
-    """The name of the called function, where it stands alone."""
-
-    pattern: str = FUNCTION_NAME  # of a whole name
-
-    def read(self, reader: Reader, call: CallDraft) -> Steps[None]:
-        """Read it; the call begins."""
-        call.begin()
-        name = yield from reader.match(re.compile(r"[\w.\-]*"))
-        if not re.fullmatch(self.pattern, name):
-            raise NoCallError(f"{name!r} is no function's name")
-        call.start(name)
-
-    def marks(self) -> Iterator[str]:
-        """None."""
-        return iter(())
-
-    def lark(self, writer: GrammarWriter) -> str:
-        """The name of the tool."""
-        return writer.text(writer.tool.name)
-
-
-@dataclass(frozen=True)
-class JsonArguments:
-    """The arguments as a JSON object; the call ends with them."""
-
-    def read(self, reader: Reader, call: CallDraft) -> Steps[None]:
-        """Read the object."""
-        if (yield from reader.peek()) != "{":
-            raise NoCallError("the arguments are no object")
-        yield from reader.json(call.add)
-        call.end()
-
-    def marks(self) -> Iterator[str]:
-        """None."""
-        return iter(())
-
-    def lark(self, writer: GrammarWriter) -> str:
-        """JSON for the tool's schema."""
-        return writer.json(writer.tool.schema)
+        more = f" ({writer.text(self.usual)} {call})*" if writer.is_parallel else ""
+        return f"{call}{more} {writer.text(self.usual_end or self.end)}"

@@ -41,6 +41,7 @@ class GrammarWriter:
         self._tools = tools
         self._tool: CalledTool | None = None
         self._rules: list[str] = []
+        self._num_rules = 0
 
     @property
     def tool(self) -> CalledTool:
@@ -66,9 +67,14 @@ class GrammarWriter:
         """JSON that the schema describes, as a chat template would write it."""
         return lark_json(schema, _JSON_STYLE)
 
-    def rule(self, expression: str, attributes: str = "") -> str:
+    def name_of_rule(self) -> str:
+        """The name of a rule that is still to be written."""
+        self._num_rules += 1
+        return f"r{self._num_rules}"
+
+    def rule(self, expression: str, attributes: str = "", name: str = "") -> str:
         """Give an expression a rule of its own; its name."""
-        name = f"r{len(self._rules)}"
+        name = name or self.name_of_rule()
         self._rules.append(f"{name}{attributes}: {expression}")
         return name
 
@@ -86,6 +92,10 @@ class GrammarWriter:
         if written.startswith("<["):
             return f"{self.free_text()} {written}"
         return self.rule(f"{ANY_TEXT} {lark_literal(mark)}", "[lazy]")
+
+    def has_token(self, text: str) -> bool:
+        """Whether the model has a token that is written so."""
+        return self._tokenizer.token_to_id(text) is not None
 
     def refuse(self, why: str) -> RequestError:
         """The error to raise for what this format cannot be held to."""

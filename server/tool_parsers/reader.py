@@ -100,6 +100,25 @@ class Reader:
                 return "".join(pieces)
             yield
 
+    def run(self, characters: re.Pattern[str], sink: Callable[[str], None]) -> Steps[str]:
+        """Give characters to `sink` for as long as they match, as they come; the next character, not read."""
+        while True:
+            match = characters.match(self.text, self.position)
+            assert match is not None
+            self.position = match.end()
+            if match[0]:
+                sink(match[0])
+            if self.position < len(self.text):
+                return self.text[self.position]
+            yield
+
+    def take(self, length: int) -> Steps[str]:
+        """Read so many characters."""
+        while len(self.text) - self.position < length:
+            yield
+        self.position += length
+        return self.text[self.position - length : self.position]
+
     def until(self, marks: re.Pattern[str], longest: int, sink: Callable[[str], None]) -> Steps[str]:
         """Give the text before the first of some marks to `sink`, piece by piece; read the mark and return it.
 

@@ -20,23 +20,23 @@ class ToolFormat:
     """One format of tool calls; what it is made of is told in elements.py."""
 
     names: tuple[str, ...]  # under --tool-call-parser
-    begins: tuple[str, ...]  # what a section begins with; none is the beginning of another
-    section: Element  # reads from there on, one or more calls
+    section: Element  # reads one or more calls, with their marks
+    begins: tuple[str, ...] = ()  # what a section begins with
+    begins_at_start: tuple[str, ...] = ()  # the same, where nothing but white space came before, and calls
     between: str | None = (
         None  # what the model writes between two sections; None: one section holds all calls
     )
-    only_at_start: bool = False  # sections begin only where nothing but white space came before
     make_id: Callable[[str, int], str] = uuid_id  # of a call, from its name and its place among the calls
 
     @property
     def markers(self) -> frozenset[str]:
         """The literals that the parser must see, even if they are special tokens."""
-        return frozenset((*self.begins, *self.section.marks()))
+        return frozenset((*self.begins, *self.begins_at_start, *self.section.marks()))
 
     @property
     def is_marked(self) -> bool:
         """Calls have marks that nothing else has, so that they can be looked for inside reasoning too."""
-        return not self.only_at_start and all(len(begin) > 1 for begin in self.begins)
+        return not self.begins_at_start and all(len(begin) > 1 for begin in self.begins)
 
     def parser(
         self,
@@ -53,11 +53,11 @@ class ToolFormat:
             request: for plug-ins; not looked at.
         """
         return CallParser(
-            self.begins,
             self.section,
+            begins=self.begins,
+            begins_at_start=self.begins_at_start,
             tools=tools,
             make_id=self.make_id,
-            only_at_start=self.only_at_start,
             constrained=constrained,
         )
 
@@ -94,7 +94,7 @@ class ToolFormat:
     def _calls_in_text(self, writer: GrammarWriter) -> str:
         if not self.is_marked:
             # Nothing tells a call in a text from the text: the answer is calls, or it begins otherwise.
-            first = "".join(sorted({re.escape(begin[0]) for begin in self.begins}))
+            first = "".join(sorted({re.escape(begin[0]) for begin in (*self.begins, *self.begins_at_start)}))
             other = lark_regex(rf"[^{first}\s]")
             text = f"{other} {writer.free_text()}"
             return f'{writer.rule(self.section.lark(writer))} | {text} | ""'

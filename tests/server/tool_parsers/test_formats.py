@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jaxserve.errors import ConfigError
@@ -31,15 +31,17 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 @given(calls=replaying.calls, before=replaying.prose, after=replaying.prose, cuts=replaying.cuts)
 def test_calls_and_the_text_around_them_are_read(name, calls, before, after, cuts):
     entry = TOOL_FORMATS[name]
-    if entry.only_at_start:
+    if entry.begins_at_start:
         before = ""
+    # At the end of an answer this would be a mark that was cut off.
+    assume(not after.strip() or not any(mark.startswith(after.lstrip()) for mark in entry.markers))
     text = before + WRITERS[name](calls) + after
     said = answer(read(WithoutBlanks(entry.parser(())), pieces(text, cuts)))
     assert [call.name for call in said.calls] == [call_name for call_name, _ in calls]
     if name not in COERCED:
         assert [call.value for call in said.calls] == [arguments for _, arguments in calls]
-    blank_is_nothing = [part for part in (before, after) if not part.isspace()]
-    assert said.content == "".join(blank_is_nothing)
+    told = [part for part in (before, after) if not part.isspace()]
+    assert said.content == "".join(told)
 
 
 @pytest.mark.parametrize("name", ONE_EACH)

@@ -1,0 +1,173 @@
+"""Calls as Python writes them: f(city="Paris", days=[1, 2])."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from jaxserve.server.tool_parsers.call_draft import CallDraft
+from jaxserve.server.tool_parsers.grammar import GrammarWriter, json_text
+from jaxserve.server.tool_parsers.json_calls import FUNCTION_NAME, NAME_CHARACTERS
+from jaxserve.server.tool_parsers.literal_grammar import PYTHON_STYLE, LiteralWriter
+from jaxserve.server.tool_parsers.reader import NoCallError, Reader, Steps
+
+_WORD = re.compile(r"[\w.+\-]*")
+_KEY = re.compile(r"\w*")
+_JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_NAMED = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
+_BODIES = {quote: re.compile(rf"[^\\{quote}]*") for quote in "\"'"}
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "a": "\a", "v": "\v", "\n": ""}
+_ESCAPES |= {character: character for character in "\\'\"/"}
+_NUM_HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
+_DEEPEST = 64  # levels of lists and dicts
+
+Sink = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PythonCall:
+    """A call with keyword arguments that are literals, of Python or of JSON; the arguments become JSON as they come."""
+
+    def read(self, reader: Reader, call: CallDraft) -> Steps[None]:
+        """Read one call."""
+        call.begin()
+        name = yield from reader.match(NAME_CHARACTERS)
+        if not FUNCTION_NAME.fullmatch(name):
+            raise NoCallError(f"{name!r} is no function's name")
+        yield from reader.expect("(")
+        call.start(name)
+        before = "{"
+        while (yield from reader.white()) != ")":
+            key = yield from reader.match(_KEY)
+            if not key:
+                raise NoCallError("an argument without a name")
+            yield from reader.white()
+            yield from reader.expect("=")
+            yield from reader.white()
+            call.add(f"{before}{json_text(key)}: ")
+            before = ", "
+            yield from read_literal(reader, call.add)
+            yield from _comma_before(")", reader)
+        yield from reader.expect(")")
+        call.add("}" if before == ", " else "{}")
+        call.end()
+
+    def marks(self) -> Iterator[str]:
+        """None."""
+        return iter(())
+
+    def lark(self, writer: GrammarWriter) -> str:
+        """The name, and literals for the schema's properties."""
+        arguments = LiteralWriter(writer, PYTHON_STYLE).arguments(writer.tool.schema)
+        return f"{writer.text(writer.tool.name + '(')} {arguments} {writer.text(')')}"
+
+
+def read_literal(reader: Reader, sink: Sink, depth: int = 0) -> Steps[None]:
+    """Read a literal; its JSON text goes to `sink` as it comes."""
+    first = yield from reader.peek()
+    if depth > _DEEPEST:
+        raise NoCallError("too many brackets")
+    if first in "\"'":
+        yield from _read_string(reader, sink)
+    elif first == "[":
+        yield from _read_list(reader, sink, depth)
+    elif first == "{":
+        yield from _read_dict(reader, sink, depth)
+    else:
+        sink(_word_as_json((yield from reader.match(_WORD))))
+
+
+def _read_list(reader: Reader, sink: Sink, depth: int) -> Steps[None]:
+    yield from reader.expect("[")
+    before = "["
+    while (yield from reader.white()) != "]":
+        sink(before)
+        before = ", "
+        yield from read_literal(reader, sink, depth + 1)
+        yield from _comma_before("]", reader)
+    yield from reader.expect("]")
+    sink("]" if before == ", " else "[]")
+
+
+def _read_dict(reader: Reader, sink: Sink, depth: int) -> Steps[None]:
+    yield from reader.expect("{")
+    before = "{"
+    while (first := (yield from reader.white())) != "}":
+        if first not in "\"'":
+            raise NoCallError("a key that is no string")
+        sink(before)
+        before = ", "
+        yield from _read_string(reader, sink)
+        yield from reader.white()
+        yield from reader.expect(":")
+        yield from reader.white()
+        sink(": ")
+        yield from read_literal(reader, sink, depth + 1)
+        yield from _comma_before("}", reader)
+    yield from reader.expect("}")
+    sink("}" if before == ", " else "{}")
+
+
+def _comma_before(end: str, reader: Reader) -> Steps[None]:
+    """Read what stands behind an item: a comma, or nothing before the end."""
+    if (yield from reader.white()) != end:
+        yield from reader.expect(",")
+
+
+def _read_string(reader: Reader, sink: Sink) -> Steps[None]:
+    quote = yield from reader.take(1)
+    end = quote * 3 if (yield from reader.literal(quote * 2)) else quote
+    sink('"')
+
+    def escaped(text: str) -> None:
+        sink(json_text(text)[1:-1])
+
+    while True:
+        following = yield from reader.run(_BODIES[quote], escaped)
+        if following == "\\":
+            yield from reader.expect("\\")
+            sink((yield from _read_escape(reader)))
+        elif (yield from reader.literal(end)):
+            break
+        else:
+            yield from reader.expect(quote)  # one of fewer than three
+            escaped(quote)
+    sink('"')
+
+
+def _read_escape(reader: Reader) -> Steps[str]:
+    """What follows a backslash; what it stands for, as JSON text between quotes."""
+    kind = yield from reader.take(1)
+    if kind in _NUM_HEX_DIGITS:
+        digits = yield from reader.take(_NUM_HEX_DIGITS[kind])
+        try:
+            character = chr(int(digits, 16)) if digits.isalnum() else ""
+        except (ValueError, OverflowError):
+            character = ""
+        if not character:
+            raise NoCallError(f"\\{kind}{digits} is no character")
+        if "\ud800" <= character <= "\udfff":
+            return f"\\u{ord(character):04x}"  # half of a pair, which JSON writes the same way
+        return json_text(character)[1:-1]
+    if kind in _ESCAPES:
+        return json_text(_ESCAPES[kind])[1:-1]
+    return json_text("\\" + kind)[1:-1]  # no escape, as in Python
+
+
+def _word_as_json(word: str) -> str:
+    """The JSON text of a literal without brackets and quotes."""
+    if word in _NAMED:
+        return _NAMED[word]
+    if _JSON_NUMBER.fullmatch(word) and math.isfinite(float(word)):
+        return word
+    try:
+        value = ast.literal_eval(word) if len(word) <= 40 else None
+    except (ValueError, SyntaxError):
+        value = None
+    if isinstance(value, int | float) and math.isfinite(value):
+        return json.dumps(value)  # such as 1_000 and .5
+    raise NoCallError(f"{word!r} is no literal")

@@ -1,0 +1,150 @@
+"""What models are known to write in each format, beyond what all formats have in common."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jaxserve.server.parsing.answer_format import make_answer_format
+from jaxserve.server.parsing.events import CallStart
+from tests.server.tool_parsers.replaying import Call, whole
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+
+
+def said(name: str, text: str) -> tuple[str, list[Call]]:
+    """Content and calls of an answer."""
+    out = whole(make_answer_format(name, None).parser(tools=TOOLS), text)
+    return out.content, out.calls
+
+
+def test_marks_in_prose_lose_no_text():
+    for name, text in (
+        ("hermes", "Use <tool_call> to call."),
+        ("hermes", "1 < 2 and <tool> is no call"),
+        ("hermes", '<tool_call>\n{"name": "f", "arguments": {"a": }}\n</tool_call>'),
+        ("hermes", '<tool_call>{"name": "", "arguments": {}}</tool_call>'),
+        ("hermes", '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>'),
+        ("hermes", "<tool_call>{}</tool_call>"),
+        ("jamba", "<tool_calls>[]</tool_calls>"),
+        ("llama3_json", 'A map: {"name": "Bob", "age": 3} {x} {"a"'),
+        ("llama3_json", '{"name": "f"}'),
+        ("llama3_json", "<|python_tag|>print(1)"),
+        ("mistral", "[TOOL_CALLS] is a mark"),
+        ("mistral", "[TOOL_CALLS]f"),
+        ("pythonic", "[1] says [f](x) and [f(a=1)]"),
+        ("pythonic", "[f(1)]"),
+        ("pythonic", "[f(a=g(1))]"),
+        ("pythonic", "[f(a='x 'y' 'z), g(b='p 'q' 'r)]"),
+        ("xlam", "```python\nx = [1]\n``` [TOOL"),
+        ("phi4_mini_json", "from functools import reduce; functools[0]"),
+    ):
+        assert said(name, text) == (text, []), text
+
+
+def test_objects_in_every_order_and_spacing():
+    call = Call("f", '{"a": 1}')
+    for text in (
+        '{"name": "f", "arguments": {"a": 1}}',
+        '{"arguments": {"a": 1}, "name": "f"}',
+        '{ "name" : "f" ,\n"parameters":{"a": 1} }',
+        '{"id": 7, "name": "f", "type": "function", "arguments": {"a": 1}, "why": ["x"]}',
+        '{"name": "f", "arguments": "{\\"a\\": 1}"}',
+    ):
+        assert said("hermes", f"<tool_call>{text}</tool_call>") == ("", [call]), text
+    for text, arguments in (
+        ('{"name": "f"}', "{}"),
+        ('{"name": "f", "arguments": null}', "{}"),
+        ('{"name": "f", "arguments": {}}', "{}"),
+        ('{"name": "f", "arguments": {"n":1.50,"e":"\\u00e9"}}', '{"n":1.50,"e":"\\u00e9"}'),
+        ('{"name": "f", "arguments": "Paris"}', '"Paris"'),
+        ('{"name": "f", "arguments": "{Paris"}', '"{Paris"'),
+        ('{"name": "f", "arguments": [1, {"]": "}"}]}', '[1, {"]": "}"}]'),
+    ):
+        assert said("hermes", f"<tool_call>\n{text}\n</tool_call>") == ("", [Call("f", arguments)]), text
+
+
+def test_llama_joins_calls_with_semicolons():
+    one, two = '{"name": "f", "parameters": {"a": 1}}', '{"type": "function", "name": "g", "arguments": {}}'
+    calls = [Call("f", '{"a": 1}'), Call("g", "{}")]
+    for text in (f"{one}; {two}", f"<|python_tag|>{one};{two}", f"{one} ;\n{two}", f"{one}\n{two}"):
+        assert said("llama4_json", text) == ("", calls), text
+    assert said("llama3_json", f"Here: {one} Shall I?") == ("Here:  Shall I?", calls[:1])
+    assert said("llama3_json", f"{one}; Shall I?") == ("; Shall I?", calls[:1])
+
+
+def test_both_generations_of_mistral():
+    calls = [Call("f", '{"a": 1}'), Call("g", "{}")]
+    old = '[{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]'
+    for text in (
+        f"[TOOL_CALLS]{old}",
+        f"[TOOL_CALLS] {old}",
+        '[TOOL_CALLS]f{"a": 1}[TOOL_CALLS]g{}',
+        '[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]g[ARGS]{}',
+        '[TOOL_CALLS]f[CALL_ID]abcdefghi[ARGS]{"a": 1}[TOOL_CALLS]g[ARGS] {}',
+    ):
+        assert said("mistral", text) == ("", calls), text
+    parser = make_answer_format("mistral", None).parser(tools=TOOLS)
+    events = parser.push("[TOOL_CALLS]f[CALL_ID]abc123XYZ[ARGS]{}[TOOL_CALLS]g{}", ())
+    ids = [event.id for event in events if isinstance(event, CallStart)]
+    assert ids[0] == "abc123XYZ"
+    assert len(ids[1]) == 9
+    assert ids[1].isalnum()
+
+
+@pytest.mark.parametrize("start", ["", "```json\n", "```\n", "[TOOL_CALLS]", "<tool_call>"])
+def test_xlam_marks_its_list_in_many_ways(start):
+    end = {"<tool_call>": "</tool_call>", "```json\n": "\n```", "```\n": "\n```"}.get(start, "")
+    text = f'{start}[{{"name": "f", "arguments": {{"a": 1}}}}]{end}'
+    assert said("xlam", text) == ("", [Call("f", '{"a": 1}')])
+    before = "Let me see.\n" if start else ""
+    assert said("xlam", before + text) == (before, [Call("f", '{"a": 1}')])
+
+
+def test_granite_lists():
+    for start in ("", "<|tool_call|>", "<tool_call>", "<|tool_call|> \n"):
+        assert said("granite", start + '[{"name": "f", "arguments": {}}]') == ("", [Call("f", "{}")])
+
+
+def test_llama4_pythonic_marks():
+    assert said("llama4_pythonic", "<|python_start|>[f(a=1)]<|python_end|>") == ("", [Call("f", '{"a": 1}')])
+    assert said("llama4_pythonic", " [f(a=1)]") == ("", [Call("f", '{"a": 1}')])
+
+
+def test_literals_of_python_and_of_json():
+    for literal, value in (
+        ("'it\\'s \"x\" \\u00e9 \\x41 \\n \\q'", 'it\'s "x" é A \n \\q'),
+        ('"東京 🎉 \\ud83c\\udf89"', "東京 🎉 🎉"),
+        ("'''a 'b' \"\"\n'''", "a 'b' \"\"\n"),
+        ("''", ""),
+        ("[True, False, None, true, false, null]", [True, False, None, True, False, None]),
+        ("[1, -2, 1.5e3, 1_000, .5, +4, 0x10,]", [1, -2, 1.5e3, 1000, 0.5, 4, 16]),
+        ("{'a': {\"b\": []}, 'c': {}, }", {"a": {"b": []}, "c": {}}),
+    ):
+        content, calls = said("pythonic", f"[f(x = {literal} , y=1)]")
+        assert content == "", literal
+        assert json.loads(calls[0].arguments) == {"x": value, "y": 1}, literal
+    for bad in (
+        "1e999",
+        "b'z'",
+        "x",
+        "'\\xzz'",
+        "(1, 2)",
+        "[" * 100 + "]" * 100,
+        "'\\U00ffffff'",
+        "{1: 2}",
+        "9" * 50 + "x",
+    ):
+        text = f"[f(x={bad})]"
+        assert said("pythonic", text) == (text, []), bad
+
+
+def test_a_good_call_survives_a_bad_one_behind_it():
+    good, bad = "f(city='Paris')", "f(a='x 'y')"
+    assert said("pythonic", f"[{good}, {bad}]") == (f", {bad}]", [Call("f", '{"city": "Paris"}')])
+    first, second = ('{"name": "f", "arguments": {}}', '{"name": "f", "arguments": {]}')
+    assert said("jamba", f"<tool_calls>[{first}, {second}]</tool_calls>") == (
+        f", {second}]</tool_calls>",
+        [Call("f", "{}")],
+    )
