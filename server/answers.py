@@ -6,6 +6,8 @@ be null and vLLM's extra keys appear only when they hold something (UNSET leaves
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from msgspec import UNSET, UnsetType
 
@@ -69,12 +71,29 @@ class PromptLogprob(msgspec.Struct):
 PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
+class CalledFunction(msgspec.Struct):
+    """The function of a tool call, and its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct):
+    """A call that the caller is asked to make."""
+
+    id: str
+    type: str
+    function: CalledFunction
+
+
 class Message(msgspec.Struct):
     """What the assistant says."""
 
     role: str
     content: str | None
     refusal: None = None
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -100,6 +119,23 @@ class ChatCompletion(msgspec.Struct):
     usage: Usage
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_text: str | UnsetType = UNSET
+
+
+class FunctionDelta(msgspec.Struct):
+    """Of a streamed call: the name when it begins, then more of the arguments."""
+
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+class ToolCallDelta(msgspec.Struct):
+    """What is new in a streamed call; the first one of a call has id, type and name."""
+
+    index: int
+    function: FunctionDelta
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
 
 
 class Delta(msgspec.Struct):
@@ -107,6 +143,8 @@ class Delta(msgspec.Struct):
 
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct):
@@ -131,6 +169,7 @@ class ChatChunk(msgspec.Struct):
     usage: Usage | UnsetType = UNSET
     system_fingerprint: str | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_text: str | UnsetType = UNSET
 
 
 class CompletionChoice(msgspec.Struct):
@@ -206,3 +245,16 @@ class DetokenizedText(msgspec.Struct):
     """POST /detokenize"""
 
     prompt: str
+
+
+class Rendered(msgspec.Struct):
+    """POST …/render: what a request becomes, under vLLM's names."""
+
+    request_id: str
+    model: str
+    prompt: str
+    token_ids: list[int]
+    sampling_params: dict[str, Any]
+    stream: bool
+    priority: int
+    cache_salt: str | UnsetType = UNSET

@@ -16,6 +16,7 @@ from jaxserve.server.completions import completions
 from jaxserve.server.cors import add_cors_headers, answer_preflight, is_preflight
 from jaxserve.server.errors import ApiError, to_api_error
 from jaxserve.server.intake import begin_request_id
+from jaxserve.server.render import render_chat, render_completion
 from jaxserve.server.respond import error_response
 from jaxserve.server.root_path import strip_root_path
 from jaxserve.server.settings import ServerSettings
@@ -77,6 +78,14 @@ def _add_routes(app: Quart, state: ServerState) -> None:
     async def _completions() -> Response:
         state.check_open()
         return await completions(state, request)
+
+    @app.post("/v1/chat/completions/render", endpoint="render_chat")
+    async def _render_chat() -> Response:
+        return await render_chat(state, request)
+
+    @app.post("/v1/completions/render", endpoint="render_completion")
+    async def _render_completion() -> Response:
+        return await render_completion(state, request)
 
     @app.post("/tokenize", endpoint="tokenize")
     async def _tokenize() -> Response:

@@ -12,42 +12,25 @@ from quart import Request, Response
 from jaxserve.outputs import RequestOutput
 from jaxserve.server.answers import ChatChunk, ChatChunkChoice, ChatCompletion, Delta
 from jaxserve.server.chat_choices import ChatChoices
-from jaxserve.server.conversation import render
-from jaxserve.server.errors import ApiError
 from jaxserve.server.fan_in import Item, final_outputs, merged_outputs
 from jaxserve.server.generation import Envelope, start
-from jaxserve.server.intake import name_request, take
+from jaxserve.server.intake import name_request
 from jaxserve.server.logprobs import prompt_logprobs
-from jaxserve.server.prompts import fit
-from jaxserve.server.protocol import ChatRequest
+from jaxserve.server.prepared_chat import prepare_chat
 from jaxserve.server.respond import json_response
-from jaxserve.server.sampling import chat_sampling, check_stream_options
 from jaxserve.server.sse import event, sse_response
 from jaxserve.server.state import ServerState
-from jaxserve.server.unsupported import CHAT_FIELDS, refuse_tool_calls
 
 
 async def chat_completions(state: ServerState, request: Request) -> Response:
     """Answer one request.  Raises ApiError or JaxserveError for what cannot be answered."""
-    taken = await take(state, request, ChatRequest, CHAT_FIELDS)
-    fields = taken.fields
-    refuse_tool_calls(fields.tools, fields.tool_choice)
-    check_stream_options(fields)
-    params = chat_sampling(state.llm, fields)
-    _check_number(state, fields)
-    prompt = await render(
-        state,
-        fields.messages,
-        fields,
-        taken.num_bytes,
-        # The chat template writes special tokens itself, hence the other default than for plain completions.
-        add_special_tokens=bool(fields.add_special_tokens),
-    )
-    prompt = fit(state.llm, prompt, params, fields.truncate_prompt_tokens, param="messages")
+    prepared = await prepare_chat(state, request)
+    taken, fields = prepared.taken, prepared.taken.fields
     answer_id = f"chatcmpl-{name_request(fields)}"
-    envelope = Envelope.of(state, fields, taken.model, answer_id)
-    choices = ChatChoices(envelope, fields, prompt, params.n)
-    streams, headers = start(state, fields, [prompt], params, answer_id, uuid.uuid4().hex[:8])
+    choices = ChatChoices(Envelope.of(state, fields, taken.model, answer_id), prepared)
+    streams, headers = start(
+        state, fields, [prepared.prompt], prepared.params, answer_id, uuid.uuid4().hex[:8]
+    )
     headers = {**taken.headers, **headers}
     if not fields.stream:
         (output,) = await final_outputs(streams)
@@ -55,18 +38,6 @@ async def chat_completions(state: ServerState, request: Request) -> Response:
     items = merged_outputs(streams)
     first = await anext(items)  # a failure before any text is still a plain error with its own status
     return sse_response(_events(choices, first, items), headers, answer_id)
-
-
-def _check_number(state: ServerState, fields: ChatRequest) -> None:
-    """Refuse what cannot fit before it is rendered: every message has a token at least."""
-    limit, count = state.llm.info.max_model_len, len(fields.messages)
-    if count > limit and fields.truncate_prompt_tokens is None:
-        raise ApiError(
-            400,
-            f"This model's maximum context length is {limit} tokens, and messages has {count} messages.",
-            param="messages",
-            code="context_length_exceeded",
-        )
 
 
 def _whole(choices: ChatChoices, output: RequestOutput) -> ChatCompletion:
@@ -88,6 +59,8 @@ def _whole(choices: ChatChoices, output: RequestOutput) -> ChatCompletion:
         completion.prompt_logprobs = prompt_logprobs(output.prompt_logprobs, choices.num_prompt_logprobs)
     if envelope.return_token_ids:
         completion.prompt_token_ids = output.prompt_token_ids
+    if choices.told_prompt is not None:
+        completion.prompt_text = choices.told_prompt
     return completion
 
 
@@ -105,8 +78,11 @@ async def _events(
             chunk.system_fingerprint = envelope.state.system_fingerprint
         if envelope.continuous_usage:
             chunk.usage = envelope.usage(num_prompt, num_tokens[choice.index], num_cached)
-        if envelope.return_token_ids and choice.delta.role is not UNSET and choice.index == 0:
-            chunk.prompt_token_ids = choices.prompt.token_ids
+        if choice.delta.role is not UNSET and choice.index == 0:
+            if envelope.return_token_ids:
+                chunk.prompt_token_ids = choices.prompt.token_ids
+            if choices.told_prompt is not None:
+                chunk.prompt_text = choices.told_prompt
         return event(chunk)
 
     async with aclosing(items):
@@ -119,7 +95,8 @@ async def _events(
         while item is not None:
             for answer in item[1].outputs:
                 num_tokens[answer.index] += len(answer.token_ids)
-                yield data(choices.piece(answer))
+                for piece in choices.pieces(answer):
+                    yield data(piece)
             item = await anext(items, None)
     if envelope.include_usage:
         chunk = _chunk(envelope, [])

@@ -14,25 +14,19 @@ from jaxserve.server.answers import Completion, CompletionChoice
 from jaxserve.server.completion_choices import CompletionChoices, Progress, PromptPositions
 from jaxserve.server.fan_in import Item, final_outputs, merged_outputs
 from jaxserve.server.generation import Envelope, start
-from jaxserve.server.intake import name_request, take
-from jaxserve.server.prompts import completion_prompts
-from jaxserve.server.protocol import CompletionRequest
+from jaxserve.server.intake import name_request
+from jaxserve.server.prepared_completion import prepare_completion
 from jaxserve.server.respond import json_response
-from jaxserve.server.sampling import check_stream_options, completion_sampling
 from jaxserve.server.sse import event, sse_response
 from jaxserve.server.state import ServerState
-from jaxserve.server.unsupported import COMPLETION_FIELDS
 
 OBJECT = "text_completion"
 
 
 async def completions(state: ServerState, request: Request) -> Response:
     """Answer one request.  Raises ApiError or JaxserveError for what cannot be answered."""
-    taken = await take(state, request, CompletionRequest, COMPLETION_FIELDS)
-    fields = taken.fields
-    check_stream_options(fields)
-    params = completion_sampling(state.llm, fields)
-    prompts = await completion_prompts(state.llm, fields, params)
+    prepared = await prepare_completion(state, request)
+    taken, fields, prompts, params = prepared.taken, prepared.taken.fields, prepared.prompts, prepared.params
     answer_id = f"cmpl-{name_request(fields)}"
     envelope = Envelope.of(state, fields, taken.model, answer_id)
     choices = CompletionChoices(envelope, fields, params, prompts)

@@ -36,7 +36,7 @@ async def render(
     options: ChatOptions = {
         "add_generation_prompt": fields.add_generation_prompt,
         "continue_final_message": bool(fields.continue_final_message),
-        "tools": fields.tools,
+        "tools": [tool.as_sent() for tool in fields.tools or ()] or None,
         "documents": fields.documents,
         "wants_tool_calls": wants_tool_calls,
         "write_call": write_call,

@@ -28,8 +28,13 @@ class Intake(Generic[Fields]):
 
     fields: Fields
     model: str  # the name to answer under
-    headers: dict[str, str]  # of the answer
+    ignored: tuple[str, ...]  # names of fields that nobody reads
     num_bytes: int  # of the body
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those of the answer that tell of the request."""
+        return ignored_header(self.ignored)
 
 
 async def take(
@@ -46,7 +51,7 @@ async def take(
     if state.settings.strict_params:
         refuse_ignored(fields, ignored)
     model = state.check_model(getattr(fields, "model", None))
-    return Intake(fields, model, ignored_header(ignored), num_bytes)
+    return Intake(fields, model, tuple(ignored), num_bytes)
 
 
 def begin_request_id(request: Request) -> None:

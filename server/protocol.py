@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from jaxserve.server.format_fields import ResponseFormat, StructuredOutputs
+from jaxserve.server.tool_fields import MAX_TOOLS, Tool
+
 
 def _list_of_strings(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
@@ -63,6 +66,8 @@ class GenerationRequest(BaseModel):
     priority: int | None = None
     cache_salt: str | None = None
     request_id: str | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     user: str | None = None  # like metadata: for the log
     metadata: dict[str, Any] | None = None
 
@@ -70,13 +75,13 @@ class GenerationRequest(BaseModel):
 class TemplateFields(BaseModel):
     """How a conversation becomes a prompt; shared by chat and /tokenize."""
 
-    tools: list[dict[str, Any]] | None = None
+    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     documents: list[dict[str, Any]] | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
 
 class ChatRequest(GenerationRequest, TemplateFields):
@@ -86,9 +91,10 @@ class ChatRequest(GenerationRequest, TemplateFields):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tool_choice: Any = None
+    tool_choice: Any = None  # a word or an object: tool_choice.py tells them apart
     parallel_tool_calls: bool | None = None  # says nothing without tool calls
     include_reasoning: bool | None = None  # says nothing where reasoning is not told apart from the answer
+    return_prompt_text: bool | None = None
 
 
 class CompletionRequest(GenerationRequest):

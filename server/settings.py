@@ -38,6 +38,9 @@ class ServerSettings:
     # variables of the template where a request sets no others
     default_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     trust_request_chat_template: bool = False  # requests may bring their own chat_template
+    enable_auto_tool_choice: bool = False  # tool_choice "auto", which tools alone mean, is served
+    tool_call_parser: str | None = None  # how the model writes calls; none: answers have no calls
+    reasoning_parser: str | None = None  # how the model marks its reasoning; none: it is content
     metrics_prefix: str = "jaxserve:"
     log_requests: bool = True
 
@@ -57,6 +60,11 @@ class ServerSettings:
             self.root_path == "" or (self.root_path.startswith("/") and not self.root_path.endswith("/")),
             "root_path",
             "must start with a slash and not end with one, e.g. /llm",
+        )
+        need(
+            not self.enable_auto_tool_choice or self.tool_call_parser is not None,
+            "enable_auto_tool_choice",
+            "needs tool_call_parser (--tool-call-parser), which says how the model writes calls",
         )
         need(
             (self.ssl_keyfile is None) == (self.ssl_certfile is None),

@@ -12,6 +12,7 @@ from jaxserve.async_llm import AsyncLLM
 from jaxserve.errors import ConfigError, RequestError
 from jaxserve.server.errors import ApiError, unavailable
 from jaxserve.server.metrics import ServerMetrics
+from jaxserve.server.parsing.answer_format import AnswerFormat, make_answer_format
 from jaxserve.server.settings import ServerSettings
 
 _log = logging.getLogger(__name__)
@@ -19,13 +20,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """The engine's front end, the settings, the counters, and what every answer repeats."""
+    """The engine's front end, the settings, the counters, what every answer repeats, and how one is read."""
 
     llm: AsyncLLM
     settings: ServerSettings
     metrics: ServerMetrics
     model_names: tuple[str, ...]
     system_fingerprint: str
+    answer_format: AnswerFormat
+    kept_special_tokens: tuple[int, ...]  # those that answer_format must see in the text
     started_at: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
 
     @classmethod
@@ -35,7 +38,9 @@ class ServerState:
         metrics = ServerMetrics(settings.metrics_prefix, names[0], llm)
         llm.observe(metrics)
         _look_at_templates(llm, settings)
-        return cls(llm, settings, metrics, names, _fingerprint(llm))
+        answer_format = make_answer_format(settings.tool_call_parser, settings.reasoning_parser)
+        kept = answer_format.kept_token_ids(llm.tokenizer)
+        return cls(llm, settings, metrics, names, _fingerprint(llm), answer_format, kept)
 
     def check_model(self, name: str | None) -> str:
         """The name to answer under; no name means the first.  Raises ApiError 404 for a model not served."""

@@ -8,7 +8,6 @@ from typing import Any
 from jaxserve.server.errors import ApiError
 
 _TEXT_ONLY = "this server version serves text models only; leave it out"
-_UNCONSTRAINED = "this server version does not constrain what the model writes; leave it out"
 _BEAM = "this server version does not search beams; leave it out (or send false) and use n instead"
 
 
@@ -34,22 +33,11 @@ def _unless(harmless: Any, reason: str) -> Callable[[Any], str | None]:
     return lambda value: None if value == harmless else reason
 
 
-def _response_format(value: Any) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else value
-    if kind == "text":
-        return None
-    if kind in ("json_object", "json_schema", "structural_tag"):
-        return f"type {kind!r} asks for structured output, and {_UNCONSTRAINED}, or send type 'text'"
-    return f'it must be an object whose type is "text" (the only one that is served), got {value!r:.100}'
-
-
 def _modalities(value: Any) -> str | None:
     return None if value == ["text"] else f'got {value!r:.100}, and {_TEXT_ONLY}, or send ["text"]'
 
 
 _SHARED: dict[str, Callable[[Any], str | None]] = {
-    "response_format": _response_format,
-    "structured_outputs": _always(_UNCONSTRAINED),
     "use_beam_search": _unless(False, _BEAM),
     "length_penalty": _unless(1.0, _BEAM),
     "logprob_token_ids": _always("ask for top_logprobs (chat) or logprobs (completions) instead"),
@@ -63,10 +51,8 @@ CHAT_FIELDS: dict[str, Callable[[Any], str | None]] = {
     "modalities": _modalities,
     "audio": _always(_TEXT_ONLY),
     "web_search_options": _always("this server searches no web; leave it out"),
-    "functions": _always("it is the old name of `tools`, and this server version does not serve tool calls"),
-    "function_call": _unless(
-        "none", "this server version does not serve tool calls; leave it out or send 'none'"
-    ),
+    "functions": _always('it is the old form of `tools`: send [{"type": "function", "function": {…}}] there'),
+    "function_call": _unless("none", "it is the old form of `tool_choice`: send that instead"),
 }
 
 COMPLETION_FIELDS: dict[str, Callable[[Any], str | None]] = {
@@ -74,27 +60,3 @@ COMPLETION_FIELDS: dict[str, Callable[[Any], str | None]] = {
     "suffix": _unless("", "no served model fills in the middle; leave it out"),
     "prompt_embeds": _always("send the prompt as text or token ids"),
 }
-
-
-def refuse_tool_calls(tools: Any, tool_choice: Any) -> None:
-    """Raise ApiError 400 for what needs tool calls; tool_choice "none" leaves tools to the template."""
-    if tools is not None and len(tools) == 0:
-        message = "tools must not be an empty array: provide at least one tool or leave the field out."
-        raise ApiError(400, message, param="tools")
-    if tool_choice == "none" or (tool_choice is None and tools is None):
-        return
-    if tools is None:
-        raise ApiError(400, "tool_choice needs tools: send both, or neither.", param="tool_choice")
-    if tool_choice is None:
-        raise ApiError(
-            400,
-            'tools is not supported: tool_choice "auto" (what tools alone means) needs tool calls, which '
-            'this server version does not serve. Send tool_choice "none", or leave tools out.',
-            param="tools",
-        )
-    raise ApiError(
-        400,
-        f"tool_choice {tool_choice!r:.100} is not supported: this server version does not serve tool calls. "
-        'Send "none", or leave tools and tool_choice out.',
-        param="tool_choice",
-    )

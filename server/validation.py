@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
@@ -68,32 +68,49 @@ def parse(kind: type[Fields], body: Mapping[str, Any]) -> Fields:
 
 
 def ignored_fields(request: BaseModel, known: Sequence[str] = ()) -> list[str]:
-    """Names of the fields that nobody reads, nested ones too; `known` ones are read elsewhere."""
-    names = [name for name in request.model_extra or {} if name not in known]
-    for name in type(request).model_fields:
-        value = getattr(request, name)
-        if isinstance(value, BaseModel):
-            names += [f"{name}.{inner}" for inner in value.model_extra or {}]
-    return names
+    """Names of the fields that nobody reads, nested ones too ("tools[0].function.nmae"); `known` are read elsewhere."""
+    return [where for where, _, _ in _unknown(request, "") if where not in known]
 
 
 def refuse_ignored(request: BaseModel, names: Sequence[str]) -> None:
     """Raise ApiError 400 for the first of `names`, with the nearest name that would do (--strict-params)."""
-    if not names:
-        return
-    name = names[0]
-    outer, _, inner = name.rpartition(".")
-    kind = type(getattr(request, outer)) if outer else type(request)
-    near = difflib.get_close_matches(inner, list(cast(type[BaseModel], kind).model_fields), n=1)
-    hint = f" Did you mean {outer + '.' if outer else ''}{near[0]}?" if near else ""
-    raise ApiError(400, f"Unknown field {_shown(name)}.{hint}", param=name)
+    for where, inner, kind in _unknown(request, ""):
+        if where in names:
+            near = difflib.get_close_matches(inner, [name for name, _ in _named_fields(kind)], n=1)
+            hint = f" Did you mean {where.removesuffix(inner)}{near[0]}?" if near else ""
+            raise ApiError(400, f"Unknown field {_shown(where)}.{hint}", param=where)
 
 
 def ignored_header(names: Sequence[str]) -> dict[str, str]:
     """The header that names ignored fields; empty when there are none."""
     # Names are the caller's: quoted, so that none can end the header or the encoding.
-    quoted = [quote(name[:MAX_SHOWN], safe="") for name in names[:MAX_IGNORED]]
+    quoted = [quote(name[:MAX_SHOWN], safe="[]") for name in names[:MAX_IGNORED]]
     return {IGNORED_HEADER: ", ".join(quoted)} if quoted else {}
+
+
+def _unknown(value: Any, where: str) -> Iterator[tuple[str, str, type[BaseModel]]]:
+    """Every unknown field in the models of `value`: its path, its own name, and the model that does not know it.
+
+    Of a list's items, only the first one that has it is told.
+    """
+    if isinstance(value, BaseModel):
+        kind = type(value)
+        for name in value.model_extra or {}:
+            yield where + name, name, kind
+        for name, attribute in _named_fields(kind):
+            yield from _unknown(getattr(value, attribute), f"{where}{name}.")
+    elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+        told: set[str] = set()
+        for i, item in enumerate(value):
+            for path, name, kind in _unknown(item, ""):
+                if path not in told:
+                    told.add(path)
+                    yield f"{where.removesuffix('.')}[{i}].{path}", name, kind
+
+
+def _named_fields(kind: type[BaseModel]) -> list[tuple[str, str]]:
+    """A model's fields: their names in a request, and the attributes that hold them."""
+    return [(field.alias or name, name) for name, field in kind.model_fields.items()]
 
 
 def _message(error: ErrorDetails) -> str:

@@ -25,7 +25,6 @@ class RefusedFlag:
             raise ConfigError(f"{self.names[0]}{shown}: not supported; {self.instead}")
 
 
-_TOOLS = "tool calls are not served yet: leave the flag out and do not send `tools`"
 _MULTIMODAL = "models with image or audio input are not served yet; leave it out"
 _ONE_DEVICE = "the model runs on one device; leave it out (or give 1)"
 _LORA = "LoRA adapters are not served yet: merge the adapter into the weights first"
@@ -59,10 +58,9 @@ ENGINE_FLAGS: tuple[RefusedFlag, ...] = (
 )
 
 SERVER_FLAGS: tuple[RefusedFlag, ...] = (
-    RefusedFlag(("--enable-auto-tool-choice",), _TOOLS, ("false",)),
-    RefusedFlag(("--tool-call-parser",), _TOOLS),
-    RefusedFlag(("--tool-parser-plugin",), _TOOLS),
-    RefusedFlag(("--reasoning-parser",), "reasoning is not split from the answer yet: it stays in `content`"),
+    RefusedFlag(
+        ("--tool-parser-plugin",), "plug-ins are not loaded yet: --tool-call-parser has built-in parsers"
+    ),
     RefusedFlag(("--limit-mm-per-prompt",), _MULTIMODAL),
     RefusedFlag(("--allowed-local-media-path",), _MULTIMODAL),
     RefusedFlag(("--allowed-media-domains",), _MULTIMODAL),

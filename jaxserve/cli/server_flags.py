@@ -43,6 +43,13 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help='variables of the chat template where requests set no others, e.g. {"enable_thinking": false}',
     )
+    add(
+        "--enable-auto-tool-choice",
+        action="store_true",
+        help="let the model decide whether to call tools (needs --tool-call-parser)",
+    )
+    add("--tool-call-parser", metavar="NAME", help="how the model writes tool calls, e.g. hermes")
+    add("--reasoning-parser", metavar="NAME", help="how the model marks its reasoning, e.g. qwen3")
     add("--ssl-keyfile", metavar="FILE")
     add("--ssl-certfile", metavar="FILE")
     add("--root-path", default="", metavar="PREFIX", help="prefix under which a proxy publishes the server")
@@ -115,8 +122,11 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
 
 def server_settings(args: argparse.Namespace) -> ServerSettings:
     """The ServerSettings of a parsed command line; ConfigError for impossible values."""
+    from jaxserve.server.parsing.answer_format import make_answer_format
     from jaxserve.server.settings import ServerSettings
 
+    # An unknown name stops the start before the seconds that loading takes.
+    make_answer_format(args.tool_call_parser, args.reasoning_parser)
     return ServerSettings(
         host=args.host,
         port=args.port,
@@ -129,6 +139,9 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         chat_template=_chat_template(args.chat_template),
         chat_template_content_format=args.chat_template_content_format,
         default_chat_template_kwargs=args.default_chat_template_kwargs,
+        enable_auto_tool_choice=args.enable_auto_tool_choice,
+        tool_call_parser=args.tool_call_parser,
+        reasoning_parser=args.reasoning_parser,
         allowed_origins=args.allowed_origins,
         shutdown_timeout=args.shutdown_timeout,
         max_body_bytes=args.max_body_bytes,

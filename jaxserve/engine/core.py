@@ -38,9 +38,9 @@ class EngineCore:
 
     def add(self, request: CoreRequest) -> list[TokenOutput]:
         """Queue a request, which the front end has checked; its failure if it is impossible all the same."""
+        if request.grammar is not None:
+            return [_unconstrained(request.request_id)]
         try:
-            if request.grammar is not None:
-                raise ValueError("this engine does not follow grammars yet")
             self._scheduler.add(request)
         except (AssertionError, OverflowError, TypeError, ValueError) as error:
             logger.exception("request %s was refused", request.request_id)
@@ -123,6 +123,16 @@ class EngineCore:
             num_steps=counters.num_steps,
             compiles_after_ready=compiles_after_ready,
         )
+
+
+def _unconstrained(request_id: str) -> TokenOutput:
+    return TokenOutput(
+        request_id=request_id,
+        token_ids=[],
+        finish_reason=FINISH_ERROR,
+        error="Structured output is not supported yet: this engine does not follow grammars.",
+        error_param="structured_outputs",
+    )
 
 
 def _failure(request_id: str, error: Exception) -> TokenOutput:

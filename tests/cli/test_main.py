@@ -112,6 +112,7 @@ def test_server_flags(tmp_path: Path) -> None:
             ),
             *("--metrics-prefix", "vllm:", "--chat-template", str(template)),
             *("--chat-template-content-format", "openai", "--ssl-keyfile", "k", "--ssl-certfile", "c"),
+            *("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--reasoning-parser", "qwen3"),
         ]
     )
     assert server_settings(args) == ServerSettings(
@@ -133,7 +134,18 @@ def test_server_flags(tmp_path: Path) -> None:
         chat_template_content_format="openai",
         ssl_keyfile="k",
         ssl_certfile="c",
+        enable_auto_tool_choice=True,
+        tool_call_parser="hermes",
+        reasoning_parser="qwen3",
     )
+
+
+@pytest.mark.parametrize("flag", ["--tool-call-parser", "--reasoning-parser"])
+def test_an_unknown_parser_stops_the_start(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "/no/such/model", flag, "hermse"]) == 2
+    err = capsys.readouterr().err
+    assert "'hermse'" in err
+    assert ("hermes" if "tool" in flag else "qwen3") in err
 
 
 def test_a_chat_template_may_stand_on_the_command_line() -> None:

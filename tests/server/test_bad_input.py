@@ -14,6 +14,8 @@ from tests.server.serving import PARIS, QUESTION, serving
 
 JSON = {"Content-Type": "application/json"}
 
+TOOL = {"type": "function", "function": {"name": "f"}}
+
 CHAT = [
     ({"messages": []}, "messages", "messages must have at least one message"),
     ({"messages": None}, "messages", "messages must be a list, got None"),
@@ -127,19 +129,81 @@ CHAT = [
     ({"request_id": "two words"}, "request_id", "request_id must be 1 to 128 printable ASCII characters"),
     ({"tools": []}, "tools", "tools must not be an empty array"),
     ({"tools": 3}, "tools", "tools must be a list, got 3."),
-    ({"tools": [{"type": "function"}]}, "tools", "does not serve"),
-    ({"tools": [{}], "tool_choice": "auto"}, "tool_choice", "'auto' is not supported"),
-    ({"tools": [{}], "tool_choice": {"type": "function"}}, "tool_choice", "is not supported"),
+    ({"tools": [{"type": "function"}]}, "tools", "tools[0].function is required."),
+    ({"tools": ["f"]}, "tools", "tools[0] must be an object, got 'f'."),
+    ({"tools": [{"function": {"name": ""}}]}, "tools", "tools[0].function.name"),
+    ({"tools": [{"function": {"name": 3}}]}, "tools", "tools[0].function.name must be a string, got 3."),
+    (
+        {"tools": [TOOL, {"function": {"name": "g", "parameters": "x"}}]},
+        "tools",
+        "tools[1].function.parameters must be an object, got 'x'.",
+    ),
+    (
+        {"tools": [{"type": "custom", "custom": {"name": "f"}}]},
+        "tools",
+        "tools[0].type must be one of 'function'",
+    ),
+    ({"tools": [TOOL] * 10_000}, "tools", "at most 1024"),
+    ({"tools": [TOOL]}, "tools", "requires --enable-auto-tool-choice and --tool-call-parser"),
+    ({"tools": [TOOL], "tool_choice": "auto"}, "tool_choice", "requires --enable-auto-tool-choice"),
+    ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice", "requires --tool-call-parser"),
+    (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+        "tool_choice",
+        "tool_choice with the function 'f' requires --tool-call-parser",
+    ),
     ({"tool_choice": "auto"}, "tool_choice", "tool_choice needs tools"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "asks for structured output"),
-    ({"response_format": {"type": "yaml"}}, "response_format", 'type is "text"'),
-    ({"response_format": "text please"}, "response_format", 'type is "text"'),
-    ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs", "structured_outputs is not supported"),
+    ({"response_format": {"type": "yaml"}}, "response_format", "response_format.type must be one of 'text'"),
+    ({"response_format": {}}, "response_format", "response_format.type is required."),
+    ({"response_format": "text please"}, "response_format", "must be an object, got 'text please'."),
+    ({"response_format": {"type": "json_schema"}}, "response_format", "needs response_format.json_schema"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+        "response_format",
+        "response_format.json_schema.name is required.",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+        "response_format",
+        "needs response_format.json_schema.schema",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": "y"}}},
+        "response_format",
+        "response_format.json_schema.schema must be an object, got 'y'.",
+    ),
+    ({"response_format": {"type": "structural_tag"}}, "response_format", "needs response_format.format"),
+    (
+        {"response_format": {"type": "structural_tag", "structures": []}},
+        "response_format",
+        "needs response_format.triggers",
+    ),
+    ({"structured_outputs": {}}, "structured_outputs", "exactly one of json, regex"),
+    ({"structured_outputs": []}, "structured_outputs", "structured_outputs must be an object"),
+    ({"structured_outputs": {"choice": ["a"], "regex": "b"}}, "structured_outputs", "got regex, choice"),
+    ({"structured_outputs": {"choice": []}}, "structured_outputs", "a list of at least one string"),
+    (
+        {"structured_outputs": {"choice": "a"}},
+        "structured_outputs",
+        "structured_outputs.choice must be a list",
+    ),
+    (
+        {"structured_outputs": {"json": 3}},
+        "structured_outputs",
+        "structured_outputs.json must be a JSON schema",
+    ),
+    ({"structured_outputs": {"regex": 3}}, "structured_outputs", "structured_outputs.regex must be a string"),
+    ({"structured_outputs": {"structural_tag": 3}}, "structured_outputs", "structural_tag must be an object"),
+    (
+        {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+        "structured_outputs",
+        "cannot both constrain the answer",
+    ),
     ({"use_beam_search": True}, "use_beam_search", "use_beam_search is not supported"),
     ({"length_penalty": 2}, "length_penalty", "length_penalty is not supported"),
     ({"logprob_token_ids": [1]}, "logprob_token_ids", "logprob_token_ids is not supported"),
-    ({"functions": []}, "functions", "functions is not supported"),
-    ({"function_call": "auto"}, "function_call", "function_call is not supported"),
+    ({"functions": []}, "functions", "functions is not supported: it is the old form of `tools`"),
+    ({"function_call": "auto"}, "function_call", "it is the old form of `tool_choice`"),
     ({"modalities": ["text", "audio"]}, "modalities", "modalities is not supported"),
     ({"audio": {"voice": "alloy"}}, "audio", "audio is not supported"),
     ({"web_search_options": {}}, "web_search_options", "web_search_options is not supported"),
@@ -175,7 +239,8 @@ COMPLETION = [
     ({"suffix": "end"}, "suffix", "suffix is not supported"),
     ({"prompt_embeds": "AAAA"}, "prompt_embeds", "prompt_embeds is not supported"),
     ({"use_beam_search": True}, "use_beam_search", "use_beam_search is not supported"),
-    ({"response_format": {"type": "json_schema"}}, "response_format", "asks for structured output"),
+    ({"response_format": {"type": "json_schema"}}, "response_format", "needs response_format.json_schema"),
+    ({"structured_outputs": {"regex": "a", "json": {}}}, "structured_outputs", "exactly one of json, regex"),
 ]
 
 
