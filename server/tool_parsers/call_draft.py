@@ -43,6 +43,7 @@ class CallDraft:
         self.is_open = False  # a call has begun and not ended
         self.is_announced = False  # the open call is
         self._start: CallStart | None = None
+        self._ids: set[str] = set()
         self._arguments: list[str] = []  # not announced
         self._num_characters = 0
 
@@ -56,9 +57,11 @@ class CallDraft:
         self.is_open = True
 
     def start(self, name: str, call_id: str | None = None) -> None:
-        """The open call's name is `name`; `call_id` is what the model itself calls it."""
+        """The open call's name is `name`; `call_id` is what the model itself calls it, if it does."""
         index = self.num_ended
-        self._start = CallStart(index, call_id or self._make_id(name, index), name)
+        if not call_id or call_id in self._ids:
+            call_id = self._make_id(name, index)
+        self._start = CallStart(index, call_id, name)
         self._announce_if_due()
 
     def add(self, text: str) -> None:
@@ -89,6 +92,7 @@ class CallDraft:
         assert self._start is not None
         if not self.is_announced:
             self._announce(self._start)
+            self._ids.add(self._start.id)
             self.is_announced = True
         if self._arguments:
             self._announce(CallArguments(self._start.index, "".join(self._arguments)))

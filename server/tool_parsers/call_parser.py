@@ -103,8 +103,8 @@ class CallParser:
         self._section = None
         draft.drop()
         read = reader.give_back()
-        if not is_call or read.isspace():
-            self._say(read)
+        # White space behind the last mark belongs to the text that follows.
+        self._say(read[len(read.rstrip()) :] if is_call else read)
         return True
 
     def _announce(self, event: CallStart | CallArguments) -> None:

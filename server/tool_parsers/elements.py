@@ -177,7 +177,7 @@ class Many:
     separator: str = ","  # "": nothing but white space, and then there is an end
     end: str = ""  # the mark behind the last call; "": there is none
     usual: str = ", "  # the separator as the model writes it
-    usual_end: str = ""  # the end as the model writes it, if it puts white space before it
+    usual_before_end: str = ""  # white space
 
     def read(self, reader: Reader, call: CallDraft) -> Steps[None]:
         """Read them, and the end; without an end, what follows the last call is left for others."""
@@ -203,4 +203,5 @@ class Many:
         """One call of any of the tools, or several."""
         call = writer.calls(lambda: self.item.lark(writer))
         more = f" ({writer.text(self.usual)} {call})*" if writer.is_parallel else ""
-        return f"{call}{more} {writer.text(self.usual_end or self.end)}"
+        # Apart, since the lexer is greedy: "\n" would be taken for the beginning of "\n</end>" where both may come.
+        return f"{call}{more} {writer.text(self.usual_before_end)} {writer.text(self.end)}"

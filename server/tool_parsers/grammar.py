@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jaxserve.errors import RequestError
-from jaxserve.structured.lark import ANY_TEXT, lark_json, lark_literal, lark_text
+from jaxserve.structured.lark import ANY_TEXT, lark_json, lark_literal, lark_regex, lark_text
 from jaxserve.text.tokenizer import Tokenizer
 
 # As chat templates write arguments (Jinja's tojson), so that the model sees what it was trained on.
@@ -92,6 +93,26 @@ class GrammarWriter:
         if written.startswith("<["):
             return f"{self.free_text()} {written}"
         return self.rule(f"{ANY_TEXT} {lark_literal(mark)}", "[lazy]")
+
+    def plain_string(self, schema: Mapping[str, Any], end: str) -> str:
+        """A string that is written as it is, up to and including the mark `end`.
+
+        Length and pattern are held to by leaving out the character that the mark begins with; `format` is taken for
+        the remark that it is in JSON Schema.
+        """
+        fewest, most, pattern = schema.get("minLength", 0), schema.get("maxLength", ""), schema.get("pattern")
+        if not fewest and most == "" and pattern is None:
+            return self.free_text_before(end)
+        characters = f"[^{re.escape(end[0])}]"
+        regex = lark_regex(f"{characters}{{{fewest},{most}}}")
+        if pattern is not None:
+            start = "" if pattern.startswith("^") else f"{characters}*"
+            rest = "" if re.search(r"(?<!\\)(?:\\\\)*\$$", pattern) else f"{characters}*"
+            regex += (
+                f" & {lark_regex(start + '(?:' + pattern.removeprefix('^').removesuffix('$') + ')' + rest)}"
+            )
+        terminal = f"T{self.name_of_rule()[1:]}"
+        return f"{self.rule(regex, name=terminal)} {self.text(end)}"
 
     def has_token(self, text: str) -> bool:
         """Whether the model has a token that is written so."""

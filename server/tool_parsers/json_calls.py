@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from jaxserve.server.tool_parsers.call_draft import CallDraft
 from jaxserve.server.tool_parsers.grammar import GrammarWriter, json_text
-from jaxserve.server.tool_parsers.json_scanner import BadJsonError, JsonScanner
+from jaxserve.server.tool_parsers.json_scanner import is_json
 from jaxserve.server.tool_parsers.reader import NoCallError, Reader, Steps
 
 NAME_CHARACTERS = re.compile(r"[\w.\-]*")
@@ -136,12 +136,8 @@ def _unwrapped(value: str) -> str:
     if value == "null":
         return ""
     if value.startswith('"'):
-        text, scanner = json.loads(value).strip(), JsonScanner()
-        try:
-            is_object = text.startswith("{") and scanner.scan(text) == len(text) and scanner.is_done
-        except BadJsonError:
-            is_object = False
-        if is_object and _is_unicode(text):
+        text = json.loads(value).strip()
+        if text.startswith("{") and is_json(text) and _is_unicode(text):
             return text
     return value
 

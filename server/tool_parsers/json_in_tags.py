@@ -15,7 +15,7 @@ def _tagged(names: tuple[str, ...], start: str, end: str) -> ToolFormat:
 
 def _tagged_list(names: tuple[str, ...], start: str, end: str, inside: str = "") -> ToolFormat:
     """A list of objects between two tags; `inside` is what the model writes inside the brackets."""
-    calls = Many(JsonCall(), end="]", usual=f",{inside or ' '}", usual_end=f"{inside.rstrip(' ')}]")
+    calls = Many(JsonCall(), end="]", usual=f",{inside or ' '}", usual_before_end=inside.rstrip(" "))
     section = InOrder(Mark(start), Space(), Mark("["), Space(inside), calls, Space(), Mark(end))
     return ToolFormat(names, section, (start,))
 

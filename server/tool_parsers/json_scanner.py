@@ -146,3 +146,13 @@ class JsonScanner:
 
     def _after_value(self) -> int:
         return _AFTER if self._open else _DONE
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is one JSON value, and nothing else but white space."""
+    scanner = JsonScanner()
+    try:
+        end = scanner.scan(text + " ")
+    except BadJsonError:
+        return False
+    return scanner.is_done and not text[end:].strip(" \t\n\r")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from jaxserve.errors import ConfigError
-from jaxserve.server.tool_parsers import bare_json, json_in_tags, pythonic
+from jaxserve.server.tool_parsers import bare_json, json_in_tags, pythonic, token_frames
 from jaxserve.server.tool_parsers.tool_format import ToolFormat
 
-_FORMATS = (*json_in_tags.FORMATS, *bare_json.FORMATS, *pythonic.FORMATS)
+_FORMATS = (*json_in_tags.FORMATS, *bare_json.FORMATS, *pythonic.FORMATS, *token_frames.FORMATS)
 
 TOOL_FORMATS = MappingProxyType({name: entry for entry in _FORMATS for name in entry.names})
 

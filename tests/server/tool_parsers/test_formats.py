@@ -89,7 +89,9 @@ def test_a_cut_answer_invents_no_call(name):
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_long_arguments_are_streamed(name):
     text = WRITERS[name]([("write_file", {"text": "line\n" * 1000})])
-    parser = TOOL_FORMATS[name].parser(())
+    parameters = {"type": "object", "properties": {"text": {"type": "string"}}}
+    tool = {"type": "function", "function": {"name": "write_file", "parameters": parameters}}
+    parser = TOOL_FORMATS[name].parser([tool])
     half = answer(parser.push(text[: len(text) // 2], ()))
     assert half.calls[0].name == "write_file"
     assert len(half.calls[0].arguments) > len(text) // 3

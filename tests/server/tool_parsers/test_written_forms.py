@@ -148,3 +148,47 @@ def test_a_good_call_survives_a_bad_one_behind_it():
         f", {second}]</tool_calls>",
         [Call("f", "{}")],
     )
+
+
+def test_kimi_names_are_ids():
+    parser = make_answer_format("kimi_k2", None).parser(tools=TOOLS)
+    frame = "<|tool_call_begin|>{}<|tool_call_argument_begin|>{{}}<|tool_call_end|>"
+    names = ("functions.f:0", "g:1", "functions.ns.h:2", "functions.f:0")
+    text = "".join(frame.format(name) for name in names)
+    events = parser.push(f"<|tool_calls_section_begin|>{text}<|tool_calls_section_end|>", ())
+    starts = [event for event in events if isinstance(event, CallStart)]
+    assert [start.name for start in starts] == ["f", "g", "ns.h", "f"]
+    assert [start.id for start in starts[:3]] == list(names[:3])
+    assert starts[3].id.startswith("chatcmpl-tool-")  # one that was there already
+
+
+def test_gemma_values_without_marks():
+    schema = {"type": "object", "properties": {"zip": {"type": "string"}, "n": {"type": "number"}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    values = 'zip:0123, n:108.,flag:true,none:null,word:two words,deep:{<|"|>3<|"|>:[1,<|"|>]}<|"|>]}'
+    text = f"<|tool_call>call:f{{{values}}}<tool_call|>"
+    out = whole(make_answer_format("gemma4", None).parser(tools=tools), text)
+    assert out.content == ""
+    assert out.calls[0].value == {
+        "zip": "0123",
+        "n": 108.0,
+        "flag": True,
+        "none": None,
+        "word": "two words",
+        "deep": {"3": [1, "]}"]},
+    }
+    text = "<start_function_call>call:f{zip:<escape>5<escape>,n:<escape>5<escape>,s:<escape>a b<escape>}"
+    out = whole(make_answer_format("functiongemma", None).parser(tools=tools), text)
+    assert out.calls[0].value == {"zip": "5", "n": 5, "s": "a b"}
+
+
+def test_deepseek_says_which_arguments_are_strings():
+    argument = '<｜DSML｜parameter name="{}" string="{}">{}</｜DSML｜parameter>\n'
+    inner = "".join(
+        argument.format(*one)
+        for one in (("a", "true", ' 5 "q"\n<b>'), ("b", "false", " [1, null] "), ("c", "false", "no JSON"))
+    )
+    text = f'<｜DSML｜function_calls>\n<｜DSML｜invoke name="f">\n{inner}</｜DSML｜invoke>\n</｜DSML｜function_calls>'
+    content, calls = said("deepseek_v32", text)
+    assert content == ""
+    assert calls[0].value == {"a": ' 5 "q"\n<b>', "b": [1, None], "c": "no JSON"}

@@ -52,6 +52,70 @@ def pythonic(start: str, end: str, separator: str = ", ") -> Writer:
     return lambda calls: f"{start}{separator.join(python_call(*call) for call in calls)}{end}"
 
 
+def deepseek_v3(calls: Calls) -> str:
+    """Arguments in a block of code."""
+    inner = "\n".join(
+        f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\n```json\n{dumps(arguments)}\n```<｜tool▁call▁end｜>"
+        for name, arguments in calls
+    )
+    return f"<｜tool▁calls▁begin｜>{inner}<｜tool▁calls▁end｜>"
+
+
+def deepseek_v31(calls: Calls) -> str:
+    """Name and arguments in a frame."""
+    inner = "".join(
+        f"<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>{dumps(arguments)}<｜tool▁call▁end｜>"
+        for name, arguments in calls
+    )
+    return f"<｜tool▁calls▁begin｜>{inner}<｜tool▁calls▁end｜>"
+
+
+def deepseek_v32(calls: Calls) -> str:
+    """An element for each argument."""
+
+    def argument(key: str, value: Any) -> str:
+        is_text = isinstance(value, str)
+        text = value if is_text else dumps(value)
+        says = "true" if is_text else "false"
+        return f'<｜DSML｜parameter name="{key}" string="{says}">{text}</｜DSML｜parameter>\n'
+
+    inner = "\n".join(
+        f'<｜DSML｜invoke name="{name}">\n{"".join(argument(*item) for item in arguments.items())}</｜DSML｜invoke>'
+        for name, arguments in calls
+    )
+    return f"<｜DSML｜function_calls>\n{inner}\n</｜DSML｜function_calls>"
+
+
+def kimi_k2(calls: Calls) -> str:
+    """The id names the function."""
+    inner = "".join(
+        f"<|tool_call_begin|>functions.{name}:{n}<|tool_call_argument_begin|>{dumps(arguments)}<|tool_call_end|>"
+        for n, (name, arguments) in enumerate(calls)
+    )
+    return f"<|tool_calls_section_begin|>{inner}<|tool_calls_section_end|>"
+
+
+def gemma(start: str, quote: str, end: str) -> Writer:
+    """A writer of Gemma's braces."""
+
+    def value(item: Any) -> str:
+        if isinstance(item, str):
+            return f"{quote}{item}{quote}"
+        if isinstance(item, Mapping):
+            return f"{{{','.join(f'{quote}{key}{quote}:{value(inner)}' for key, inner in item.items())}}}"
+        if isinstance(item, list):
+            return f"[{','.join(map(value, item))}]"
+        return dumps(item)
+
+    def write(calls: Calls) -> str:
+        return "".join(
+            f"{start}call:{name}{{{','.join(f'{key}:{value(item)}' for key, item in arguments.items())}}}{end}"
+            for name, arguments in calls
+        )
+
+    return write
+
+
 hermes = tagged("<tool_call>\n", "\n</tool_call>")
 
 # By the first name of a registered format: one for each.
@@ -72,8 +136,14 @@ WRITERS: dict[str, Writer] = {
     "pythonic": pythonic("[", "]"),
     "llama4_pythonic": pythonic("[", "]"),
     "olmo3": pythonic("<function_calls>", "</function_calls>", "\n"),
+    "deepseek_v3": deepseek_v3,
+    "deepseek_v31": deepseek_v31,
+    "deepseek_v32": deepseek_v32,
+    "kimi_k2": kimi_k2,
+    "gemma4": gemma("<|tool_call>", '<|"|>', "<tool_call|>"),
+    "functiongemma": gemma("<start_function_call>", "<escape>", "<end_function_call>"),
     "lfm2": pythonic("<|tool_call_start|>[", "]<|tool_call_end|>"),
 }
 
 # Formats whose arguments are no JSON text: values may differ by what the format cannot say.
-COERCED: frozenset[str] = frozenset()
+COERCED = frozenset(("functiongemma",))

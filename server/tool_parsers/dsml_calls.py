@@ -1,0 +1,97 @@
+"""Calls as DeepSeek V3.2 writes them: one element for a call, one for each argument."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxserve.server.tool_parsers.call_draft import CallDraft
+from jaxserve.server.tool_parsers.grammar import GrammarWriter, json_text
+from jaxserve.server.tool_parsers.json_calls import FUNCTION_NAME
+from jaxserve.server.tool_parsers.json_scanner import is_json
+from jaxserve.server.tool_parsers.reader import NoCallError, Reader, Steps
+
+_CALL, _END_OF_CALL = '<｜DSML｜invoke name="', "</｜DSML｜invoke>"
+_ARGUMENT, _END_OF_ARGUMENT = '<｜DSML｜parameter name="', "</｜DSML｜parameter>"
+_IN_QUOTES = re.compile(r'[^"<>]*')
+_END = re.compile(re.escape(_END_OF_ARGUMENT))
+
+
+@dataclass(frozen=True)
+class DsmlCall:
+    """A call whose arguments say whether they are strings, written as they are, or JSON."""
+
+    def read(self, reader: Reader, call: CallDraft) -> Steps[None]:
+        """Read one call."""
+        call.begin()
+        yield from reader.expect(_CALL)
+        name = yield from reader.match(_IN_QUOTES)
+        if not FUNCTION_NAME.fullmatch(name):
+            raise NoCallError(f"{name!r} is no function's name")
+        yield from reader.expect('">')
+        call.start(name)
+        before = "{"
+        yield from reader.white()
+        while not (yield from reader.literal(_END_OF_CALL)):
+            yield from reader.expect(_ARGUMENT)
+            key = yield from reader.match(_IN_QUOTES)
+            yield from reader.expect('" string="')
+            is_string = (yield from reader.match(_IN_QUOTES)) != "false"
+            yield from reader.expect('">')
+            call.add(f"{before}{json_text(key)}: ")
+            before = ", "
+            yield from self._value(reader, call, is_string)
+            yield from reader.white()
+        if before == ", ":
+            call.add("}")
+        call.end()
+
+    def _value(self, reader: Reader, call: CallDraft, is_string: bool) -> Steps[None]:
+        if is_string:
+            call.add('"')
+            yield from reader.until(_END, len(_END_OF_ARGUMENT), lambda text: call.add(json_text(text)[1:-1]))
+            call.add('"')
+        else:
+            pieces: list[str] = []
+            yield from reader.until(_END, len(_END_OF_ARGUMENT), pieces.append)
+            text = "".join(pieces)
+            call.add(text.strip() if is_json(text) else json_text(text))
+
+    def marks(self) -> Iterator[str]:
+        """All of them."""
+        yield from (_CALL, _END_OF_CALL, _ARGUMENT, _END_OF_ARGUMENT)
+
+    def lark(self, writer: GrammarWriter) -> str:
+        """The name, and the schema's properties in their order."""
+        schema = writer.tool.schema
+        required = set(schema.get("required") or ())
+        properties = schema.get("properties") or {}
+        if not properties and schema.get("additionalProperties") is not False:
+            raise writer.refuse("its parameters name no properties, and this format must know them")
+        arguments = [
+            writer.rule(self._argument(writer, name, inner)) + ("" if name in required else "?")
+            for name, inner in properties.items()
+        ]
+        begin = f'{_CALL}{writer.tool.name}">\n'
+        return " ".join([writer.text(begin), *arguments, writer.text(_END_OF_CALL)])
+
+    def _argument(self, writer: GrammarWriter, name: str, schema: Mapping[str, Any] | bool) -> str:
+        begin = f'{_ARGUMENT}{name}" string="'
+        end = _END_OF_ARGUMENT
+        values = None
+        if isinstance(schema, Mapping):
+            values = [schema["const"]] if "const" in schema else schema.get("enum")
+        is_string = isinstance(schema, Mapping) and schema.get("type") == "string"
+        if is_string or (values and all(isinstance(value, str) for value in values)):
+            assert isinstance(schema, Mapping)
+            if values is None:
+                value = writer.plain_string(schema, end)
+            else:
+                value = f"({' | '.join(writer.text(text) for text in values)}) {writer.text(end)}"
+            return f"{writer.text(begin + 'true' + chr(34) + '>')} {value} {writer.text(chr(10))}"
+        root = writer.tool.schema
+        inner = {**schema} if isinstance(schema, Mapping) else ({} if schema else {"not": {}})
+        inner.update({key: root[key] for key in ("$defs", "definitions") if key in root and key not in inner})
+        return f"{writer.text(begin + 'false' + chr(34) + '>')} {writer.json(inner)} {writer.text(end + chr(10))}"
