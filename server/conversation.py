@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxserve.async_llm import LONG_TEXT
@@ -14,9 +14,7 @@ from jaxserve.server.state import ServerState
 from jaxserve.text.chat_template import ChatTemplate
 from jaxserve.text.tool_text import CallWriter
 
-MAX_REQUEST_TEMPLATE = (
-    100_000  # characters; compiling takes a while, and models' own have some 20,000 at most
-)
+MAX_REQUEST_TEMPLATE = 50_000  # characters; compiling takes a while, and models' own have some 20,000
 
 
 async def render(
@@ -45,7 +43,7 @@ async def render(
     }
 
     def rendered() -> TokenizedPrompt:
-        kwargs = _kwargs(template_of(state, fields).variables, state, fields)
+        kwargs = _kwargs(template_of(state, fields), state, fields)
         return state.llm.render_chat(messages, **{**options, "chat_template_kwargs": kwargs})
 
     if num_bytes > LONG_TEXT or fields.chat_template is not None:
@@ -102,7 +100,7 @@ def echoed_text(messages: Sequence[Any]) -> str:
 _THINKING = ("enable_thinking", "thinking")
 
 
-def _kwargs(known: Collection[str], state: ServerState, fields: TemplateFields) -> dict[str, Any]:
+def _kwargs(template: ChatTemplate, state: ServerState, fields: TemplateFields) -> dict[str, Any]:
     """The variables that a request sets: the operator's defaults, then its own.
 
     reasoning_effort reaches a template that does not read it as the switch for thinking, where there is one:
@@ -112,9 +110,9 @@ def _kwargs(known: Collection[str], state: ServerState, fields: TemplateFields) 
     if fields.reasoning_effort is None:
         return kwargs
     kwargs.setdefault("reasoning_effort", fields.reasoning_effort)
-    if "reasoning_effort" not in known:
+    if "reasoning_effort" not in template.variables:
         for name in _THINKING:
-            if name in known and name not in (fields.chat_template_kwargs or ()):
+            if name in template.variables and name not in (fields.chat_template_kwargs or ()):
                 kwargs[name] = fields.reasoning_effort != "none"
     return kwargs
 

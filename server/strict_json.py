@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -74,8 +75,8 @@ def _check_names(data: bytes) -> None:
 def _refuse_twice(pairs: list[tuple[str, Any]]) -> None:
     if len(pairs) < 2:
         return
-    names = [name for name, _ in pairs]
-    if len(set(names)) == len(names):
+    counts = Counter(name for name, _ in pairs)
+    if len(counts) == len(pairs):
         return
-    twice = next(name for i, name in enumerate(names) if name in names[:i])
+    twice = next(name for name, count in counts.items() if count > 1)
     raise ApiError(400, f"The request body has {twice!r:.60} twice.", param=twice[:60])

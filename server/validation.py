@@ -76,9 +76,10 @@ def refuse_ignored(request: BaseModel, names: Sequence[str]) -> None:
     """Raise ApiError 400 for the first of `names`, with the nearest name that would do (--strict-params)."""
     for where, inner, kind in _unknown(request, ""):
         if where in names:
+            inner = inner[:MAX_SHOWN]  # names are the caller's, and of any length
             near = difflib.get_close_matches(inner, [name for name, _ in _named_fields(kind)], n=1)
             hint = f" Did you mean {where.removesuffix(inner)}{near[0]}?" if near else ""
-            raise ApiError(400, f"Unknown field {_shown(where)}.{hint}", param=where)
+            raise ApiError(400, f"Unknown field {_shown(where)}.{hint}", param=where[: 2 * MAX_SHOWN])
 
 
 def ignored_header(names: Sequence[str]) -> dict[str, str]:

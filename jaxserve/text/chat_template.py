@@ -60,10 +60,8 @@ class ChatTemplate:
     ) -> None:
         self.source = source
         self._special_tokens = dict(special_tokens or {})
-        environment = TemplateEnvironment()
         try:
-            self._template = environment.from_string(source)
-            self.variables = frozenset(jinja2.meta.find_undeclared_variables(environment.parse(source)))
+            self._template = TemplateEnvironment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise RequestError(
                 f"chat_template is not valid jinja2: {error.message} (line {error.lineno})",
@@ -81,6 +79,11 @@ class ChatTemplate:
     def content_format(self) -> ContentFormat:
         """What the template reads: lists of content parts ("openai") or plain text ("string")."""
         return "openai" if self.traits.user.takes_parts else "string"
+
+    @functools.cached_property
+    def variables(self) -> frozenset[str]:
+        """The names of what the template reads from outside, special tokens included."""
+        return frozenset(jinja2.meta.find_undeclared_variables(TemplateEnvironment().parse(self.source)))
 
     def render(
         self,

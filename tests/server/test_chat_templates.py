@@ -126,7 +126,7 @@ REFUSES_BAD = (
 @pytest.mark.parametrize(
     ("template", "param", "message"),
     [
-        ("{" * (MAX_REQUEST_TEMPLATE + 1), "chat_template", "at most 100000 characters, got 100001"),
+        ("{" * (MAX_REQUEST_TEMPLATE + 1), "chat_template", "at most 50000 characters, got 50001"),
         (
             "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
             "chat_template",
