@@ -1,0 +1,38 @@
+"""The request as a plug-in sees it, and what the plug-in wants changed in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from jaxserve.server.plugins.errors import plugin_errors
+from jaxserve.server.protocol import ChatRequest
+from jaxserve.server.tool_parsers.requests import ChatCompletionRequest
+
+
+class AdjustsRequests(Protocol):
+    """A tool or reasoning parser."""
+
+    def adjust_request(self, request: ChatCompletionRequest, /) -> ChatCompletionRequest | None:
+        """The request as the parser needs it."""
+        ...
+
+
+def plugin_request(fields: ChatRequest | Mapping[str, Any]) -> ChatCompletionRequest:
+    """A chat request under vLLM's names; fields that were not said have vLLM's defaults."""
+    if isinstance(fields, ChatRequest):
+        fields = fields.model_dump(exclude_none=True)
+    return ChatCompletionRequest.model_validate(dict(fields))
+
+
+def adjusted(parser: AdjustsRequests, request: ChatCompletionRequest) -> dict[str, Any]:
+    """The fields that the parser's `adjust_request` changes, and their new values; `request` stays as it is.
+
+    Raises RequestFailedError, or the parser's own RequestError, when the parser fails.
+    """
+    copy = request.model_copy()
+    with plugin_errors(parser):
+        result = parser.adjust_request(copy)
+    new = dict(copy if result is None else result)
+    old = dict(request)
+    return {name: value for name, value in new.items() if name not in old or old[name] != value}

@@ -1,0 +1,88 @@
+"""Names of parsers: the part that tool and reasoning parsers' registries share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxserve.server.plugins.finder import import_plugin_module
+
+
+class ParserRegistry:
+    """Names and the classes that stand behind them, found by name at once or imported when first asked for.
+
+    `kind` says in messages what is registered ("tool parser"), and `base` is what every class derives from.
+    A class registered later replaces an earlier one of the same name, unless `force` is false.
+    """
+
+    def __init__(self, kind: str, base: type) -> None:
+        self.kind = kind
+        self.base = base
+        self.classes: dict[str, type] = {}
+        self.lazy: dict[str, tuple[str, str]] = {}  # name: module and class
+
+    def get(self, name: str) -> type:
+        """The class of a name.
+
+        Raises:
+            KeyError: nobody registered the name.
+            ImportError, AttributeError, TypeError: what was registered lazily is not there, or no parser.
+        """
+        if name not in self.classes:
+            if name not in self.lazy:
+                raise KeyError(f"{self.kind} {name!r} is not registered; there are {', '.join(self.names())}")
+            module, class_name = self.lazy[name]
+            self.add(name, getattr(import_plugin_module(module), class_name), force=True)
+        return self.classes[name]
+
+    def add(self, name: str, cls: type, *, force: bool) -> None:
+        """Register a class.  Raises KeyError for a name in use unless `force`, TypeError for no parser."""
+        if not (isinstance(cls, type) and issubclass(cls, self.base)):
+            raise TypeError(f"{cls!r} cannot be a {self.kind}: derive it from {self.base.__name__}")
+        if not force and (name in self.classes or name in self.lazy):
+            raise KeyError(f"{self.kind} {name!r} is registered already; give another name, or force=True")
+        self.lazy.pop(name, None)
+        self.classes[name] = cls
+
+    def add_lazy(self, name: str, module: str, class_name: str) -> None:
+        """Register a class that is imported when it is first asked for."""
+        self.classes.pop(name, None)
+        self.lazy[name] = (module, class_name)
+
+    def register(
+        self, name: str | list[str] | None, force: bool, cls: type | None
+    ) -> type | Callable[[type], type]:
+        """vLLM's `register_module`: registers `cls`, or gives a decorator that registers what it decorates.
+
+        Raises TypeError for arguments of other types, and what `add` raises.
+        """
+        if not isinstance(force, bool):
+            raise TypeError(f"force must be a bool, not {force!r}")
+        if not (name is None or isinstance(name, str) or _is_names(name)):
+            raise TypeError(f"name must be a str, a list of str or None, not {name!r}")
+
+        def put(cls: type) -> type:
+            for each in [name or cls.__name__] if name is None or isinstance(name, str) else name:
+                self.add(each, cls, force=force)
+            return cls
+
+        return put if cls is None else put(cls)
+
+    def snapshot(self) -> tuple[dict[str, type], dict[str, tuple[str, str]]]:
+        """What is registered now, for `restore`."""
+        return dict(self.classes), dict(self.lazy)
+
+    def restore(self, snapshot: tuple[dict[str, type], dict[str, tuple[str, str]]]) -> None:
+        """Register what was registered when `snapshot` was taken, and nothing else."""
+        self.classes.clear()
+        self.classes.update(snapshot[0])
+        self.lazy.clear()
+        self.lazy.update(snapshot[1])
+
+    def names(self) -> list[str]:
+        """Every registered name, in order."""
+        return sorted({*self.classes, *self.lazy})
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value)
