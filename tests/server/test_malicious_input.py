@@ -227,4 +227,4 @@ class TestSizes:
             "type": "function",
             "function": {"name": "f", "parameters": {"type": "object", "properties": {}}},
         }
-        await target.is_refused(CHAT, chat(tools=[tool] * 10_000, tool_choice="none"), "messages", "tokens")
+        await target.is_refused(CHAT, chat(tools=[tool] * 10_000, tool_choice="none"), "tools", "1024")
