@@ -48,10 +48,11 @@ class AnswerPlan:
         """
         if self.has_parts:
             params = replace(params, kept_special_tokens=self.state.kept_special_tokens)
-        constraint = self._constraint(prompt)
+        constraint = await self._constraint()
         if constraint is None:
             return params, False
         holds_calls = constraint.wanted.alternative is not None or constraint.param == "tools"
+        constraint = self._behind_reasoning(constraint, prompt)
         return await constraint.put_into(params, self.state.llm), holds_calls
 
     def reader(self, prompt: str, *, holds_calls: bool) -> AnswerReader:
@@ -69,13 +70,26 @@ class AnswerPlan:
         )
         return AnswerReader(parser, told)
 
-    def _constraint(self, prompt: str) -> Constraint | None:
+    async def _constraint(self) -> Constraint | None:
         """What the answer must look like, but for the reasoning that may come before it."""
-        constraint = self._held()
-        marks = (
-            None if constraint is None else self.state.answer_format.reasoning_marks(self._opening(prompt))
-        )
-        if constraint is None or marks is None:
+        if not self.choice.callable:
+            return self.asked
+        if self.asked is None:
+            grammar = self._calls(_choice_for_grammar(self.choice))
+            return None if grammar is None else Constraint(StructuredOutputsParams(grammar=grammar), "tools")
+        if self.asked.param != "response_format":
+            return self.asked
+        # OpenAI's meaning: the answer has this format, unless it is a call.
+        try:
+            calls = self._calls(Mode.REQUIRED.value)
+            await self.state.llm.check_structured(StructuredOutputsParams(grammar=calls), param="tools")
+        except RequestError:  # calls that no grammar can hold: the format alone holds the answer, as in vLLM
+            return self.asked
+        return replace(self.asked, wanted=replace(self.asked.wanted, alternative=calls))
+
+    def _behind_reasoning(self, constraint: Constraint, prompt: str) -> Constraint:
+        marks = self.state.answer_format.reasoning_marks(self._opening(prompt))
+        if marks is None:
             return constraint
         start, end = marks
         if start is not None:  # the answer may do without reasoning, and so it does
@@ -93,19 +107,6 @@ class AnswerPlan:
         said = echoed_text(self.fields.messages)
         start, end = (max(marks, key=said.rfind, default="") for marks in (reasoning.starts, reasoning.ends))
         return prompt + (start if said.rfind(start) > said.rfind(end) else end)
-
-    def _held(self) -> Constraint | None:
-        if not self.choice.callable:
-            return self.asked
-        if self.asked is None:
-            grammar = self._calls(_choice_for_grammar(self.choice))
-            return None if grammar is None else Constraint(StructuredOutputsParams(grammar=grammar), "tools")
-        if self.asked.param != "response_format":
-            return self.asked
-        # OpenAI's meaning: the answer has this format, unless it is a call.
-        return replace(
-            self.asked, wanted=replace(self.asked.wanted, alternative=self._calls(Mode.REQUIRED.value))
-        )
 
     def _calls(self, choice: str | dict[str, Any]) -> str | None:
         return self.state.answer_format.grammar(

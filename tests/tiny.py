@@ -32,11 +32,13 @@ def byte_tokenizer(
     add_eos: bool = False,
     chat_template: str | None = CHAT_TEMPLATE,
     added: tuple[str, ...] = ("<tool_call>", "</tool_call>"),
+    special: tuple[str, ...] = (),
 ) -> Tokenizer:
     """A fresh tokenizer with a ChatML-like template.
 
     Ids 0-255 are the bytes; 256-259 are the control tokens BOS, EOS, IM_START, IM_END ("<|bos|>", "<|eos|>",
     "<|im_start|>", "<|im_end|>"); 260 and 261 are "<tool_call>" and "</tool_call>", or others, added but not special.
+    `special` tokens come last.
     """
     backend = Backend(models.BPE(vocab=dict(BYTE_LEVEL_ALPHABET), merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -47,6 +49,7 @@ def byte_tokenizer(
             for text in ("<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>")
         ]
         + [AddedToken(text, special=False, normalized=False) for text in added]
+        + [AddedToken(text, special=True, normalized=False) for text in special]
     )
     return Tokenizer(
         TokenizerParts(

@@ -105,6 +105,7 @@ def serving(
     eos_token_ids: tuple[int, ...] = (EOS,),
     max_tokens_limit: int | None = None,
     chat_template: str | None = CHAT_TEMPLATE,
+    special_tokens: tuple[str, ...] = (),
     max_num_queued_reqs: int | None = None,
     **settings: Any,
 ) -> Iterator[Serving]:
@@ -114,7 +115,7 @@ def serving(
     )
     llm = AsyncLLM(
         client,
-        byte_tokenizer(chat_template=chat_template),
+        byte_tokenizer(chat_template=chat_template, special=special_tokens),
         GenerationDefaults(eos_token_ids, sampling or {}, max_tokens_limit),
         max_num_queued_reqs=max_num_queued_reqs,
     )

@@ -11,10 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.scripted import saying
 from tests.server.marked_format import MarkedFormat
-from tests.server.recorded import joined, whole
-from tests.server.serving import Serving, say, serving
-from tests.tiny import EOS
+from tests.server.recorded import Told, joined, whole
+from tests.server.serving import QUESTION, Serving, say, serving
+from tests.tiny import EOS, IM_START, VOCAB_SIZE
+
+FLAGS: dict[str, Any] = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
 
 TOOLS = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
 
@@ -27,8 +30,7 @@ def parted(text: str, answer_format: MarkedFormat | None = None, **options: Any)
     with pytest.MonkeyPatch.context() as patch:
         chosen = answer_format or MarkedFormat()
         patch.setattr("jaxserve.server.state.make_answer_format", lambda *names: chosen)
-        options = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes", **options}
-        with serving(say(text), **options) as served:
+        with serving(say(text), **{**FLAGS, **options}) as served:
             yield served
 
 
@@ -231,3 +233,61 @@ async def test_what_the_parser_is_told():
         answer_format.asked.clear()
         await served.chat(tools=TOOLS, tool_choice="none")
         assert [about["tools"] for about in answer_format.asked] == [[]]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_special_tokens_that_mark_calls_are_kept_and_no_others(stream: bool):
+    call = b'[{"name": "f", "arguments": {"a": 1}}]'
+    script = saying([*b"Hi", IM_START, *b" you", VOCAB_SIZE, *call])
+    options = {**FLAGS, "tool_call_parser": "mistral", "special_tokens": ("[TOOL_CALLS]",)}
+    with serving(script, **options) as served:
+
+        async def told(**fields: Any) -> Told:
+            answer = await served.chat(tools=TOOLS, stream=stream, **fields)
+            return (joined(answer.chunks) if stream else whole(answer.json))[0]
+
+        assert await told() == Told("Hi you", (("f", '{"a": 1}'),), "tool_calls")
+        assert await told(skip_special_tokens=False) == Told(
+            "Hi<|im_start|> you", (("f", '{"a": 1}'),), "tool_calls"
+        )
+        assert await told(tool_choice="none") == Told(f"Hi you{call.decode()}", (), "stop")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"a": 1}', Told('{"a": 1}', (), "stop")),
+        ('<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>', Told("", (("f", "{}"),), "tool_calls")),
+    ],
+)
+async def test_a_response_format_beside_tools(text: str, told: Told):
+    with serving(say(text), **FLAGS) as served:
+        fields: dict[str, Any] = {"tools": TOOLS, "response_format": {"type": "json_object"}}
+        assert whole((await served.chat(**fields)).json) == [told]
+        rendered = (await served.post("/v1/chat/completions/render", {"messages": QUESTION, **fields})).json
+        constraint = rendered["sampling_params"]["structured_outputs"]
+        assert constraint["json_object"] is True
+        assert "arguments" in constraint["alternative"]
+
+
+async def test_tools_that_no_grammar_can_hold_leave_the_format_alone():
+    broken = {"type": "function", "function": {"name": "f", "parameters": {"type": "no-such-type"}}}
+    with serving(**FLAGS) as served:
+        fields: dict[str, Any] = {"tools": [broken], "response_format": {"type": "json_object"}}
+        rendered = (await served.post("/v1/chat/completions/render", {"messages": QUESTION, **fields})).json
+        assert rendered["sampling_params"]["structured_outputs"] == {"json_object": True}
+        for choice in ("required", {"type": "function", "function": {"name": "f"}}):
+            refused = await served.chat(tools=[broken], tool_choice=choice)
+            assert refused.status == 400
+            assert refused.error["param"] == "tools"
+            assert "no-such-type" in refused.error["message"]
+        broken["function"]["strict"] = True
+        assert (await served.chat(tools=[broken])).error["param"] == "tools"
+
+
+async def test_a_constraint_begins_behind_the_reasoning():
+    for marks, end in (((None, "</think>"), "</think>"), (("<think>", "</think>"), None), (None, None)):
+        with parted("", MarkedFormat(marks=marks)) as served:
+            body = {"messages": QUESTION, "response_format": {"type": "json_object"}}
+            rendered = (await served.post("/v1/chat/completions/render", body)).json
+            assert rendered["sampling_params"]["structured_outputs"].get("reasoning_end") == end

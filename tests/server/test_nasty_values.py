@@ -90,3 +90,57 @@ async def test_never_an_error_of_ours(path: str, usual: dict[str, Any], fields: 
                 assert error["param"] is not None, (field, value, error)
         assert (await served.chat()).json["choices"][0]["message"]["content"] == PARIS
         assert served.llm.num_in_flight == 0
+
+
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f"}}
+
+
+def inside(value: Any) -> list[dict[str, Any]]:
+    """Requests that have a value somewhere inside their tools and formats."""
+    tools = [
+        value,
+        {"function": value},
+        {"type": value, "function": {"name": "f"}},
+        {"function": {"name": value}},
+        {"function": {"name": "f", "description": value}},
+        {"function": {"name": "f", "strict": True, "parameters": value}},
+        {"function": {"name": "f", "strict": value, "parameters": {"properties": {"a": value}}}},
+    ]
+    choices = [
+        value,
+        {"type": value},
+        {"type": "function", "function": value},
+        {"type": "function", "function": {"name": value}},
+        {"type": "allowed_tools", "allowed_tools": value},
+        {"type": "allowed_tools", "allowed_tools": {"mode": value, "tools": value}},
+    ]
+    formats = [
+        {"type": value},
+        {"type": "json_schema", "json_schema": value},
+        {"type": "json_schema", "json_schema": {"name": value, "schema": value}},
+        {"type": "json_schema", "json_schema": {"name": "n", "schema": {"properties": value}}},
+        {"type": "structural_tag", "format": value},
+        {"type": "structural_tag", "structures": value, "triggers": value},
+    ]
+    kinds = ("json", "regex", "choice", "grammar", "json_object", "structural_tag", "whitespace_pattern")
+    return [
+        *({"tools": [tool], "tool_choice": choice} for tool in tools for choice in ("auto", "required")),
+        *({"tools": [TOOL], "tool_choice": choice} for choice in choices),
+        *({"response_format": response_format} for response_format in formats),
+        *({"structured_outputs": {kind: value}} for kind in kinds),
+    ]
+
+
+async def test_values_inside_tools_and_formats():
+    flags: dict[str, Any] = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
+    with serving(**flags) as served:
+        for value in NASTY[::2]:
+            for fields in inside(value):
+                answer = await served.chat(**fields, max_tokens=3)
+                if answer.status != 200:
+                    assert 400 <= answer.status < 500, (fields, answer.data)
+                    error = answer.error
+                    assert len(error["message"]) < 2000, fields
+                    assert error["param"] in fields, (fields, error)
+        assert (await served.chat()).json["choices"][0]["message"]["content"] == PARIS
+        assert served.llm.num_in_flight == 0
