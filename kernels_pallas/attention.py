@@ -16,6 +16,11 @@ from jaxserve.kernels_pallas.heads import HeadNorms, RopeTable, split_heads
 from jaxserve.kernels_pallas.matmul import has_numba
 from jaxserve.kernels_pallas.metadata import AttentionMetadata, Backend
 
+# Tokens of a mixed step from which the Hopper kernel is worth its compilation: programs that have it compile one by
+# one, some 3 s each, as its compiler holds a lock.  With it from 128 tokens on the programs of Llama 8B took 43 s, from
+# 4096 on 29 s (16 cores, H100, jax 0.11.2, 2026-11-25).
+HOPPER_TOKENS = 2048
+
 
 class StepScratch(NamedTuple):
     """What kernels of a step share from layer to layer; `attention` takes it and gives it back."""
@@ -121,7 +126,7 @@ def _gpu_prefill(q: jax.Array, kv_pages: jax.Array) -> ModuleType:
     """The module whose `attend` and `paged_attention` are the fastest for mixed steps of these shapes and types."""
     from jaxserve.kernels_pallas import gpu_prefill
 
-    if _is_hopper():
+    if _is_hopper() and q.shape[0] >= HOPPER_TOKENS:
         from jaxserve.kernels_pallas import gpu_prefill_mosaic
 
         if gpu_prefill_mosaic.supports(q, kv_pages):

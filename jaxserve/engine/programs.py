@@ -31,7 +31,7 @@ from jaxserve.engine.sampling_rows import (
 from jaxserve.engine.settle import Settings
 from jaxserve.engine.weight_pack import WeightPack
 from jaxserve.engine.xla_options import LIBRARY_ROWS
-from jaxserve.kernels_pallas.attention import backend_of, make_ready
+from jaxserve.kernels_pallas.attention import HOPPER_TOKENS, backend_of, make_ready
 from jaxserve.kernels_pallas.matmul import from_rows, wants_rows
 from jaxserve.kernels_pallas.metadata import Backend
 from jaxserve.models.decoder import DecoderModel
@@ -113,13 +113,13 @@ class ProgramBook:
         yield Program(ASSIGN, self._lower_assign)
 
     def _tuned(self, weights: str, rows: int) -> str:
-        """Name of the products of these weights with so many rows; only on GPUs are they tuned."""
-        return f"{weights}_{rows}" if self._settings.platform == "gpu" else ""
+        """Name of the products of these weights with so many rows; only XLA's own kernels for GPUs are tuned."""
+        return f"{weights}_{rows}" if self._settings.platform == "gpu" and rows < LIBRARY_ROWS else ""
 
     def _is_quick(self, forward: ForwardShape) -> bool:
-        """Whether it compiles sooner than others: with a kernel less, or without kernels of XLA's own to try."""
+        """Whether it compiles sooner than others: with a kernel less, or without a slow one, or any to try."""
         if self._settings.platform == "gpu":
-            return forward.num_tokens >= LIBRARY_ROWS
+            return LIBRARY_ROWS <= forward.num_tokens < HOPPER_TOKENS
         return forward.kind == "decode"
 
     def pack(self, state: nnx.State) -> Weights:

@@ -35,9 +35,9 @@ def model_file() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def open_llm() -> Callable[..., LLM]:
-    """Loads a model into a float32 engine."""
+    """Loads a model into an engine, a float32 one unless told otherwise."""
 
     def load(model: Path, **options: Any) -> LLM:
-        return LLM(str(model), **_OPTIONS, **options)
+        return LLM(str(model), **(_OPTIONS | options))
 
     return load
