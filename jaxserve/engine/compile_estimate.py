@@ -19,11 +19,12 @@ class _Typical:
 
 
 # cpu: jax 0.10.2, 2 cores, 2026-11-23: a forward pass of 30 layers 3 s, a dozen programs half a minute.
-# gpu: jax 0.11.2, H100, 2026-11-22: an unrolled step of 32 layers 3 to 6 s, tuning of its matrix products included.
+# gpu: jax 0.11.2, H100, 16 cores, 2026-11-25: the 51 programs of a Llama 8B 37 s.  They use 300 s of processor time;
+# the figures count in what they spend waiting for locks, of the tuner and of the Hopper kernels' compiler.
 # Others have not been measured, and are taken to be like a GPU.
 _TYPICAL = {
     "cpu": _Typical(layer=0.09, forward=0.3, greedy=0.4, sampler=2.5, small=0.3, traced=0.15),
-    "gpu": _Typical(layer=0.13, forward=0.5, greedy=0.7, sampler=1.5, small=0.3, traced=0.4),
+    "gpu": _Typical(layer=0.9, forward=1.0, greedy=4.0, sampler=8.0, small=0.3, traced=0.4),
 }
 
 

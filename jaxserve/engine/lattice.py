@@ -150,19 +150,19 @@ def build_lattice(
         # jax 0.11.2, 2026-11-25).
         rows = _buckets((1, 8) if hidden_size > _SMALL_HIDDEN_SIZE else (8,), max_num_seqs, 2)
         tokens = _buckets((64, 256), max_num_batched_tokens, 2)
-        # Straight-line programs, as a condition would break the CUDA graph; coarser buckets for what is rarer.
-        coarse = sorted({rows[0], *(n for n in rows if n in (8, 64)), rows[-1]})
-        # Up to 64 rows the head's weights are most of a sampler's time, and padding rows cost little.
-        drawing = sorted({*coarse, *(n for n in rows if n >= 64)})
+        # Straight-line programs, as a condition would break the CUDA graph; coarser buckets for what is rarer.  Up to
+        # 64 rows the head's weights are most of a sampler's time, and padding rows cost little.
+        coarse = sorted({*(n for n in rows if n in (8, 64)), rows[-1]})
+        rare = sorted({*(n for n in rows if n == 8), rows[-1]})
         # A GPU's kernel looks no further than a row's filters need, so that the variants for top_k would gain nothing.
         has_kernel = platform == "gpu"
         common: tuple[Variant, ...] = ("random",) if has_kernel else ("temperature", "top_k", "random")
         samples = [SampleShape(n, "greedy", False) for n in rows]
-        samples += [SampleShape(n, variant, False) for variant in common for n in drawing]
+        samples += [SampleShape(n, variant, False) for variant in common for n in coarse]
         processing: tuple[Variant, ...] = ("full",) if has_kernel else ("full_top_k", "full")
         samples += [SampleShape(n, variant, False) for variant in processing for n in coarse]
         with_logprobs: tuple[Variant, ...] = ("greedy", "full")
-        samples += [SampleShape(n, variant, True) for variant in with_logprobs for n in coarse]
+        samples += [SampleShape(n, variant, True) for variant in with_logprobs for n in rare]
     forwards = [ForwardShape("decode", n, n, 1, max_pages) for n in rows]
     forwards += [ForwardShape("mixed", n, max_num_seqs + 1, min(tile_size, n), max_pages) for n in tokens]
     # Room for every other sequence's token and as many of a prompt; a GPU is busy from some hundred tokens on.
