@@ -130,6 +130,8 @@ def _as_token_ids(prompt: Any) -> list[int]:
             f"prompt must be text, token ids or a dict of either, got {type(prompt).__name__}.",
             param="prompt",
         ) from None
+    if set(map(type, token_ids)) <= {int}:  # as a rule, and seen without a turn of the interpreter for each
+        return token_ids
     wrong = [i for i in token_ids if isinstance(i, bool) or not hasattr(i, "__index__")]
     if wrong:
         raise RequestError(f"prompt token ids must be integers, got {wrong[0]!r}.", param="prompt")
