@@ -22,8 +22,22 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     add("--host", default="127.0.0.1", help="address to listen on, 0.0.0.0 for all (default: %(default)s)")
     add("--port", type=int, default=8000, help="0 takes any free one (default: %(default)s)")
     add("--uds", metavar="PATH", help="listen on a Unix socket instead")
-    add("--served-model-name", nargs="+", default=[], metavar="NAME", help="names that requests may ask for")
-    add("--api-key", nargs="+", default=[], metavar="KEY", help="requests must bring one of these keys")
+    add(
+        "--served-model-name",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="names that requests may ask for",
+    )
+    add(
+        "--api-key",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY",
+        help="requests must bring one of these keys",
+    )
     add(
         "--chat-template",
         metavar="FILE",
