@@ -98,12 +98,11 @@ class LLM:
         requests = []
         checked: set[int] = set()  # constraints, which prompts may share
         for i, (prompt, params) in enumerate(zip(all_prompts, all_params, strict=True)):
-            final_only = dataclasses.replace(params, output_kind=OutputKind.FINAL_ONLY)
             try:
                 if params.structured_outputs is not None and id(params.structured_outputs) not in checked:
                     self._check_structured(params.structured_outputs)
                     checked.add(id(params.structured_outputs))
-                requests.append(self._admission.admit(next(self._request_ids), prompt, final_only))
+                requests.append(self._admission.admit(next(self._request_ids), prompt, params))
             except RequestError as error:
                 raise _said_of(error, "prompts", i, len(all_prompts)) from error
         with self._lock:
@@ -165,17 +164,18 @@ class LLM:
     def _params_for(
         self, num_prompts: int, sampling_params: SamplingParams | Sequence[SamplingParams] | None
     ) -> Sequence[SamplingParams]:
+        """One for each prompt, and each asking for whole answers."""
         if sampling_params is None:
             sampling_params = self.get_default_sampling_params()
         if isinstance(sampling_params, SamplingParams):
-            return [sampling_params] * num_prompts
+            return [_final_only(sampling_params)] * num_prompts
         if len(sampling_params) != num_prompts:
             raise RequestError(
                 f"sampling_params must be one for all prompts or one for each: got {len(sampling_params)} "
                 f"for {num_prompts} prompts.",
                 param="sampling_params",
             )
-        return sampling_params
+        return [_final_only(params) for params in sampling_params]
 
     def _check_structured(self, constraint: StructuredOutputsParams) -> None:
         try:
@@ -217,6 +217,10 @@ class LLM:
             bar.see_prompt(request.request_id, request.num_prompt_tokens)
         bar.update(len(finished), sum(len(output.token_ids) for output in event))
         return finished
+
+
+def _final_only(params: SamplingParams) -> SamplingParams:
+    return dataclasses.replace(params, output_kind=OutputKind.FINAL_ONLY)
 
 
 def _said_of(error: RequestError, what: str, index: int, count: int) -> RequestError:
