@@ -28,9 +28,11 @@ def assemble(config: EngineConfig) -> EngineParts:
 
     Imports jax here and not above, so that a front end of an engine in another process never pays for it.
     """
+    from jaxserve.admission import end_token_ids
     from jaxserve.engine.client import build_client
     from jaxserve.generation_config import generation_defaults
     from jaxserve.loading.resolve import locate_tokenizer, open_checkpoint, open_config
+    from jaxserve.structured.compiler import GrammarCompiler
     from jaxserve.text.tokenizer import load_tokenizer
 
     if config.load_format == "dummy":
@@ -42,4 +44,6 @@ def assemble(config: EngineConfig) -> EngineParts:
     # Before the weights: both are quick, and a missing file should not cost a minute of loading.
     defaults = generation_defaults(config, defaults)
     tokenizer = load_tokenizer(locate_tokenizer(config.tokenizer) if config.tokenizer else path)
-    return EngineParts(build_client(config, checkpoint, model), tokenizer, defaults)
+    grammars = GrammarCompiler(tokenizer, model.vocab_size, end_token_ids(tokenizer, defaults))
+    grammars.warm_up()
+    return EngineParts(build_client(config, checkpoint, model, grammars), tokenizer, defaults, grammars)

@@ -73,7 +73,8 @@ class SequenceState:
         """Take what one step gave.  Ends the answer at a stop string, dropping the tokens after it."""
         token_ids = output.token_ids
         num_spoken = len(token_ids)  # an end token belongs to the ids, not to the text
-        if output.finish_reason == FINISH_STOP and not self._params.include_stop_str_in_output:
+        ends_with_token = output.finish_reason == FINISH_STOP and not output.is_complete
+        if ends_with_token and not self._params.include_stop_str_in_output:
             num_spoken -= 1
         for i, token_id in enumerate(token_ids):
             self.token_ids.append(token_id)

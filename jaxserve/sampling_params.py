@@ -194,6 +194,11 @@ class SamplingParams:
                 raise RequestError(f"{name} must be at most {max_logprobs}, got {value}.", param=name)
 
     @property
+    def has_penalties(self) -> bool:
+        """Whether a token's logit depends on which tokens there were before."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
+
+    @property
     def is_greedy(self) -> bool:
         """Whether the most likely token is taken: vLLM treats temperatures below 1e-5 as zero."""
         return self.temperature < 1e-5

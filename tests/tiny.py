@@ -61,3 +61,35 @@ def byte_tokenizer(
             chat_templates={} if chat_template is None else {"default": chat_template},
         )
     )
+
+
+ASCII_VOCAB_SIZE = 100
+ASCII_EOS, ASCII_MARK = 98, 99
+
+
+def ascii_tokenizer() -> Tokenizer:
+    """A tokenizer of 100 tokens, for models as small: some bytes and pieces of JSON, then "<|eos|>" and "<mark>"."""
+    characters = (
+        '{}[]":, \n_-.<>/\\' + "0123456789" + "abcdefghijklmnopqrstuvwxyz" + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    )
+    written = {byte: character for character, byte in BYTE_LEVEL_ALPHABET.items()}
+    pieces = [written[ord(character)] for character in characters]
+    merges = [
+        ("n", "a"),
+        ("m", "e"),
+        ("na", "me"),
+        ('"', ":"),
+        ("t", "r"),
+        ("u", "e"),
+        ("tr", "ue"),
+        ("y", "e"),
+    ]
+    merges += [("ye", "s"), ("a", "g"), ("ag", "e"), (",", '"'), ("{", '"'), ("s", "e"), ("1", "2")]
+    pieces += ["".join(pair) for pair in merges]
+    pieces += ["Ġ" + letter for letter in "abcdefghijk"[: ASCII_VOCAB_SIZE - 2 - len(pieces)]]
+    assert len(set(pieces)) == ASCII_VOCAB_SIZE - 2
+    backend = Backend(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_tokens([AddedToken(text, special=True, normalized=False) for text in ("<|eos|>", "<mark>")])
+    return Tokenizer(TokenizerParts(backend, eos_token="<|eos|>"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import queue
@@ -27,6 +28,7 @@ from jaxserve.engine.start_clock import timed
 from jaxserve.errors import EngineDeadError
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.models.loading import abstract_model, dummy_model, load_model
+from jaxserve.structured.compiler import CompiledGrammar, GrammarCompiler
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +39,22 @@ OnDead = Callable[[Exception], None]
 class InProcessClient:
     """EngineClient over an EngineCore in this process.  One thread runs the step loop; others only queue orders."""
 
-    def __init__(self, core: EngineCore, info: EngineInfo, *, forbid_recompile: bool) -> None:
+    def __init__(
+        self,
+        core: EngineCore,
+        info: EngineInfo,
+        *,
+        forbid_recompile: bool,
+        grammars: GrammarCompiler | None = None,
+    ) -> None:
         self.info = info
+        self._grammars = grammars
         self._core = core
         self._guard = CompileGuard(forbid=forbid_recompile)
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self._compiling: set[str] = set()  # requests whose grammar is being compiled
         self._error: Exception | None = None
         self._on_outputs: OnOutputs
         self._on_dead: OnDead
@@ -117,18 +128,49 @@ class InProcessClient:
 
     def _abort(self, request_ids: Sequence[str]) -> None:
         for request_id in request_ids:
+            self._compiling.discard(request_id)
             self._core.abort(request_id)
 
     def _add(self, requests: Sequence[CoreRequest]) -> None:
-        failures = [failure for request in requests for failure in self._core.add(request)]
+        failures = []
+        for request in requests:
+            if request.grammar is None or self._grammars is None:
+                failures += self._core.add(request)
+            else:
+                self._compiling.add(request.request_id)
+                compiling = self._grammars.compile(request.grammar)
+                if compiling.done():
+                    failures += self._add_compiled(request, compiling)
+                else:
+                    compiling.add_done_callback(functools.partial(self._order_compiled, request))
         if failures:
             self._on_outputs(failures)
 
+    def _order_compiled(self, request: CoreRequest, compiling: Future[CompiledGrammar]) -> None:
+        """From a thread that compiles: the request can start."""
 
-def build_client(config: EngineConfig, checkpoint: Checkpoint | None, model: ModelConfig) -> InProcessClient:
+        def add() -> None:
+            if failures := self._add_compiled(request, compiling):
+                self._on_outputs(failures)
+
+        self._orders.put(add)
+
+    def _add_compiled(self, request: CoreRequest, compiling: Future[CompiledGrammar]) -> list[TokenOutput]:
+        if request.request_id not in self._compiling:
+            return []  # it was aborted meanwhile
+        self._compiling.remove(request.request_id)
+        return self._core.add(request, compiling.result())
+
+
+def build_client(
+    config: EngineConfig,
+    checkpoint: Checkpoint | None,
+    model: ModelConfig,
+    grammars: GrammarCompiler | None = None,
+) -> InProcessClient:
     """Load the weights and compile every program, with progress on stderr.  The client is not started.
 
-    Without a checkpoint (load_format "dummy") the weights are random.
+    Without a checkpoint (load_format "dummy") the weights are random.  Without `grammars`, no request may have one.
     Raises ConfigError if the model does not fit, CheckpointError if the weights are not the model's.
     """
     with timed("device and settings"):
@@ -174,7 +216,8 @@ def build_client(config: EngineConfig, checkpoint: Checkpoint | None, model: Mod
         dtype=settings.dtype,
         device=settings.device_kind,
     )
-    return InProcessClient(EngineCore(scheduler, runner), info, forbid_recompile=config.forbid_recompile)
+    core = EngineCore(scheduler, runner, grammars)
+    return InProcessClient(core, info, forbid_recompile=config.forbid_recompile, grammars=grammars)
 
 
 def _load_while_compiling(

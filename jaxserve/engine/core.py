@@ -8,25 +8,38 @@ from collections import deque
 from dataclasses import replace
 
 import jax
+import numpy as np
 
+from jaxserve.engine.constraints import MaskMaker
 from jaxserve.engine.pace import Pace
-from jaxserve.engine.plan import StepPlan, StepResult
+from jaxserve.engine.plan import ON_DEVICE, StepPlan, StepResult
 from jaxserve.engine.protocol import CoreRequest, EngineStats, TokenOutput
 from jaxserve.engine.runner import PendingStep, Runner
 from jaxserve.engine.scheduler import Scheduler
+from jaxserve.engine.sequence import Sequence
 from jaxserve.outputs import FINISH_ERROR
+from jaxserve.structured.compiler import CompiledGrammar, GrammarCompiler
+from jaxserve.structured.constraint import ConstraintError, TokenConstraint
 
 logger = logging.getLogger(__name__)
 
 _STEPS_IN_FLIGHT = 2  # one that runs and one that waits behind it
+# Forced tokens that are run at once: the step that runs them is a mixed one, slower for all than a decode step.
+_MIN_FORCED = 3
+_STUCK = (
+    "structured_outputs leaves no token to go on with: it is at odds with allowed_token_ids, bad_words, min_tokens or "
+    "ignore_eos."
+)
 
 
 class EngineCore:
     """Scheduler and runner in one loop; single-threaded, never waits for anything but the device."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+    def __init__(self, scheduler: Scheduler, runner: Runner, grammars: GrammarCompiler | None = None) -> None:
         self._scheduler = scheduler
         self._runner = runner
+        self._grammars = grammars
+        self._mask_maker = None if grammars is None else MaskMaker(grammars.vocab_size)
         self._in_flight: deque[PendingStep] = deque()
         self._pace = Pace()
         self._resumed_at = 0.0  # when the last step had come back; 0 after a pause
@@ -36,12 +49,15 @@ class EngineCore:
         """Whether `step` would do anything."""
         return bool(self._in_flight) or self._scheduler.num_running + self._scheduler.num_waiting > 0
 
-    def add(self, request: CoreRequest) -> list[TokenOutput]:
-        """Queue a request, which the front end has checked; its failure if it is impossible all the same."""
-        if request.grammar is not None:
-            return [_unconstrained(request.request_id)]
+    def add(self, request: CoreRequest, compiled: CompiledGrammar | None = None) -> list[TokenOutput]:
+        """Queue a request, which the front end has checked; its failure if it is impossible all the same.
+
+        `compiled` is its grammar, if it has one.
+        """
         try:
-            self._scheduler.add(request)
+            self._scheduler.add(request, self._constraint(request, compiled))
+        except ConstraintError as error:
+            return [_own_fault(request.request_id, error)]
         except (AssertionError, OverflowError, TypeError, ValueError) as error:
             logger.exception("request %s was refused", request.request_id)
             return [_failure(request.request_id, error)]
@@ -61,11 +77,87 @@ class EngineCore:
         plan = self._scheduler.schedule()
         if plan is not None:
             plan = self._admit(plan, outputs)
-            self._in_flight.append(self._runner.dispatch(plan))
+            if constrained := self._scheduler.constrained(plan):
+                self._dispatch_constrained(plan, constrained, outputs)
+            else:
+                self._in_flight.append(self._runner.dispatch(plan))
         if self._in_flight and (plan is None or len(self._in_flight) >= _STEPS_IN_FLIGHT):
             pending = self._in_flight.popleft()
-            outputs += self._scheduler.commit(pending.plan, self._fetch(pending))
+            result = self._fetch(pending)
+            forced = self._advance(pending.plan, result, outputs)
+            outputs += self._scheduler.commit(pending.plan, result, forced)
         return outputs
+
+    def _constraint(self, request: CoreRequest, compiled: CompiledGrammar | None) -> TokenConstraint | None:
+        if request.grammar is None:
+            return None
+        assert self._grammars is not None, "this engine was given no compiler of grammars"
+        assert compiled is not None
+        own_end_ids = (*request.eos_token_ids, *request.stop_token_ids)
+        return TokenConstraint(self._grammars, request.grammar, compiled, own_end_ids)
+
+    def _dispatch_constrained(
+        self, plan: StepPlan, constrained: dict[int, Sequence], outputs: list[TokenOutput]
+    ) -> None:
+        """Dispatch a step with masks that its sampler has to wait for, while the forward pass does not.
+
+        Where a mask depends on a token in flight, the step ahead is fetched while the device runs this one's forward
+        pass, and committed once this one's sampler is queued.
+        """
+        hidden = self._runner.start(plan)
+        ahead: tuple[StepPlan, StepResult, dict[int, list[int]]] | None = None
+        gone_on: set[int] = set()  # sequences that have the token that they would sample here
+        if any(plan.entries[row].token_ids[-1] == ON_DEVICE for row in constrained):
+            pending = self._in_flight.popleft()
+            assert not self._in_flight, "a step with constraints waits for the one ahead"
+            result = self._fetch(pending)
+            ahead = pending.plan, result, self._advance(pending.plan, result, outputs)
+            gone_on = {pending.plan.entries[index].seq_id for index in ahead[2]}
+        rows = {row: seq for row, seq in constrained.items() if seq.seq_id not in gone_on}
+        masks, complete = self._make_masks(rows, outputs)
+        entries = tuple(
+            replace(entry, samples=False) if row in constrained and row not in masks else entry
+            for row, entry in enumerate(plan.entries)
+        )
+        pending = self._runner.finish(replace(plan, entries=entries), hidden, masks)
+        self._in_flight.append(pending)
+        if ahead is not None:
+            outputs += self._scheduler.commit(*ahead)  # which ends those that are complete
+        for row in (*pending.stuck, *complete):
+            self._fail(rows[row].request.request_id, ConstraintError(_STUCK), outputs)
+
+    def _make_masks(
+        self, rows: dict[int, Sequence], outputs: list[TokenOutput]
+    ) -> tuple[dict[int, np.ndarray], set[int]]:
+        """Masks of rows, and the rows to which nothing is left to say; those that fail have neither."""
+        assert self._mask_maker is not None
+        constraints = {row: seq.constraint for row, seq in rows.items() if seq.constraint is not None}
+        made = self._mask_maker.masks(constraints)
+        for row, error in made.errors.items():
+            self._fail(rows[row].request.request_id, error, outputs)
+        return made.masks, made.complete
+
+    def _advance(
+        self, plan: StepPlan, result: StepResult, outputs: list[TokenOutput]
+    ) -> dict[int, list[int]]:
+        """Let constraints take a step's tokens; the tokens that they force next, by the entry's index."""
+        forced: dict[int, list[int]] = {}
+        for index, seq in self._scheduler.constrained(plan).items():
+            assert seq.constraint is not None
+            (token_id,) = result.token_ids[index]
+            try:
+                seq.constraint.accept(token_id)
+            except ConstraintError as error:
+                self._fail(seq.request.request_id, error, outputs)
+                continue
+            if tokens := seq.take_forced(1, least=_MIN_FORCED):
+                forced[index] = tokens
+        return forced
+
+    def _fail(self, request_id: str, error: ConstraintError, outputs: list[TokenOutput]) -> None:
+        """End a request that cannot go on, unless it has ended."""
+        if self._scheduler.abort(request_id):
+            outputs.append(_own_fault(request_id, error))
 
     def _fetch(self, pending: PendingStep) -> StepResult:
         """Wait for a step, and note who had to wait for whom."""
@@ -125,12 +217,12 @@ class EngineCore:
         )
 
 
-def _unconstrained(request_id: str) -> TokenOutput:
+def _own_fault(request_id: str, error: ConstraintError) -> TokenOutput:
     return TokenOutput(
         request_id=request_id,
         token_ids=[],
         finish_reason=FINISH_ERROR,
-        error="Structured output is not supported yet: this engine does not follow grammars.",
+        error=str(error),
         error_param="structured_outputs",
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -77,3 +77,14 @@ class MaskBook:
         for row, mask in rows.items():
             masks[row] = mask
         return masks
+
+
+def intersect(
+    masks: Mapping[int, np.ndarray], more: Mapping[int, np.ndarray]
+) -> tuple[dict[int, np.ndarray], tuple[int, ...]]:
+    """Both sets of masks together, and the rows to which they leave nothing; those get no mask."""
+    both = {**masks, **more}
+    for row in masks.keys() & more.keys():
+        both[row] = masks[row] & more[row]
+    stuck = tuple(row for row in more if not both[row].any())
+    return {row: mask for row, mask in both.items() if row not in stuck}, stuck

@@ -52,6 +52,7 @@ class TokenOutput:
     prompt_logprobs: list[TokenLogprobs] | None = None  # once, for prompt positions 1.., with the first token
     finish_reason: str | None = None
     stop_token_id: int | None = None  # set when one of stop_token_ids ended it
+    is_complete: bool = False  # the grammar ended it, and the last token is part of the answer
     num_cached_tokens: int = 0
     # Seconds of time.monotonic(), which processes of one host share: when the sequence's first tokens were put into
     # a step, and when these ones came back from the device.

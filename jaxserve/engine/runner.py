@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxserve.engine.batch import new_pages, pack
 from jaxserve.engine.lattice import ForwardShape, SampleShape
-from jaxserve.engine.masks import MaskBook
+from jaxserve.engine.masks import MaskBook, intersect
 from jaxserve.engine.pace import MAX_BURST
 from jaxserve.engine.plan import Admission, PlanEntry, StepPlan, StepResult
 from jaxserve.engine.programs import (
@@ -54,7 +54,7 @@ from jaxserve.sampling_params import SamplingParams
 Programs = dict[str, jax.stages.Compiled]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["numbers", "mask"], meta_fields=["shape"])
+@partial(jax.tree_util.register_dataclass, data_fields=["numbers", "mask"], meta_fields=["shape", "stuck"])
 @dataclass(frozen=True, slots=True)
 class SamplerInputs:
     """What a step's sampler is told beside the hidden states."""
@@ -62,6 +62,7 @@ class SamplerInputs:
     numbers: np.ndarray | jax.Array  # [B, NUM_INTS + NUM_FLOATS] int32
     mask: tuple[np.ndarray | jax.Array, ...]  # [B, mask_words(V)] uint32, if the sampler takes one
     shape: SampleShape
+    stuck: tuple[int, ...] = ()  # rows to which the masks leave no token; they may take any
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class PendingStep:
     num_logprobs: list[int]  # per entry, -1 for none
     prompt_scores: dict[int, list[tuple[jax.Array, ...]]]  # entry index -> chunks
     num_prompt_logprobs: list[int]  # per entry
+    stuck: tuple[int, ...] = ()  # entries whose masks leave no token
 
     @property
     def is_ready(self) -> bool:
@@ -154,12 +156,7 @@ class Runner:
 
     def dispatch(self, plan: StepPlan) -> PendingStep:
         """Start a step: returns once everything is queued on the device."""
-        shape = self._forward_shape(plan)
-        pages = new_pages(plan)
-        if len(pages) > shape.num_new_pages:
-            self._assign(pages)
-            pages = []
-        vector: np.ndarray | jax.Array = pack(plan, shape, pages, self._dummy_slot)
+        shape, vector = self._forward_inputs(plan)
         sampler = self._sampler_inputs(plan)
         if plan.num_steps > 1:  # what its steps share travels once
             vector, sampler = jax.device_put((vector, sampler))
@@ -170,18 +167,51 @@ class Runner:
             hidden = outputs[-1]
             if sampler is not None:
                 sampled.append(self._sample(sampler, outputs[0], step))
-                for array in sampled[-1]:
-                    array.copy_to_host_async()
         assert hidden is not None, "a plan has a step at least"
-        slots = [
-            entry.slot for entry in plan.entries
-        ]  # read now: a later step may give a slot to another sequence
+        return self._pending(plan, sampled, hidden)
+
+    def start(self, plan: StepPlan) -> tuple[jax.Array, ...]:
+        """Queue a step's forward pass alone, for `finish` to go on with."""
+        assert plan.num_steps == 1
+        return self._call_forward(*self._forward_inputs(plan))
+
+    def finish(
+        self, plan: StepPlan, outputs: tuple[jax.Array, ...], allowed: Mapping[int, np.ndarray]
+    ) -> PendingStep:
+        """Queue the rest of a step that was started, its plan possibly with fewer entries that sample.
+
+        `allowed`: further masks of entries, [words] uint32.
+        """
+        sampler = self._sampler_inputs(plan, allowed)
+        if sampler is None:
+            return self._pending(plan, [], outputs[-1])
+        return self._pending(plan, [self._sample(sampler, outputs[0], 0)], outputs[-1], sampler.stuck)
+
+    def _forward_inputs(self, plan: StepPlan) -> tuple[ForwardShape, np.ndarray | jax.Array]:
+        """The forward pass for a plan, and what it is told."""
+        shape = self._forward_shape(plan)
+        pages = new_pages(plan)
+        if len(pages) > shape.num_new_pages:
+            self._assign(pages)
+            pages = []
+        return shape, pack(plan, shape, pages, self._dummy_slot)
+
+    def _pending(
+        self,
+        plan: StepPlan,
+        sampled: list[tuple[jax.Array, ...]],
+        hidden: jax.Array,
+        stuck: tuple[int, ...] = (),
+    ) -> PendingStep:
+        # Read now: a later step may give a slot to another sequence.
+        slots = [entry.slot for entry in plan.entries]
         return PendingStep(
             plan=plan,
             sampled=sampled,
             num_logprobs=self._num_logprobs[slots].tolist(),
             prompt_scores=self._score_prompts(plan, hidden),
             num_prompt_logprobs=self._num_prompt_logprobs[slots].tolist(),
+            stuck=stuck,
         )
 
     def fetch(self, pending: PendingStep) -> StepResult:
@@ -300,13 +330,17 @@ class Runner:
         is_decode = all(len(entry.token_ids) == 1 for entry in plan.entries)
         return lattice.forward("decode" if is_decode else "mixed", plan.num_tokens)
 
-    def _sampler_inputs(self, plan: StepPlan) -> SamplerInputs | None:
+    def _sampler_inputs(
+        self, plan: StepPlan, allowed: Mapping[int, np.ndarray] | None = None
+    ) -> SamplerInputs | None:
         """What the sampler is told of the entries, row i being entry i; None if none of them samples."""
         entries = plan.entries
         idle = [row for row, entry in enumerate(entries) if not entry.samples]
         if len(idle) == len(entries):
             return None
-        masked = self._masks.rows(entries)
+        masked, stuck = self._masks.rows(entries), ()
+        if allowed:
+            masked, stuck = intersect(masked, allowed)
         slots = np.array([entry.slot for entry in entries])
         needs, num_logprobs = self._needs[slots], self._num_logprobs[slots]
         needs[idle], num_logprobs[idle] = 0, -1
@@ -318,14 +352,17 @@ class Runner:
         ints[: len(entries), NUM_STEPS] = [entry.num_steps for entry in entries]
         ints[idle, FLAGS] &= ~FLAG_ACTIVE
         ints[idle, SLOT] = self._dummy_slot
-        return SamplerInputs(_pack_rows(ints, floats), self._mask_of(shape, masked), shape)
+        return SamplerInputs(_pack_rows(ints, floats), self._mask_of(shape, masked), shape, stuck)
 
     def _sample(self, inputs: SamplerInputs, hidden: jax.Array, step: int) -> tuple[jax.Array, ...]:
-        """Queue the sampler."""
+        """Queue the sampler, and the way of its results to the host."""
         num_rows = inputs.shape.num_rows
         if hidden.shape[0] != num_rows:
             hidden = self._programs[resize_program(hidden.shape[0], num_rows)](hidden)
-        return self._call_sampler(inputs.shape, hidden, inputs.numbers, inputs.mask, step)
+        sampled = self._call_sampler(inputs.shape, hidden, inputs.numbers, inputs.mask, step)
+        for array in sampled:
+            array.copy_to_host_async()
+        return sampled
 
     def _score_prompts(self, plan: StepPlan, hidden: jax.Array) -> dict[int, list[tuple[jax.Array, ...]]]:
         """Queue prompt log-probabilities for the entries that want them."""

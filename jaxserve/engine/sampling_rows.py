@@ -114,12 +114,7 @@ class SamplingRows:
 
 def needs_state(params: SamplingParams) -> bool:
     """Whether a sequence's slot must be admitted (sampler_state.admit_chunk) before it samples."""
-    return bool(
-        params.logit_bias
-        or params.presence_penalty
-        or params.frequency_penalty
-        or params.repetition_penalty != 1.0
-    )
+    return bool(params.logit_bias) or params.has_penalties
 
 
 def needs_of(params: SamplingParams) -> int:

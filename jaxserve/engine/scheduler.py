@@ -5,14 +5,18 @@ from __future__ import annotations
 import heapq
 import time
 from bisect import insort
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from jaxserve.engine.pages import PageAllocator
 from jaxserve.engine.plan import ON_DEVICE, Admission, PlanEntry, StepPlan, StepResult
 from jaxserve.engine.protocol import CoreRequest, TokenOutput
 from jaxserve.engine.sequence import Sequence
 from jaxserve.outputs import FINISH_LENGTH, FINISH_STOP
+
+if TYPE_CHECKING:
+    from jaxserve.structured.constraint import TokenConstraint
 
 _MIN_DROPPED = 64  # ended sequences that the waiting heap may always hold
 
@@ -62,6 +66,7 @@ class Scheduler:
         self._by_id: dict[str, Sequence] = {}
         self._by_seq_id: dict[int, Sequence] = {}
         self._next_seq_id = 0
+        self._num_constrained = 0
 
     @property
     def num_running(self) -> int:
@@ -71,11 +76,12 @@ class Scheduler:
     def num_waiting(self) -> int:
         return len(self._by_id) - len(self._running)
 
-    def add(self, request: CoreRequest) -> None:
-        """Queue a request whose prompt and pages fit (the front end checked the length)."""
+    def add(self, request: CoreRequest, constraint: TokenConstraint | None = None) -> None:
+        """Queue a request whose prompt and pages fit (the front end checked the length), with its grammar's state."""
         assert request.request_id not in self._by_id, f"request {request.request_id} is already here"
         assert 0 < len(request.prompt_token_ids) < self._max_model_len
-        seq = Sequence(self._next_seq_id, request, self._max_model_len)
+        seq = Sequence(self._next_seq_id, request, self._max_model_len, constraint)
+        self._num_constrained += constraint is not None
         self._next_seq_id += 1
         self._by_id[request.request_id] = seq
         self._by_seq_id[seq.seq_id] = seq
@@ -88,6 +94,17 @@ class Scheduler:
             return False
         self._finish(seq)
         return True
+
+    def constrained(self, plan: StepPlan) -> dict[int, Sequence]:
+        """The sequences that follow a grammar and sample in a plan, by the entry's index."""
+        if not self._num_constrained:
+            return {}
+        entries = [
+            (index, self._by_seq_id.get(entry.seq_id))
+            for index, entry in enumerate(plan.entries)
+            if entry.samples
+        ]
+        return {index: seq for index, seq in entries if seq is not None and seq.constraint is not None}
 
     def schedule(self) -> StepPlan | None:
         """The next step, or None if no sequence can advance before a step in flight comes back."""
@@ -142,8 +159,14 @@ class Scheduler:
             num_steps=num_steps,
         )
 
-    def commit(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
-        """Take a step's tokens: append, register full pages, finish what is done."""
+    def commit(
+        self, plan: StepPlan, result: StepResult, forced: Mapping[int, list[int]] | None = None
+    ) -> list[TokenOutput]:
+        """Take a step's tokens: append, register full pages, finish what is done.
+
+        `forced`: tokens that follow those of an entry without being sampled.  What a later step would have sampled in
+        their place is not awaited any more.
+        """
         outputs = []
         now = time.monotonic()
         for index, entry in enumerate(plan.entries):
@@ -158,7 +181,7 @@ class Scheduler:
             if not entry.samples:
                 continue
             seq.num_in_flight -= entry.num_steps
-            is_first = len(seq.token_ids) == seq.num_prompt_tokens
+            is_first = not seq.num_told
             token_ids = result.token_ids[index]
             finish_reason, stop_token_id = None, None
             for count, token_id in enumerate(token_ids, 1):
@@ -167,6 +190,15 @@ class Scheduler:
                 if finish_reason is not None:  # what a burst has sampled after the end is nobody's
                     token_ids = token_ids[:count]
                     break
+            is_complete = False
+            if seq.constraint is not None:
+                if forced and index in forced and finish_reason is None:
+                    seq.token_ids += forced[index]
+                    seq.num_in_flight = 0
+                token_ids = seq.token_ids[seq.num_prompt_tokens + seq.num_told :]
+                if finish_reason is None and seq.constraint.ends_itself and seq.constraint.is_complete:
+                    finish_reason, is_complete = FINISH_STOP, True
+            seq.num_told += len(token_ids)
             self._register_pages(seq)
             logprobs = result.logprobs[index]
             outputs.append(
@@ -177,6 +209,7 @@ class Scheduler:
                     prompt_logprobs=seq.finished_prompt_logprobs() if is_first else None,
                     finish_reason=finish_reason,
                     stop_token_id=stop_token_id,
+                    is_complete=is_complete,
                     num_cached_tokens=seq.num_cached_tokens or 0,
                     scheduled_time=seq.scheduled_time,
                     time=now,
@@ -237,6 +270,7 @@ class Scheduler:
             len(entry.token_ids) > 1
             or not entry.samples
             or seq.needs_host
+            or seq.constraint is not None
             or entry.num_generated < seq.request.params.min_tokens
             for entry, seq in zip(entries, seqs, strict=True)
         ):
@@ -376,6 +410,7 @@ class Scheduler:
             self._give_back(seq)
         del self._by_id[seq.request.request_id]
         del self._by_seq_id[seq.seq_id]
+        self._num_constrained -= seq.constraint is not None
         if is_waiting:  # aborted, or its last token came after it was preempted
             self._num_dropped += 1
             self._sweep_waiting()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from jaxserve.engine.pages import PageHash, hash_page, root_hash
 from jaxserve.engine.protocol import CoreRequest, TokenLogprobs
+
+if TYPE_CHECKING:
+    from jaxserve.structured.constraint import TokenConstraint
 
 
 class Sequence:
@@ -18,6 +22,7 @@ class Sequence:
 
     __slots__ = (
         "_hashes",
+        "constraint",
         "max_num_tokens",
         "needs_host",
         "num_cached_tokens",
@@ -26,16 +31,24 @@ class Sequence:
         "num_prompt_tokens",
         "num_registered_pages",
         "num_scheduled",
+        "num_told",
         "pages",
         "prompt_logprobs",
         "request",
         "scheduled_time",
         "seq_id",
         "slot",
+        "takes_forced",
         "token_ids",
     )
 
-    def __init__(self, seq_id: int, request: CoreRequest, max_model_len: int) -> None:
+    def __init__(
+        self,
+        seq_id: int,
+        request: CoreRequest,
+        max_model_len: int,
+        constraint: TokenConstraint | None = None,
+    ) -> None:
         self.seq_id = seq_id
         self.request = request
         self.token_ids = list(request.prompt_token_ids)
@@ -55,6 +68,20 @@ class Sequence:
         self.max_num_tokens = min(
             max_model_len, self.num_prompt_tokens + (request.params.max_tokens or max_model_len)
         )
+        # Where the sequence stands in its grammar, if it follows one.
+        self.constraint = constraint
+        # Whether tokens that the grammar forces may enter without being sampled: nobody asks how likely they were,
+        # nothing counts or forbids them.
+        params = request.params
+        self.takes_forced = constraint is not None and not (
+            params.logprobs is not None
+            or params.has_penalties
+            or params.min_tokens
+            or params.allowed_token_ids is not None
+            or request.bad_word_ids
+        )
+        self.num_told = 0  # generated tokens that the front end has been told of
+        self.token_ids += self.take_forced(0, least=1)
         missing: list[TokenLogprobs | None] = [None] * (self.num_prompt_tokens - 1)
         self.prompt_logprobs = None if request.params.prompt_logprobs is None else missing
         self._hashes: list[PageHash] = []
@@ -83,6 +110,17 @@ class Sequence:
     def order(self) -> tuple[int, float, int]:
         """Who goes first: low priority value, then early arrival."""
         return (self.request.priority, self.request.arrival_time, self.seq_id)
+
+    def take_forced(self, num_new: int, least: int) -> list[int]:
+        """Tokens that the grammar forces after `num_new` more, for the sequence to go on with unsampled.
+
+        Fewer than `least` are not worth it.  One token is always left to be sampled: a sequence ends with a step.
+        """
+        if not self.takes_forced:
+            return []
+        assert self.constraint is not None
+        room = self.max_num_tokens - len(self.token_ids) - num_new - 1
+        return self.constraint.take_forced(least, max(room, 0))
 
     def tail_ids(self) -> tuple[int, ...]:
         """The newest generated tokens, as many as a bad word can look back on; empty if no mask needs them."""

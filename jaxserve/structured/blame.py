@@ -32,12 +32,13 @@ def explain(constraint: StructuredOutputsParams, error: str) -> str:
     """A sentence or two: the kind of constraint, the part of it, and llguidance's reason in plain words."""
     kind = constraint.kind
     if kind == "json":
-        return f"the JSON schema cannot be used: {_where(constraint, error)}{_reason(error)}"
+        return f"the JSON schema cannot be used: {_where(constraint, error)}{reason(error)}"
     said = {"json_object": "JSON grammar", "structural_tag": "structural tag"}.get(kind, kind)
-    return f"the {said} cannot be used: {_reason(error)}"
+    return f"the {said} cannot be used: {reason(error)}"
 
 
-def _reason(error: str) -> str:
+def reason(error: str) -> str:
+    """What llguidance says, in plain words: a sentence that goes on from a colon."""
     error = (
         error.split("\n<")[0].split("\n   1 | ")[0].strip()
     )  # what follows is the library's state, or our text
@@ -73,7 +74,7 @@ def _where(constraint: StructuredOutputsParams, error: str) -> str:
         return ""
     assert isinstance(schema, Mapping)
     shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    reason = _reason(error)
+    wanted = reason(error)
     pointer, inner = "", schema
     end = time.thread_time() + _MAX_SECONDS
     seen = {""}
@@ -84,7 +85,7 @@ def _where(constraint: StructuredOutputsParams, error: str) -> str:
             seen.add(place)
             if time.thread_time() > end:
                 return ""
-            if _reason(_error_of(part, shared, constraint)) == reason:
+            if reason(_error_of(part, shared, constraint)) == wanted:
                 pointer, inner = place, part
                 break
         else:

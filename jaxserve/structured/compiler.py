@@ -34,6 +34,7 @@ class CompiledGrammar:
 
     matcher: LLMatcher | None
     error: str = ""
+    seconds: float = 0.0  # of processor time that it took
 
 
 class GrammarCompiler:
@@ -88,6 +89,14 @@ class GrammarCompiler:
                     self._cache.popitem(last=False)
             self._cache.move_to_end(grammar)
             return future
+
+    def new_matcher(self, grammar: str) -> LLMatcher:
+        """A matcher that shares nothing with others, compiled here and now; for a grammar that `compile` has taken."""
+        from llguidance import LLMatcher
+
+        with self._lock:
+            vocabulary = self._begin_vocabulary()
+        return LLMatcher(vocabulary.result(), grammar, limits=parser_limits(), log_level=0)
 
     def forget(self, grammar: str) -> None:
         """Compile it anew when it is next asked for: what copies share may have grown beyond its limits."""
@@ -167,4 +176,4 @@ def _compile(vocabulary: LLTokenizer, grammar: str) -> CompiledGrammar:
     )  # of the processor: what else the machine does is not held against it
     if seconds > MAX_SECONDS:
         return CompiledGrammar(None, f"it is too complex: it took {seconds:.1f} s to compile")
-    return CompiledGrammar(matcher)
+    return CompiledGrammar(matcher, seconds=seconds)

@@ -17,6 +17,7 @@ from jaxserve.engine.protocol import CoreRequest, TokenOutput
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
 from jaxserve.models.loading import dummy_model
 from jaxserve.sampling_params import SamplingParams
+from jaxserve.structured.compiler import GrammarCompiler
 
 TINY = ModelConfig(
     family="llama",
@@ -54,9 +55,9 @@ def tiny_config(cache_dir: str, **options: object) -> EngineConfig:
     return EngineConfig(model="tiny", load_format="dummy", **(settings | options))  # type: ignore[arg-type]  # by name
 
 
-def build_tiny(cache_dir: str, **options: object) -> InProcessClient:
+def build_tiny(cache_dir: str, grammars: GrammarCompiler | None = None, **options: object) -> InProcessClient:
     """The unstarted client."""
-    return build_client(tiny_config(cache_dir, **options), None, TINY)
+    return build_client(tiny_config(cache_dir, **options), None, TINY, grammars)
 
 
 def request(

@@ -1,0 +1,80 @@
+"""One answer's place in its grammar."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from llguidance import LLParserLimits
+
+import jaxserve.structured.compiler as compiling
+from jaxserve import StructuredOutputsParams
+from jaxserve.structured.compiler import GrammarCompiler
+from jaxserve.structured.constraint import ConstraintError, TokenConstraint
+from tests.structured.matching import TOKENIZER
+from tests.tiny import EOS, IM_END, TOOL_CALL, VOCAB_SIZE
+
+
+def begin(
+    compiler: GrammarCompiler, constraint: StructuredOutputsParams, ends: tuple[int, ...] = (EOS,)
+) -> TokenConstraint:
+    grammar = compiler.text(constraint)
+    return TokenConstraint(compiler, grammar, compiler.compile(grammar).result(10), ends)
+
+
+@pytest.fixture
+def compiler() -> GrammarCompiler:
+    return GrammarCompiler(TOKENIZER, VOCAB_SIZE, (EOS, IM_END))
+
+
+def test_forced_tokens_are_taken_or_sampled(compiler: GrammarCompiler) -> None:
+    constraint = begin(compiler, StructuredOutputsParams(regex="abc[de]fg"))
+    assert constraint.forced == list(b"abc")
+    assert constraint.take_forced(least=4, most=9) == []
+    assert constraint.take_forced(least=1, most=2) == list(b"ab")
+    with pytest.raises(ConstraintError, match="other than the one"):
+        constraint.accept(ord("x"))
+    constraint = begin(compiler, StructuredOutputsParams(regex="abc[de]fg"))
+    for token_id in b"abcd":
+        constraint.accept(token_id)
+    assert not constraint.is_complete
+    assert constraint.take_forced(least=1, most=9) == list(b"fg")
+    assert constraint.is_complete
+
+
+def test_what_ends_the_answer_is_never_taken(compiler: GrammarCompiler) -> None:
+    marked = StructuredOutputsParams(grammar='start: <tool_call> "ab" <|im_end|>')
+    assert begin(compiler, marked).take_forced(1, 9) == [TOOL_CALL, *b"ab"]
+    assert begin(compiler, marked, (EOS, ord("b"))).take_forced(1, 9) == [TOOL_CALL, ord("a")]
+    # Without end tokens the answer's last token ends it.
+    assert begin(compiler, StructuredOutputsParams(regex="abc"), ()).take_forced(1, 9) == list(b"ab")
+
+
+def test_a_token_that_is_not_allowed_is_an_error(compiler: GrammarCompiler) -> None:
+    constraint = begin(compiler, StructuredOutputsParams(regex="[ab]{3}"))
+    with pytest.raises(ConstraintError, match="cannot be followed"):
+        constraint.accept(ord("c"))
+
+
+def test_answers_that_share_a_grammar_do_not_share_its_limits(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = LLParserLimits(max_lexer_states=400, verbose_errors=False)
+    monkeypatch.setattr(compiling, "parser_limits", lambda: limits)
+    # One state of its automaton for every answer of twenty letters.
+    many = StructuredOutputsParams(regex="([ab]*a[ab]{20}c)*")
+    rng = random.Random(1)
+
+    def answer(length: int) -> None:
+        constraint = begin(compiler, many)
+        for token_id in rng.choices(b"ab", k=length):
+            constraint.matcher.compute_bitmask()
+            if constraint.matcher.is_error():
+                constraint.recover()
+            constraint.accept(token_id)
+
+    for _ in range(6):  # together they need more states than there may be, each alone does not
+        answer(100)
+    with pytest.raises(ConstraintError, match="cannot be followed"):
+        answer(1000)
+    answer(100)
