@@ -9,6 +9,7 @@ from typing import Any
 from jaxserve.errors import RequestError
 
 _KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+_MARKERS = ("reasoning_start", "reasoning_end")
 _JSON_OPTIONS = ("whitespace_pattern", "disable_any_whitespace", "disable_additional_properties")
 
 
@@ -30,7 +31,9 @@ class StructuredOutputsParams:
     disable_any_whitespace: bool = False  # JSON without optional white space
     disable_additional_properties: bool = False  # schemas allow no property that they do not name
     # Around the constraint, whatever its kind.  reasoning_end: what comes first is free, up to and including this
-    # marker.  alternative: Lark or GBNF text that the answer may follow in place of the constraint.
+    # marker and some white space; with reasoning_start it may be left out, and begins with that marker otherwise.
+    # alternative: Lark or GBNF text that the answer may follow in place of the constraint.
+    reasoning_start: str | None = None
     reasoning_end: str | None = None
     alternative: str | None = None
 
@@ -60,7 +63,7 @@ class StructuredOutputsParams:
             "structural_tag",
             "an object or its JSON text",
         )
-        for name in ("regex", "grammar", "whitespace_pattern", "reasoning_end", "alternative"):
+        for name in ("regex", "grammar", "whitespace_pattern", *_MARKERS, "alternative"):
             need(isinstance(getattr(self, name), str | None), name, "a string")
         for name in ("json_object", "disable_any_whitespace", "disable_additional_properties"):
             need(isinstance(getattr(self, name), bool | None), name, "true or false")
@@ -68,7 +71,13 @@ class StructuredOutputsParams:
             is_list = not isinstance(self.choice, str) and isinstance(self.choice, Sequence)
             strings = is_list and all(isinstance(text, str) for text in self.choice)
             need(bool(strings and self.choice), "choice", "a list of one or more strings")
-        need(self.reasoning_end != "", "reasoning_end", "a marker that is not empty")
+        for name in _MARKERS:
+            need(getattr(self, name) != "", name, "a marker that is not empty")
+        need(
+            self.reasoning_start is None or self.reasoning_end is not None,
+            "reasoning_start",
+            "left out where there is no reasoning_end",
+        )
         if self.whitespace_pattern is not None and self.disable_any_whitespace:
             raise RequestError(
                 "structured_outputs: whitespace_pattern and disable_any_whitespace exclude each other.",

@@ -12,6 +12,7 @@ from jaxserve.structured.lark import (
     control_id,
     lark_json,
     lark_literal,
+    lark_marker,
     lark_regex,
     lark_token,
 )
@@ -73,17 +74,27 @@ def _grammars(
         answer = "(@constraint | @alternative)"
     rules = f"start: {answer}"
     if constraint.reasoning_end is not None:
-        rules = _after(constraint.reasoning_end, answer, tokenizer, end_token_ids)
+        rules = _after_reasoning(constraint, answer, tokenizer, end_token_ids)
     return [{"lark_grammar": rules}, *grammars]
 
 
-def _after(marker: str, answer: str, tokenizer: Tokenizer, end_token_ids: Iterable[int]) -> str:
-    """Rules for anything up to and including the marker, and then the answer."""
-    token_id = control_id(tokenizer, marker)
+def _after_reasoning(
+    constraint: StructuredOutputsParams, answer: str, tokenizer: Tokenizer, end_token_ids: Iterable[int]
+) -> str:
+    """Rules for the reasoning, which may hold control tokens but no end token, and then the answer."""
+    start, end = constraint.reasoning_start, constraint.reasoning_end
+    assert end is not None
+    token_id = control_id(tokenizer, end)
     if token_id is None:
-        return f"start: reasoning {answer}\nreasoning[lazy]: {ANY_TEXT} {lark_literal(marker)}"
-    ids = ",".join(map(str, sorted({token_id, *end_token_ids})))
-    return f"start: <[^{ids}]>* {lark_token(token_id)} {answer}"
+        rules = [f"up_to_end[lazy]: {ANY_TEXT} {lark_literal(end)}"]
+    else:
+        ids = ",".join(map(str, sorted({token_id, *end_token_ids})))
+        rules = [f"up_to_end: <[^{ids}]>* {lark_token(token_id)}"]
+    # Models write an empty line before they answer.
+    rules += [r"BLANKS: /[ \n\r\t]{1,8}/", f"answer: {answer}"]
+    if start is None:
+        return "\n".join(["start: up_to_end BLANKS? answer", *rules])
+    return "\n".join([f"start: ({lark_marker(tokenizer, start)} up_to_end BLANKS?)? answer", *rules])
 
 
 def _by_kind(

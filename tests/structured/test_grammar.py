@@ -91,9 +91,17 @@ def test_reasoning_comes_before_the_constraint() -> None:
     assert follows("<tool_call>no", **token)
     assert not follows("yes", **token)
     assert not follows("x<|im_end|><tool_call>yes", **token), "an end token ends"
+    assert follows("hm<tool_call>\n\nno", **token)
+    assert not follows("hm<tool_call>" + "\n" * 9 + "no", **token)
     text = {"json": OBJECT, "reasoning_end": "</think>"}
     assert follows('a </thi b</think>{"a": 1}', **text)
     assert not follows('</think>{"a": 1} so', **text)
+    for start, end in (("<tool_call>", "</tool_call>"), ("<think>", "</think>"), ("<think>", "</tool_call>")):
+        may = {"json": OBJECT, "reasoning_start": start, "reasoning_end": end}
+        assert follows(f'{start}hm{end}\n\n{{"a": 1}}', **may)
+        assert follows('{"a":1}', **may)
+        assert not follows(f'hm{end}{{"a":1}}', **may)
+        assert not follows(start, **may)
 
 
 def test_an_alternative_stands_beside_the_constraint() -> None:
@@ -157,6 +165,7 @@ def test_a_bad_constraint_is_refused_by_name(constraint: dict[str, Any], said: s
         ({"regex": "a", "whitespace_pattern": " "}, "whitespace_pattern is for JSON"),
         ({"json": {}, "whitespace_pattern": " ", "disable_any_whitespace": True}, "exclude each other"),
         ({"regex": "a", "reasoning_end": ""}, "reasoning_end"),
+        ({"regex": "a", "reasoning_start": "<think>"}, "reasoning_start"),
     ],
 )
 def test_a_constraint_of_the_wrong_form_is_refused_at_once(constraint: dict[str, Any], said: str) -> None:
