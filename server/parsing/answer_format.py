@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from jaxserve.errors import RequestError
 from jaxserve.server.parsing.events import AnswerParser
 from jaxserve.server.parsing.stages import AllContent, CallsInReasoning, ReasoningThenCalls, WithoutBlanks
-from jaxserve.server.reasoning_parsers.reasoning_format import ReasoningFormat
 from jaxserve.server.reasoning_parsers.registry import find_reasoning_parser
+from jaxserve.server.reasoning_parsers.splitter import ReasoningSplitter
 from jaxserve.server.tool_parsers.registry import find_tool_parser
 from jaxserve.text.tokenizer import Tokenizer
 
@@ -26,6 +26,11 @@ class CallFormat(Protocol):
     @property
     def is_marked(self) -> bool:
         """Calls have marks that nothing else has, so that they can be looked for inside reasoning too."""
+        ...
+
+    @property
+    def tells_reasoning(self) -> bool:
+        """Its parser tells reasoning from content too, and no other does."""
         ...
 
     def parser(
@@ -46,12 +51,39 @@ class CallFormat(Protocol):
         ...
 
 
+class ThoughtFormat(Protocol):
+    """What tells reasoning from the rest: a built-in format or a plug-in."""
+
+    @property
+    def markers(self) -> frozenset[str]:
+        """The literals that the parser must see, even if they are special tokens."""
+        ...
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The marks that end reasoning."""
+        ...
+
+    @property
+    def has_calls(self) -> bool:
+        """Tool calls inside reasoning are calls; then the parser is a ReasoningSplitter."""
+        ...
+
+    def parser(self, prompt: str = "", *, request: object = None) -> AnswerParser:
+        """Tells the reasoning in one answer from the rest, which comes out as content."""
+        ...
+
+    def marks_before_answer(self, prompt: str) -> tuple[str | None, str] | None:
+        """See AnswerFormat.reasoning_marks."""
+        ...
+
+
 @dataclass(frozen=True)
 class AnswerFormat:
     """What --tool-call-parser and --reasoning-parser say about the model."""
 
     tools: CallFormat | None  # None: calls are not looked for
-    reasoning: ReasoningFormat | None
+    reasoning: ThoughtFormat | None
 
     def kept_token_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """The special tokens that the parsers must see in the text (SamplingParams.kept_special_tokens)."""
@@ -79,6 +111,8 @@ class AnswerFormat:
             request: for plug-ins.
             tokenizer: for plug-ins, which go by token ids: tells them where the reasoning ends.
         """
+        if self.tools is not None and self.tools.tells_reasoning:
+            return WithoutBlanks(self.tools.parser(tools, constrained=constrained, request=request))
         calls = None
         if self.tools is not None and tools:
             calls = self.tools.parser(tools, constrained=constrained, request=request)
@@ -87,7 +121,8 @@ class AnswerFormat:
         reasoning = self.reasoning.parser(prompt, request=request)
         if calls is None:
             return WithoutBlanks(reasoning)
-        if self.reasoning.has_calls and self.tools is not None and self.tools.is_marked:
+        is_marked = self.tools is not None and self.tools.is_marked
+        if self.reasoning.has_calls and is_marked and isinstance(reasoning, ReasoningSplitter):
             return WithoutBlanks(CallsInReasoning(reasoning, calls))
         ends = () if tokenizer is None else map(tokenizer.token_to_id, self.reasoning.ends)
         end_ids = frozenset(token_id for token_id in ends if token_id is not None)
@@ -123,13 +158,7 @@ class AnswerFormat:
         None: there is none.  (None, end): the answer begins inside it.  (start, end): it begins with the
         reasoning's start, or has no reasoning.
         """
-        if self.reasoning is None or self.reasoning.is_content:
-            return None
-        prompt_says = self.reasoning.begins_inside(prompt)
-        if prompt_says is False:
-            return None
-        is_inside = prompt_says or self.reasoning.is_usual
-        return (None if is_inside else self.reasoning.starts[0], self.reasoning.ends[0])
+        return None if self.reasoning is None else self.reasoning.marks_before_answer(prompt)
 
     def reasoning_end(self, prompt: str) -> str | None:
         """The mark that ends the reasoning inside which an answer to `prompt` begins; None if it begins elsewhere."""

@@ -38,6 +38,17 @@ class ReasoningFormat:
             return False
         return None
 
+    def marks_before_answer(self, prompt: str) -> tuple[str | None, str] | None:
+        """What stands around the reasoning with which an answer to `prompt` begins, or may begin.
+
+        None: there is none.  (None, end): the answer begins inside it.  (start, end): it begins with the
+        reasoning's start, or has no reasoning.
+        """
+        prompt_says = self.begins_inside(prompt)
+        if self.is_content or prompt_says is False:
+            return None
+        return (None if prompt_says or self.is_usual else self.starts[0], self.ends[0])
+
     def parser(self, prompt: str = "", *, request: object = None) -> ReasoningSplitter:
         """Tells the reasoning in one answer from the rest.
 

@@ -6,8 +6,9 @@ from types import MappingProxyType
 
 from jaxserve.errors import ConfigError
 from jaxserve.server.reasoning_parsers.reasoning_format import ReasoningFormat
+from jaxserve.server.tool_parsers.harmony import HarmonyReasoning
 
-_FORMATS = (
+_FORMATS: tuple[ReasoningFormat | HarmonyReasoning, ...] = (
     # Templates that do not say, or models that leave the beginning mark out.
     ReasoningFormat(("deepseek_r1", "holo2", "step3", "step3p5"), is_usual=True),
     ReasoningFormat(("minimax_m2",), is_usual=True, has_calls=True),
@@ -32,12 +33,13 @@ _FORMATS = (
     ReasoningFormat(
         ("gemma4",), ("<|channel>thought\n", "<|channel>thought"), ("<channel|>",), has_calls=True
     ),
+    HarmonyReasoning(),
 )
 
 REASONING_FORMATS = MappingProxyType({name: entry for entry in _FORMATS for name in entry.names})
 
 
-def find_reasoning_parser(name: str) -> ReasoningFormat:
+def find_reasoning_parser(name: str) -> ReasoningFormat | HarmonyReasoning:
     """The format of that name.  Raises ConfigError, listing the names, if there is none."""
     try:
         return REASONING_FORMATS[name]

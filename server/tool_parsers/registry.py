@@ -6,14 +6,21 @@ from types import MappingProxyType
 
 from jaxserve.errors import ConfigError
 from jaxserve.server.tool_parsers import bare_json, json_in_tags, pythonic, token_frames
+from jaxserve.server.tool_parsers.harmony import HarmonyCalls
 from jaxserve.server.tool_parsers.tool_format import ToolFormat
 
-_FORMATS = (*json_in_tags.FORMATS, *bare_json.FORMATS, *pythonic.FORMATS, *token_frames.FORMATS)
+_FORMATS: tuple[ToolFormat | HarmonyCalls, ...] = (
+    *json_in_tags.FORMATS,
+    *bare_json.FORMATS,
+    *pythonic.FORMATS,
+    *token_frames.FORMATS,
+    HarmonyCalls(),
+)
 
 TOOL_FORMATS = MappingProxyType({name: entry for entry in _FORMATS for name in entry.names})
 
 
-def find_tool_parser(name: str) -> ToolFormat:
+def find_tool_parser(name: str) -> ToolFormat | HarmonyCalls:
     """The format of that name.  Raises ConfigError, listing the names, if there is none."""
     try:
         return TOOL_FORMATS[name]

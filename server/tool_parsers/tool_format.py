@@ -34,6 +34,11 @@ class ToolFormat:
         return frozenset((*self.begins, *self.begins_at_start, *self.section.marks()))
 
     @property
+    def tells_reasoning(self) -> bool:
+        """Its parser tells reasoning from content too, and no other does."""
+        return False
+
+    @property
     def is_marked(self) -> bool:
         """Calls have marks that nothing else has, so that they can be looked for inside reasoning too."""
         return not self.begins_at_start and all(len(begin) > 1 for begin in self.begins)

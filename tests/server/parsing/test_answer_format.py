@@ -68,7 +68,7 @@ def test_pieces_do_not_matter(data, cuts, reasoning):
 
 def test_what_plug_ins_get_behind_reasoning():
     class Recorder:
-        markers, is_marked = frozenset(("<tool_call>",)), False
+        markers, is_marked, tells_reasoning = frozenset(("<tool_call>",)), False, False
 
         def __init__(self):
             self.pushed: list[tuple[str, list[int]]] = []

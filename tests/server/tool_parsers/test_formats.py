@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from jaxserve.errors import ConfigError
 from jaxserve.server.parsing.stages import WithoutBlanks
 from jaxserve.server.tool_parsers.registry import TOOL_FORMATS, find_tool_parser
+from jaxserve.server.tool_parsers.tool_format import ToolFormat
 from tests.server.tool_parsers import replaying
 from tests.server.tool_parsers.replaying import answer, pieces, read, whole
 from tests.server.tool_parsers.writers import COERCED, WRITERS
 
-ONE_EACH = sorted({entry.names[0] for entry in TOOL_FORMATS.values()})
+DECLARED = {name: entry for name, entry in TOOL_FORMATS.items() if isinstance(entry, ToolFormat)}
+ONE_EACH = sorted({entry.names[0] for entry in DECLARED.values()})
 FEW = settings(max_examples=25, deadline=None)
 
 
@@ -30,7 +32,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 @FEW
 @given(calls=replaying.calls, before=replaying.prose, after=replaying.prose, cuts=replaying.cuts)
 def test_calls_and_the_text_around_them_are_read(name, calls, before, after, cuts):
-    entry = TOOL_FORMATS[name]
+    entry = DECLARED[name]
     if entry.begins_at_start:
         before = ""
     # At the end of an answer this would be a mark that was cut off.
@@ -48,7 +50,7 @@ def test_calls_and_the_text_around_them_are_read(name, calls, before, after, cut
 @FEW
 @given(data=st.data(), cuts=replaying.cuts, constrained=st.booleans())
 def test_pieces_do_not_matter(name, data, cuts, constrained):
-    entry = TOOL_FORMATS[name]
+    entry = DECLARED[name]
     call = st.builds(lambda calls: WRITERS[name](calls), replaying.calls)
     broken = st.builds(lambda text, n: text[: n % (len(text) + 1)], call, st.integers(0, 300))
     soup = st.lists(
@@ -71,7 +73,7 @@ def test_a_cut_answer_invents_no_call(name):
         ("g", {"x": "y"}),
     ]
     text = WRITERS[name](calls)
-    entry = TOOL_FORMATS[name]
+    entry = DECLARED[name]
     complete = whole(entry.parser(()), text).calls
     assert [call.name for call in complete] == ["get_weather", "f", "g"]
     for end in range(len(text)):
@@ -91,7 +93,7 @@ def test_long_arguments_are_streamed(name):
     text = WRITERS[name]([("write_file", {"text": "line\n" * 1000})])
     parameters = {"type": "object", "properties": {"text": {"type": "string"}}}
     tool = {"type": "function", "function": {"name": "write_file", "parameters": parameters}}
-    parser = TOOL_FORMATS[name].parser([tool])
+    parser = DECLARED[name].parser([tool])
     half = answer(parser.push(text[: len(text) // 2], ()))
     assert half.calls[0].name == "write_file"
     assert len(half.calls[0].arguments) > len(text) // 3
