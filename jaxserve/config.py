@@ -9,7 +9,7 @@ from typing import Any, Literal
 from jaxserve.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
+LoadFormat = Literal["auto", "safetensors", "gguf", "orbax", "dummy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +109,8 @@ class EngineConfig:
             refuse("model", "give a directory, a .gguf file or a hub name")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             refuse("dtype", "use float32, bfloat16 or float16")
-        if self.load_format not in ("auto", "safetensors", "gguf", "dummy"):
-            refuse("load_format", "use auto, safetensors, gguf or dummy")
+        if self.load_format not in ("auto", "safetensors", "gguf", "orbax", "dummy"):
+            refuse("load_format", "use auto, safetensors, gguf, orbax or dummy")
         page_size = self.page_size
         if page_size is not None and (page_size < 8 or page_size & (page_size - 1)):
             refuse("page_size", "use a power of two, at least 8")

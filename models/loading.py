@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from jaxserve.config import ModelConfig
 from jaxserve.errors import CheckpointError
+from jaxserve.loading.checkpoint import ParameterCheckpoint
 from jaxserve.models.registry import build_model, family_of
 from jaxserve.models.weight_table import ParameterPath, WeightRow, WeightTable
 
 if TYPE_CHECKING:
-    from jaxserve.loading.checkpoint import Checkpoint
+    from jaxserve.loading.checkpoint import AnyCheckpoint
 
 _NUM_THREADS = (
     4  # reading, dequantising and copying leave the GIL most of the time; each holds one parameter's bytes
@@ -36,23 +37,31 @@ class HasShape(Protocol):
 
 
 def load_model(
-    checkpoint: Checkpoint, dtype: jnp.dtype, *, progress: bool = True
+    checkpoint: AnyCheckpoint, dtype: jnp.dtype, *, progress: bool = True
 ) -> tuple[nnx.GraphDef[Any], nnx.State]:
     """A checkpoint's model on the default device, as nnx.merge takes it.
 
     Raises CheckpointError where the checkpoint's tensors are not exactly those of its model.
     """
     graphdef, abstract = abstract_model(checkpoint.config, dtype)
-    table = family_of(checkpoint.config).weights(checkpoint.config)
-    state = load_weights(
+    return graphdef, load_state(checkpoint, abstract, progress=progress)
+
+
+def load_state(checkpoint: AnyCheckpoint, abstract: nnx.State, *, progress: bool = True) -> nnx.State:
+    """A checkpoint's parameters in the dtypes and shardings of `abstract`; on the default device where it has none.
+
+    Raises CheckpointError where the checkpoint's tensors are not exactly those of its model.
+    """
+    if isinstance(checkpoint, ParameterCheckpoint):
+        return _restore(checkpoint, abstract, progress=progress)
+    return load_weights(
         abstract,
-        table,
+        family_of(checkpoint.config).weights(checkpoint.config),
         checkpoint.read,
         checkpoint.tensors,
         where=str(checkpoint.path),
         progress=progress,
     )
-    return graphdef, state
 
 
 def dummy_model(config: ModelConfig, dtype: jnp.dtype, seed: int) -> tuple[nnx.GraphDef[Any], nnx.State]:
@@ -66,10 +75,9 @@ def abstract_model(config: ModelConfig, dtype: jnp.dtype) -> tuple[nnx.GraphDef[
     return nnx.split(nnx.eval_shape(lambda: build_model(config, dtype)))
 
 
-def _copy(path: ParameterPath, value: np.ndarray) -> jax.Array:
-    """Put a parameter on the default device.  A copy even on CPU: `value` may be a view of a mapped file."""
-    del path
-    return jnp.array(value)
+def parameter_name(path: ParameterPath) -> str:
+    """A parameter's path as checkpoints in our own layout write it: "layers.3.attention.qkv"."""
+    return ".".join(map(str, path))
 
 
 def load_weights(
@@ -79,13 +87,14 @@ def load_weights(
     tensors: Mapping[str, HasShape],
     *,
     where: str,
-    place: Callable[[ParameterPath, np.ndarray], jax.Array] = _copy,
+    place: Callable[[ParameterPath, np.ndarray], jax.Array] | None = None,
     progress: bool = True,
 ) -> nnx.State:
     """The state with every parameter read, laid out and placed; its dtypes are those of `abstract`.
 
     `read` gives a tensor of `tensors` in Hugging Face orientation and is called from several threads, as is
-    `place`, which gets each parameter in its final dtype (not always contiguous), and puts it in place.
+    `place`, which gets each parameter in its final dtype (not always contiguous), and puts it in place: by default
+    into the sharding that it has in `abstract`, or on the default device.
     `where` names the checkpoint in errors; `progress` shows a bar on stderr.  Raises CheckpointError before
     the first read if a tensor is missing, left over or of another shape than the table says.
     """
@@ -95,11 +104,12 @@ def load_weights(
 
     def fill(row: WeightRow) -> tuple[ParameterPath, nnx.Variable[Any]]:
         parameter = parameters[row.parameter]
-        value = row.build(*(read(name) for name in row.sources))
+        value = build_parameter(row, read)
         assert value.shape == parameter.shape, f"{row.parameter}: {value.shape} built for {parameter.shape}"
         # Keeping the strides leaves the transposition to the transfer, which is much faster at it than numpy.
         value = value.astype(parameter.dtype, order="K", copy=False)
-        return row.parameter, parameter.replace(place(row.parameter, value))
+        array = place(row.parameter, value) if place is not None else _copy(value, _spec(parameter).sharding)
+        return row.parameter, parameter.replace(array)
 
     filled = {}
     total = sum(_num_bytes(parameter) for parameter in parameters.values())
@@ -112,11 +122,19 @@ def load_weights(
                 path, parameter = future.result()
                 filled[path] = parameter
                 bar.update(_num_bytes(parameter))
-            _check_copies(table, read, tensors, where)
+            check_copies(table, read, tensors, where)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return nnx.from_flat_state(filled)
+
+
+def build_parameter(row: WeightRow, read: Callable[[str], np.ndarray]) -> np.ndarray:
+    """A parameter made of the tensors it comes from; float32 where their float types differ."""
+    tensors = [read(name) for name in row.sources]
+    if len({tensor.dtype for tensor in tensors}) > 1:  # numpy has no common type for bfloat16 and float16
+        tensors = [tensor.astype(np.float32, copy=False) for tensor in tensors]
+    return row.build(*tensors)
 
 
 def check_tensors(table: WeightTable, tensors: Mapping[str, HasShape], where: str) -> None:
@@ -134,17 +152,35 @@ def check_tensors(table: WeightTable, tensors: Mapping[str, HasShape], where: st
         for name, shape in (wanted | copies).items()
         if name in tensors and tuple(tensors[name].shape) != shape
     ]
-    problems = [
-        f"{what} ({len(names)}): {_first(names)}"
-        for what, names in (
-            ("tensors that the model needs are missing", missing),
-            ("tensors that the model has no place for", left_over),
-            ("tensors of a shape that contradicts the config", misshapen),
-        )
-        if names
-    ]
-    if problems:
-        raise CheckpointError(f"{where}: does not fit its own config: " + "; ".join(problems))
+    _refuse(missing, left_over, misshapen, where)
+
+
+def check_parameters(abstract: nnx.State, checkpoint: ParameterCheckpoint) -> None:
+    """Raise CheckpointError unless a checkpoint's parameters are exactly those of the model, shapes included."""
+    shapes = {parameter_name(path): parameter.shape for path, parameter in nnx.to_flat_state(abstract)}
+    stored = checkpoint.parameters
+    _refuse(
+        [name for name in shapes if name not in stored],
+        [name for name in stored if name not in shapes],
+        [
+            f"{name} is {list(stored[name].shape)}, not {list(shape)}"
+            for name, shape in shapes.items()
+            if name in stored and stored[name].shape != shape
+        ],
+        str(checkpoint.path),
+    )
+
+
+def check_copies(
+    table: WeightTable, read: Callable[[str], np.ndarray], tensors: Collection[str], where: str
+) -> None:
+    """Raise CheckpointError for a tensor that the table takes for a copy of another and that differs from it."""
+    for name, original in table.copies.items():
+        if name in tensors and not np.array_equal(read(name), read(original)):
+            raise CheckpointError(
+                f"{where}: the config ties {name} to {original}, but the checkpoint holds both and they "
+                "differ; if they are meant to, set tie_word_embeddings to false in config.json"
+            )
 
 
 def dummy_weights(abstract: nnx.State, seed: int) -> nnx.State:
@@ -171,15 +207,45 @@ def _check_table(table: WeightTable, parameters: Mapping[ParameterPath, Any]) ->
     assert set(paths) == set(parameters), f"table and model differ in {set(paths) ^ set(parameters)}"
 
 
-def _check_copies(
-    table: WeightTable, read: Callable[[str], np.ndarray], tensors: Mapping[str, HasShape], where: str
-) -> None:
-    for name, original in table.copies.items():
-        if name in tensors and not np.array_equal(read(name), read(original)):
-            raise CheckpointError(
-                f"{where}: the config ties {name} to {original}, but the checkpoint holds both and they "
-                "differ; if they are meant to, set tie_word_embeddings to false in config.json"
-            )
+def _restore(checkpoint: ParameterCheckpoint, abstract: nnx.State, *, progress: bool) -> nnx.State:
+    check_parameters(abstract, checkpoint)
+    parameters = nnx.to_flat_state(abstract)
+    wanted = {parameter_name(path): _spec(parameter) for path, parameter in parameters}
+    arrays = checkpoint.restore(wanted, progress=progress)
+    return nnx.from_flat_state(
+        [(path, parameter.replace(arrays[parameter_name(path)])) for path, parameter in parameters]
+    )
+
+
+def _refuse(missing: list[str], left_over: list[str], misshapen: list[str], where: str) -> None:
+    """Raise CheckpointError if there is anything in one of the lists."""
+    problems = [
+        f"{what} ({len(names)}): {_first(names)}"
+        for what, names in (
+            ("tensors that the model needs are missing", missing),
+            ("tensors that the model has no place for", left_over),
+            ("tensors of a shape that contradicts the config", misshapen),
+        )
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"{where}: does not fit its own config: " + "; ".join(problems))
+
+
+def _spec(parameter: nnx.Variable[Any]) -> jax.ShapeDtypeStruct:
+    """The abstract array that an abstract state's parameter stands for."""
+    return parameter.get_value()
+
+
+def _copy(value: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """Put a parameter on its devices.  A copy even on CPU: `value` may be a view of a mapped file."""
+    if sharding is None:
+        return jnp.array(value)
+    shards = []
+    for device, index in sharding.addressable_devices_indices_map(value.shape).items():
+        part = value[index]
+        shards.append(jax.device_put(np.array(part) if device.platform == "cpu" else part, device))
+    return jax.make_array_from_single_device_arrays(value.shape, sharding, shards)
 
 
 def _num_bytes(parameter: nnx.Variable[Any]) -> int:

@@ -202,10 +202,16 @@ def run_throughput(args: argparse.Namespace) -> int:
     config = engine_config(args)
     make_peer = None
     if args.vs == "transformers":
+        from jaxserve.loading.orbax_checkpoint import OrbaxCheckpoint
         from jaxserve.loading.resolve import open_checkpoint
 
         throughput.check_transformers(args.vs_python)
-        path = open_checkpoint(config.model, config.load_format).path
+        checkpoint = open_checkpoint(config.model, config.load_format)
+        if isinstance(checkpoint, OrbaxCheckpoint):
+            raise ConfigError(
+                f"--vs transformers: {config.model} was converted, which transformers cannot read; give the original"
+            )
+        path = checkpoint.path
         make_peer = partial(throughput.transformers_worker, path, python=args.vs_python)
     spec = throughput.ThroughputSpec(
         batch_sizes=args.batch_size,

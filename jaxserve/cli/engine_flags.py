@@ -36,7 +36,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", metavar="PATH", help="read the tokenizer from here rather than from the model")
     add(
         "--load-format",
-        choices=("auto", "safetensors", "gguf", "dummy"),
+        choices=("auto", "safetensors", "gguf", "orbax", "dummy"),
         default="auto",
         help="default: %(default)s",
     )

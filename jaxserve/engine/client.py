@@ -26,7 +26,7 @@ from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.settle import Settings, settle
 from jaxserve.engine.start_clock import timed
 from jaxserve.errors import EngineDeadError
-from jaxserve.loading.checkpoint import Checkpoint
+from jaxserve.loading.checkpoint import AnyCheckpoint
 from jaxserve.models.loading import abstract_model, dummy_model, load_model
 from jaxserve.structured.compiler import CompiledGrammar, GrammarCompiler
 
@@ -164,7 +164,7 @@ class InProcessClient:
 
 def build_client(
     config: EngineConfig,
-    checkpoint: Checkpoint | None,
+    checkpoint: AnyCheckpoint | None,
     model: ModelConfig,
     grammars: GrammarCompiler | None = None,
 ) -> InProcessClient:

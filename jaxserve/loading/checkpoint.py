@@ -1,15 +1,18 @@
-"""The face every kind of checkpoint shows: config, generation defaults, tensors under Hugging Face names."""
+"""The faces that checkpoints show: config and generation defaults, and tensors or the parameters themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from jaxserve.config import ModelConfig
+
+if TYPE_CHECKING:
+    import jax
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,10 @@ class GenerationDefaults:
 
 
 class Checkpoint(Protocol):
-    """An opened checkpoint.  Opening checks headers and sizes of every file; reading happens tensor by tensor."""
+    """An opened checkpoint of tensors under Hugging Face names, from which a weight table makes parameters.
+
+    Opening checks headers and sizes of every file; reading happens tensor by tensor.
+    """
 
     path: Path
     config: ModelConfig
@@ -43,3 +49,28 @@ class Checkpoint(Protocol):
     def read(self, name: str) -> np.ndarray:
         """The tensor in Hugging Face orientation, float32 or its stored float type.  Thread-safe."""
         ...
+
+    def release(self, name: str) -> None:
+        """Say that the tensor is not needed soon: its part of a mapped file need not stay in memory."""
+        ...
+
+
+@runtime_checkable
+class ParameterCheckpoint(Protocol):
+    """An opened checkpoint that holds a model's parameters as they are.  Opening checks the size of every file."""
+
+    path: Path
+    config: ModelConfig
+    defaults: GenerationDefaults
+
+    @property
+    def parameters(self) -> Mapping[str, TensorInfo]:
+        """By dotted path: "layers.3.attention.qkv".  `stored_as` is the name of a numpy dtype."""
+        ...
+
+    def restore(self, wanted: Mapping[str, jax.ShapeDtypeStruct], *, progress: bool) -> dict[str, jax.Array]:
+        """The parameters of `wanted` in its dtypes and shardings; on the default device where it has none."""
+        ...
+
+
+AnyCheckpoint = Checkpoint | ParameterCheckpoint

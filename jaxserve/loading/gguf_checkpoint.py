@@ -16,6 +16,7 @@ from jaxserve.loading.fields import Fields
 from jaxserve.loading.gguf_config import generation_defaults_from_gguf, model_config_from_gguf
 from jaxserve.loading.gguf_dequantize import can_dequantize, dequantize
 from jaxserve.loading.gguf_file import GGUFTensor, read_gguf_header
+from jaxserve.loading.safetensors_file import map_file, release
 
 _ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1's frequency scaling, which belongs to the config
 
@@ -85,7 +86,8 @@ class GGUFCheckpoint:
                 f"{path}: one of {num_parts} parts of a split GGUF; join them with "
                 "`llama-gguf-split --merge` and give the result"
             )
-        self._data = np.memmap(path, np.uint8, "r").view(np.ndarray)
+        self._map = map_file(path)
+        self._data = np.frombuffer(self._map, np.uint8)
         factors = header.tensors.get(_ROPE_FACTORS)
         self.config = model_config_from_gguf(
             header.fields,
@@ -121,6 +123,11 @@ class GGUFCheckpoint:
             # A block never crosses a row, so the rows can be put in order while they are still small.
             raw = unpermute_rows(raw.reshape(tensor.shape[0], -1), num_heads).reshape(-1)
         return dequantize(raw, tensor.kind).reshape(tensor.shape)
+
+    def release(self, name: str) -> None:
+        """See Checkpoint.release."""
+        tensor = self._by_name[name]
+        release(self._map, tensor.start, tensor.start + tensor.num_bytes)
 
     def _bytes(self, tensor: GGUFTensor) -> np.ndarray:
         return self._data[tensor.start : tensor.start + tensor.num_bytes]

@@ -98,6 +98,11 @@ def sampling_from_hf(fields: Fields) -> dict[str, Any]:
     return sampling
 
 
+def architecture_of(family: str) -> str:
+    """The Hugging Face model class of a family."""
+    return next(name for name, architecture in _ARCHITECTURES.items() if architecture.family == family)
+
+
 def _no_windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
     del fields
     return (None,) * num_layers

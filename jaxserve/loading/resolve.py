@@ -10,6 +10,8 @@ from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading.checkpoint import Checkpoint, GenerationDefaults
 from jaxserve.loading.fetch import FETCHABLE_MODELS, fetch_model
 from jaxserve.loading.hub import download_from_hub, is_hub_name
+from jaxserve.loading.orbax_checkpoint import OrbaxCheckpoint
+from jaxserve.loading.orbax_format import MANIFEST, ORBAX_MARKERS, is_converted, is_unfinished
 from jaxserve.loading.safetensors_checkpoint import (
     INDEX_FILE,
     SINGLE_FILE,
@@ -23,18 +25,20 @@ if TYPE_CHECKING:
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
-def open_checkpoint(model: str, load_format: LoadFormat = "auto") -> Checkpoint:
+def open_checkpoint(model: str, load_format: LoadFormat = "auto") -> Checkpoint | OrbaxCheckpoint:
     """Find the model, download it if need be, and open it with every header and file size checked.
 
-    `model` is a directory in Hugging Face layout, a directory with one .gguf file, a .gguf file, OWNER/NAME
-    on the hub, or a short name of jaxserve.loading.fetch.  The format "dummy" has no checkpoint to open: see
-    open_config.  Raises CheckpointError, naming what was looked for.
+    `model` is a directory in Hugging Face layout, one that `jaxserve convert` wrote, a directory with one .gguf file, a
+    .gguf file, OWNER/NAME on the hub, or a short name of jaxserve.loading.fetch.  The format "dummy" has no
+    checkpoint to open: see open_config.  Raises CheckpointError, naming what was looked for.
     """
     if load_format == "dummy":
         raise ConfigError(
-            "load_format='dummy': there is no checkpoint to open; use auto, safetensors or gguf"
+            "load_format='dummy': there is no checkpoint to open; use auto, safetensors, gguf or orbax"
         )
     path = _find(model, with_weights=True)
+    if load_format == "orbax" or (load_format == "auto" and _is_orbax_directory(path)):
+        return _open_orbax(path)
     if path.is_dir() and _is_safetensors_directory(path, load_format):
         return SafetensorsCheckpoint(path)
     if load_format == "safetensors":
@@ -50,6 +54,9 @@ def open_config(model: str) -> tuple[ModelConfig, GenerationDefaults, Path]:
     The path is the directory or the .gguf file, where a tokenizer may be found too.
     """
     path = _find(model, with_weights=False)
+    if is_converted(path):
+        converted = OrbaxCheckpoint(path)
+        return converted.config, converted.defaults, path
     if path.is_dir() and (path / "config.json").exists():
         return *read_hf_config(path), path
     checkpoint = _open_gguf(path)
@@ -73,6 +80,10 @@ def locate_tokenizer(name: str) -> Path:
 
 def _find(model: str, *, with_weights: bool) -> Path:
     path = Path(model).expanduser()
+    if is_unfinished(path):
+        raise CheckpointError(
+            f"{path}: holds a conversion that is not finished; run the same `jaxserve convert` again to go on with it"
+        )
     if path.exists():
         return path
     if model in FETCHABLE_MODELS:
@@ -87,12 +98,31 @@ def _find(model: str, *, with_weights: bool) -> Path:
     )
 
 
+def _is_orbax_directory(path: Path) -> bool:
+    """Whether to read a path as a converted checkpoint; one that Orbax alone would read too, to say what it lacks."""
+    return is_converted(path) or (
+        any((path / marker).exists() for marker in ORBAX_MARKERS) and not _has_safetensors(path)
+    )
+
+
+def _open_orbax(path: Path) -> OrbaxCheckpoint:
+    if not is_converted(path):
+        raise CheckpointError(
+            f"{path}: has no {MANIFEST}; only Orbax checkpoints that `jaxserve convert` wrote can be served, and they "
+            "have one"
+        )
+    return OrbaxCheckpoint(path)
+
+
 def _is_safetensors_directory(directory: Path, load_format: LoadFormat) -> bool:
     """Whether to read a directory as safetensors; one without any weights too, for that error says most."""
     if load_format != "auto":
         return load_format == "safetensors"
-    has_safetensors = (directory / SINGLE_FILE).exists() or (directory / INDEX_FILE).exists()
-    return has_safetensors or not any(directory.glob("*.gguf"))
+    return _has_safetensors(directory) or not any(directory.glob("*.gguf"))
+
+
+def _has_safetensors(directory: Path) -> bool:
+    return (directory / SINGLE_FILE).exists() or (directory / INDEX_FILE).exists()
 
 
 def _open_gguf(path: Path) -> GGUFCheckpoint:

@@ -67,6 +67,10 @@ class SafetensorsCheckpoint:
         """The tensor in its stored float type (float32 for F64), a view of the file.  Thread-safe."""
         return self._file_of[name].read(name)
 
+    def release(self, name: str) -> None:
+        """See Checkpoint.release."""
+        self._file_of[name].release(name)
+
 
 def _open_files(directory: Path) -> list[SafetensorsFile]:
     """The single file, or every shard the index names, each with the tensors that the index says."""

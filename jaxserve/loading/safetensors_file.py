@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,8 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors: Mapping[str, StoredTensor] = read_safetensors_header(path)
-        self._data = np.memmap(path, np.uint8, "r").view(np.ndarray)
+        self._map = map_file(path)
+        self._data = np.frombuffer(self._map, np.uint8)
 
     def read(self, name: str) -> np.ndarray:
         """The tensor as a read-only view of the file (F64 as a float32 copy).  Thread-safe."""
@@ -50,6 +52,24 @@ class SafetensorsFile:
             return view.astype(np.float32)
         # Headers of odd length leave the data misaligned: copied then.
         return np.require(view, requirements="A")
+
+    def release(self, name: str) -> None:
+        """See Checkpoint.release."""
+        release(self._map, self.tensors[name].begin, self.tensors[name].end)
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """A file's bytes, read when they are looked at."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def release(mapped: mmap.mmap, begin: int, end: int) -> None:
+    """Drop the whole pages of a stretch from this process's memory; looking at them brings them back."""
+    begin = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = end // mmap.PAGESIZE * mmap.PAGESIZE
+    if begin < end:
+        mapped.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:

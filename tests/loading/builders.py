@@ -134,7 +134,7 @@ def gguf_writer(path: Path, architecture: str = "llama") -> GGUFWriter:
     writer.add_vocab_size(VOCAB)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
-    writer.add_token_list([f"tokén{i}" for i in range(VOCAB)])
+    writer.add_token_list(["t", "o", "to", *(f"tokén{i}" for i in range(3, VOCAB))])
     writer.add_token_types([1] * VOCAB)
     writer.add_token_merges(["t o"])
     writer.add_eos_token_id(2)

@@ -41,6 +41,9 @@ class MemoryCheckpoint:
     def read(self, name: str) -> np.ndarray:
         return self.weights[name]
 
+    def release(self, name: str) -> None:
+        """Nothing is mapped here."""
+
 
 @dataclass(frozen=True)
 class Golden:

@@ -9,12 +9,12 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxserve.loading.resolve import open_checkpoint
+from jaxserve.loading.gguf_checkpoint import GGUFCheckpoint
 
 
 def write_bfloat16_directory(gguf_file: Path, directory: Path) -> None:
     """config.json, generation_config.json and model.safetensors; the tokenizer stays in the GGUF file."""
-    checkpoint = open_checkpoint(str(gguf_file))
+    checkpoint = GGUFCheckpoint(gguf_file)
     config = checkpoint.config
     assert config.family == "llama"
     assert config.rope_scaling is None

@@ -1,0 +1,1 @@
+"""Conversion of any checkpoint that can be served to one that loads straight into a mesh."""
