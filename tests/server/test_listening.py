@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +12,18 @@ import pytest
 
 from jaxserve.cli.main import parse
 from jaxserve.cli.server_flags import server_settings
-from tests.server.serving import PARIS, QUESTION, listening, serving
+from tests.server.serving import PARIS, QUESTION, listening, read_events, serving
 
 TLS = Path(__file__).parents[1] / "data" / "tls"
 KEY, CERTIFICATE = str(TLS / "test_only_key.pem"), str(TLS / "test_only_certificate.pem")
 
 
-@asynccontextmanager
-async def openai_client(
-    url: str, api_key: str = "none", transport: httpx.AsyncBaseTransport | None = None, **options: Any
-) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The openai package's client, over any transport."""
-    http_client = httpx.AsyncClient(transport=transport, **options)
-    async with openai.AsyncOpenAI(
-        base_url=f"{url}/v1", api_key=api_key, http_client=http_client, max_retries=0
-    ) as client:
-        yield client
+def openai_client(
+    url: str, api_key: str = "none", verify: ssl.SSLContext | None = None
+) -> openai.AsyncOpenAI:
+    """The openai package's client."""
+    http_client = None if verify is None else openai.DefaultAsyncHttpxClient(verify=verify)
+    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=api_key, http_client=http_client, max_retries=0)
 
 
 async def ask(client: openai.AsyncOpenAI, model: str = "") -> str | None:
@@ -65,16 +59,20 @@ async def test_tls():
 
 @pytest.mark.parametrize("has_tls", [False, True])
 async def test_unix_socket(tmp_path: Path, has_tls: bool):
-    path = tmp_path / "jaxserve.sock"
-    files = {"ssl_keyfile": KEY, "ssl_certfile": CERTIFICATE} if has_tls else {}
+    path, scheme = tmp_path / "jaxserve.sock", "https" if has_tls else "http"
+    files: dict[str, Any] = {"ssl_keyfile": KEY, "ssl_certfile": CERTIFICATE} if has_tls else {}
     verify: Any = ssl.create_default_context(cafile=CERTIFICATE) if has_tls else True
+    body = {"messages": QUESTION, "max_tokens": 64}
     with serving(uds=str(path), **files) as served:
         async with listening(served) as url:
-            assert url == f"http{'s' * has_tls}+unix://{path}"
+            assert url == f"{scheme}+unix://{path}"
             transport = httpx.AsyncHTTPTransport(uds=str(path), verify=verify)
-            async with openai_client(f"http{'s' * has_tls}://localhost", transport=transport) as client:
-                assert await ask(client) == PARIS
-                assert await ask_streamed(client) == PARIS
+            async with httpx.AsyncClient(base_url=f"{scheme}://localhost", transport=transport) as client:
+                answer = await client.post("/v1/chat/completions", json=body)
+                assert answer.json()["choices"][0]["message"]["content"] == PARIS
+                answer = await client.post("/v1/chat/completions", json={**body, "stream": True})
+                chunks = read_events(answer.content)
+                assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == PARIS
     assert not path.exists()
 
 

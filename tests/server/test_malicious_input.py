@@ -5,60 +5,19 @@ Nothing here is timed; what must be quick would otherwise take minutes, and the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import pytest
 
-from tests.server.serving import PARIS, QUESTION, Serving, listening, serving
-
-CHAT, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
-JSON = {"Content-Type": "application/json"}
-MIB = 2**20
-PATIENCE = 60.0  # seconds; a busy test machine needs some
-
-
-class Target:
-    """A server and a client that sends it bytes."""
-
-    def __init__(self, served: Serving, client: httpx.AsyncClient) -> None:
-        self.served = served
-        self.client = client
-
-    async def attack(self, path: str, body: Any) -> httpx.Response:
-        """The answer to a body (bytes, or anything JSON can say), after which the server must serve as before."""
-        data = body if isinstance(body, bytes) else json.dumps(body).encode("utf-8", "surrogatepass")
-        answer = await self.client.post(path, content=data, headers=JSON)
-        assert answer.status_code == 200 or 400 <= answer.status_code < 500, answer.text[:500]
-        if answer.status_code != 200:
-            error = answer.json()["error"]
-            assert error["param"]
-            assert len(error["message"]) < 2000
-        after = await self.client.post(CHAT, json={"messages": QUESTION, "max_tokens": 64})
-        assert after.json()["choices"][0]["message"]["content"] == PARIS
-        assert self.served.llm.num_in_flight == 0
-        return answer
-
-    async def is_refused(self, path: str, body: Any, param: str, message: str = "") -> None:
-        """The body is refused with a 400 that names the field."""
-        answer = await self.attack(path, body)
-        assert answer.status_code == 400, answer.text[:500]
-        error = answer.json()["error"]
-        assert error["param"] == param, error
-        assert message in error["message"]
+from tests.server.attacking import CHAT, COMPLETIONS, MIB, TOKENIZE, Target, attacked, chat
+from tests.server.serving import QUESTION
 
 
 @pytest.fixture
 async def target() -> AsyncIterator[Target]:
-    with serving(trust_request_chat_template=True, info={"max_model_len": 4096}) as served:
-        async with listening(served) as url, httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client:
-            yield Target(served, client)
-
-
-def chat(**fields: Any) -> dict[str, Any]:
-    return {"messages": QUESTION, "max_tokens": 3, **fields}
+    async with attacked() as attacked_server:
+        yield attacked_server
 
 
 def nested(depth: int) -> Any:
@@ -130,11 +89,10 @@ class TestJson:
     async def test_unknown_names(self, target: Target):
         assert (await target.attack(CHAT, chat(**{"x" * 3 * MIB: 1}))).status_code == 200
         assert (await target.attack(CHAT, chat(**{f"a{i}": 1 for i in range(100_000)}))).status_code == 200
-        with serving(strict_params=True) as strict:
-            async with listening(strict) as url, httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client:
-                answer = await client.post(CHAT, json=chat(**{"x" * 3 * MIB: 1}))
-                assert answer.status_code == 400
-                assert len(answer.content) < 1000
+        async with attacked(strict_params=True) as strict:
+            answer = await strict.attack(CHAT, chat(**{"x" * 3 * MIB: 1}))
+            assert answer.status_code == 400
+            assert len(answer.content) < 1000
 
 
 class TestMessages:
