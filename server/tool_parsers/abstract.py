@@ -92,10 +92,22 @@ class ToolParser:
         return arguments[len(told) :] if arguments.startswith(told) else ""
 
 
+def _builtin(name: str) -> type | None:
+    from jaxserve.server.tool_parsers.declared import builtin_tool_parser  # derives from this module's class
+
+    return builtin_tool_parser(name)
+
+
+def _builtin_names() -> list[str]:
+    from jaxserve.server.tool_parsers.declared import builtin_tool_parsers
+
+    return builtin_tool_parsers()
+
+
 class ToolParserManager:
     """The registry of tool parsers.  It belongs to the process, as in vLLM."""
 
-    _registry: ClassVar = ParserRegistry("tool parser", ToolParser)
+    _registry: ClassVar = ParserRegistry("tool parser", ToolParser, _builtin, _builtin_names)
     tool_parsers: ClassVar[dict[str, type[ToolParser]]] = _registry.classes
     lazy_parsers: ClassVar[dict[str, tuple[str, str]]] = _registry.lazy
 

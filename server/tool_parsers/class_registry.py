@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from jaxserve.server.plugins.finder import import_plugin_module
@@ -12,12 +12,21 @@ class ParserRegistry:
     """Names and the classes that stand behind them, found by name at once or imported when first asked for.
 
     `kind` says in messages what is registered ("tool parser"), and `base` is what every class derives from.
-    A class registered later replaces an earlier one of the same name, unless `force` is false.
+    A class registered later replaces an earlier one of the same name, unless `force` is false.  `builtin` gives
+    the classes that are there without being registered, by name, and `builtin_names` their names.
     """
 
-    def __init__(self, kind: str, base: type) -> None:
+    def __init__(
+        self,
+        kind: str,
+        base: type,
+        builtin: Callable[[str], type | None] = lambda name: None,
+        builtin_names: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
         self.kind = kind
         self.base = base
+        self._builtin = builtin
+        self._builtin_names = builtin_names
         self.classes: dict[str, type] = {}
         self.lazy: dict[str, tuple[str, str]] = {}  # name: module and class
 
@@ -30,6 +39,9 @@ class ParserRegistry:
         """
         if name not in self.classes:
             if name not in self.lazy:
+                builtin = self._builtin(name)
+                if builtin is not None:
+                    return builtin
                 raise KeyError(f"{self.kind} {name!r} is not registered; there are {', '.join(self.names())}")
             module, class_name = self.lazy[name]
             self.add(name, getattr(import_plugin_module(module), class_name), force=True)
@@ -81,7 +93,7 @@ class ParserRegistry:
 
     def names(self) -> list[str]:
         """Every registered name, in order."""
-        return sorted({*self.classes, *self.lazy})
+        return sorted({*self.classes, *self.lazy, *self._builtin_names()})
 
 
 def _is_names(value: Any) -> bool:
