@@ -9,10 +9,10 @@ from typing import Any
 from jaxserve.async_llm import LONG_TEXT
 from jaxserve.errors import RequestError
 from jaxserve.inputs import ChatOptions, TokenizedPrompt
+from jaxserve.server.call_writing import call_writer
 from jaxserve.server.protocol import TemplateFields
 from jaxserve.server.state import ServerState
 from jaxserve.text.chat_template import ChatTemplate
-from jaxserve.text.tool_text import CallWriter
 
 MAX_REQUEST_TEMPLATE = 50_000  # characters; compiling takes a while, and models' own have some 20,000
 
@@ -25,11 +25,10 @@ async def render(
     *,
     add_special_tokens: bool = False,
     wants_tool_calls: bool = False,
-    write_call: CallWriter | None = None,
 ) -> TokenizedPrompt:
     """The prompt of a conversation; a long one (`num_bytes` of the request) is rendered on another thread.
 
-    `wants_tool_calls` and `write_call` are ChatTemplate.render's.  Raises RequestError naming the field at fault.
+    `wants_tool_calls` is ChatTemplate.render's.  Raises RequestError naming the field at fault.
     """
     options: ChatOptions = {
         "add_generation_prompt": fields.add_generation_prompt,
@@ -37,7 +36,7 @@ async def render(
         "tools": [tool.as_sent() for tool in fields.tools or ()] or None,
         "documents": fields.documents,
         "wants_tool_calls": wants_tool_calls,
-        "write_call": write_call,
+        "write_call": call_writer(state.settings.tool_call_parser),
         "add_special_tokens": add_special_tokens,
         **_template(state, fields),
     }

@@ -96,6 +96,10 @@ async def test_tools_are_described_where_the_template_does_not():
     with serving(chat_template=PLAIN) as served:
         prompt = await prompt_of(served, tools=TOOLS)
         assert prompt.startswith("[system]You can call these functions")
+        assert '<tool_call>\n{"name": "function_name"' in prompt
+    with serving(chat_template=PLAIN, tool_call_parser="llama3_json") as served:
+        prompt = await prompt_of(served, tools=TOOLS)
+        assert 'like this:\n{"name": "function_name", "parameters": {"argument": "value"}}[user]' in prompt
 
 
 def test_the_operator_is_told_at_start(caplog: pytest.LogCaptureFixture):

@@ -7,6 +7,8 @@ them anew.
 from __future__ import annotations
 
 import fnmatch
+import json
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +19,14 @@ import pytest
 from jaxserve.cli.main import parse
 from jaxserve.cli.server_flags import server_settings
 from jaxserve.errors import ConfigError
+from jaxserve.server.call_writing import call_writer
 from jaxserve.server.chat_templates import named_template, template_names
+from jaxserve.server.parsing.answer_format import make_answer_format
+from jaxserve.server.parsing.events import CallArguments, CallStart, Content
+from jaxserve.server.tool_parsers.registry import TOOL_FORMATS
 from jaxserve.text import template_sandbox
 from jaxserve.text.chat_template import ChatTemplate
+from jaxserve.text.tool_text import hermes_call
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ROOT / "tests" / "data" / "chat_templates"
@@ -60,6 +67,22 @@ MESSAGES: list[Any] = [
 
 # Formats that have no system turn, or one at the start alone.
 ONE_SYSTEM = {"gemma3_pythonic", "granite_20b_fc", "hunyuan_a13b", "mistral", "mistral_parallel"}
+
+
+# What ends an assistant's turn, which the model writes as a token that ends the answer.
+ENDS = (
+    "\n",
+    "<EOS>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eot|>",
+    "<|end|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "<|eos|>",
+    "<end_of_turn>",
+    "<｜end▁of▁sentence｜>",
+)
 
 
 def compiled(name: str) -> ChatTemplate:
@@ -109,6 +132,63 @@ def test_final_messages_can_be_continued(name: str) -> None:
         continue_final_message=True,
     )
     assert prompt.endswith("You are wel")
+
+
+def parser_named_in(source: str) -> str:
+    found = re.search(r"Parser: ([\w-]+)|Parser and reasoning parser: ([\w-]+)", source)
+    assert found is not None
+    return found[1] or found[2]
+
+
+# Formats whose calls stand alone: with text before them they are text.
+ALONE = ("pythonic", "llama4_pythonic", "xlam")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("tool_")])
+@pytest.mark.parametrize("text", ["", "I look."])
+def test_the_familys_parser_reads_what_the_template_writes(name: str, text: str) -> None:
+    template = compiled(name)
+    parser_name = parser_named_in(template.source)
+    if parser_name in ALONE:
+        text = ""
+    if parser_name not in TOOL_FORMATS:
+        pytest.skip(f"no parser {parser_name} yet")
+    asked = template.render(MESSAGES[:2], tools=TOOLS)
+    answered = template.render(
+        [*MESSAGES[:2], {**MESSAGES[2], "content": text or None}], tools=TOOLS, add_generation_prompt=False
+    )
+    answer = answered.removeprefix(asked)
+    assert answer != answered
+    for end in ENDS:
+        answer = answer.removesuffix(end)
+    events = []
+    parser = make_answer_format(parser_name, None).parser(tools=TOOLS, prompt=asked)
+    for piece in (answer[: len(answer) // 2], answer[len(answer) // 2 :]):
+        events += parser.push(piece, [])
+    events += parser.finish()
+    calls = [event for event in events if isinstance(event, CallStart)]
+    assert [call.name for call in calls] == ["get_weather", "now"]
+    for index, expected in enumerate((json.loads(ARGUMENTS), {})):
+        arguments = "".join(
+            event.text for event in events if isinstance(event, CallArguments) and event.index == index
+        )
+        assert json.loads(arguments or "{}") == expected
+    assert "".join(event.text for event in events if isinstance(event, Content)).strip() == text
+
+
+WRITTEN = [name for name in sorted(TOOL_FORMATS) if name == "hermes" or call_writer(name) is not hermes_call]
+
+
+@pytest.mark.parametrize("parser_name", WRITTEN)
+def test_a_call_is_written_so_that_its_parser_reads_it(parser_name: str) -> None:
+    arguments = {"city": "Rome", "days": 2}
+    text = call_writer(parser_name)("get_weather", json.dumps(arguments))
+    parser = make_answer_format(parser_name, None).parser(tools=TOOLS, prompt="")
+    start, *rest = [*parser.push(text, []), *parser.finish()]
+    assert isinstance(start, CallStart)
+    assert start.name == "get_weather"
+    assert json.loads("".join(event.text for event in rest if isinstance(event, CallArguments))) == arguments
+    assert not any(isinstance(event, Content) for event in rest)
 
 
 def test_every_file_is_package_data() -> None:
