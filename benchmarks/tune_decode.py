@@ -26,6 +26,7 @@ from jax import lax
 from jaxserve.kernels_pallas import gpu_decode, reference, tuning
 from jaxserve.kernels_pallas.heads import RopeTable, rotate
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
+from jaxserve.kernels_pallas.scoring import Scoring
 from jaxserve.kernels_pallas.tuning import DecodeTuning
 
 READ_RATE = 3.0e12  # bytes per second that an H100 reads from its memory, measured
@@ -231,10 +232,10 @@ def check(shape: Shape, inputs: Inputs, *, interpret: bool = False) -> None:
     """The first rows of one layer against the reference.  Raises AssertionError where they differ."""
     few = min(4, shape.batch)
     call = partial(
-        gpu_decode.fused_decode_attention,
+        gpu_decode.decode_attention,
+        scoring=Scoring(shape.head_dim**-0.5),
         rope=inputs.rope,
         counters=inputs.counters,
-        scale=shape.head_dim**-0.5,
         interpret=interpret,
     )
     out, pages, counters = jax.jit(call)(inputs.qkv, inputs.pages[0], inputs.meta)
@@ -256,7 +257,7 @@ def check(shape: Shape, inputs: Inputs, *, interpret: bool = False) -> None:
     )
     given, taken = (np.asarray(x[jnp.asarray(numbers)]) for x in (inputs.pages[0], pages))
     want, want_pages = reference.paged_attention(
-        np.asarray(q), np.asarray(k), np.asarray(v), given, meta, scale=shape.head_dim**-0.5
+        np.asarray(q), np.asarray(k), np.asarray(v), given, meta, Scoring(shape.head_dim**-0.5)
     )
     np.testing.assert_allclose(
         np.asarray(out[rows], np.float32), want.astype(np.float32), atol=0.02, rtol=0.02
@@ -277,13 +278,13 @@ def _chain(shape: Shape, choice: DecodeTuning) -> Any:
             written = []
             for layer_pages in all_pages:
                 # The counters are what makes a layer wait for the one before it.
-                out, layer_pages, counters = gpu_decode.fused_decode_attention(
+                out, layer_pages, counters = gpu_decode.decode_attention(
                     qkv,
                     layer_pages,
                     meta,
+                    Scoring(shape.head_dim**-0.5),
                     rope=rope,
                     counters=counters,
-                    scale=shape.head_dim**-0.5,
                     tuning=choice,
                 )
                 written.append(layer_pages)

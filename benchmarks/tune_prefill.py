@@ -24,10 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxserve.kernels_pallas import gpu_prefill, gpu_prefill_mosaic, xla
+from jaxserve.kernels_pallas import gpu_prefill, gpu_prefill_mosaic, gpu_split, xla
 from jaxserve.kernels_pallas.gpu_prefill import PrefillConfig
 from jaxserve.kernels_pallas.gpu_prefill_mosaic import MosaicConfig
+from jaxserve.kernels_pallas.heads import RopeTable, split_heads
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
+from jaxserve.kernels_pallas.scoring import Scoring
 
 NUM_LAYERS = 4  # of a call, each with data of its own
 TARGET_SECONDS = 0.012  # of one timed run of calls
@@ -121,18 +123,18 @@ def make_choices(models: tuple[Model, ...], page_sizes: list[int]) -> list[Choic
     """Every choice at 4 x 2048 tokens, the likeliest elsewhere."""
     choices = []
     for model in models:
-        scale = model.head_dim**-0.5
+        scoring = Scoring(model.head_dim**-0.5)
         group = model.num_heads // model.num_kv_heads
         for step_name, sequences in STEPS.items():
             is_first = sequences is next(iter(STEPS.values()))
             for page_size in page_sizes if is_first else page_sizes[:1]:
                 for config in TRITON if is_first and page_size == page_sizes[0] else TRITON[1:2]:
                     step = make_step(sequences, page_size, max(1, config.block_rows // group))
-                    function = partial(gpu_prefill.attend, scale=scale, config=config)
+                    function = partial(gpu_prefill.attend, scoring=scoring, config=config)
                     choices.append(Choice(f"triton {_short(config)}", model, step_name, step, function))
                 step = make_step(sequences, page_size, 32)
                 for config in MOSAIC if is_first else MOSAIC[:2]:
-                    function = partial(gpu_prefill_mosaic.attend, scale=scale, config=config)
+                    function = partial(gpu_prefill_mosaic.attend, scoring=scoring, config=config)
                     choices.append(Choice(f"mosaic {_short(config)}", model, step_name, step, function))
     return choices
 
@@ -212,25 +214,34 @@ def compile_choice(choice: Choice) -> Any:
 
 
 def time_writes(model: Model) -> None:
-    """Both ways to write the keys and values of the first step."""
+    """Both ways to split a projection, turn its heads, and write keys and values, in the first step."""
     step_name, sequences = next(iter(STEPS.items()))
     step = make_step(sequences, 64, 32)
-    shape = (step.num_tokens, model.num_kv_heads, model.head_dim)
-    k, v = (jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(2))
-    for name, write in (("triton", gpu_prefill.write_kv), ("xla", xla.write_kv)):
+    group = model.num_heads // model.num_kv_heads
+    shape = (step.num_tokens, model.num_kv_heads, group + 2, model.head_dim)
+    qkv = jax.random.normal(jax.random.key(0), shape, jnp.bfloat16)
+    angles = jax.random.uniform(jax.random.key(1), (step.num_tokens, model.head_dim // 2), maxval=6.3)
+    rope = RopeTable(jnp.cos(angles), jnp.sin(angles))
 
-        def write_layers(layers: Any, k: Any, v: Any, meta: Any, write: Any = write) -> list[jax.Array]:
-            return [write(pages, k, v, meta) for pages in layers]
+    def by_xla(qkv: jax.Array, pages: jax.Array, meta: AttentionMetadata, rope: RopeTable) -> Any:
+        q, k, v = split_heads(qkv, rope, None)
+        return q, xla.write_kv(pages, k, v, meta)
+
+    for name, write in (("triton", gpu_split.split_and_write), ("xla", by_xla)):
+
+        def write_layers(layers: Any, qkv: Any, meta: Any, rope: Any, write: Any = write) -> Any:
+            done = [write(qkv, pages, meta, rope) for pages in layers]
+            return [q for q, _ in done], [pages for _, pages in done]
 
         jitted = jax.jit(write_layers, donate_argnums=0)
         layers = [pages for _, pages in make_data(model, step)]
 
         def call(jitted: Any = jitted, layers: list[jax.Array] = layers) -> list[jax.Array]:
-            layers[:] = jitted(layers, k, v, step.meta)
-            return list(layers)
+            queries, layers[:] = jitted(layers, qkv, step.meta, rope)
+            return [*queries, *layers]
 
         seconds = seconds_per_call(call) / NUM_LAYERS
-        print(f"{model.name}  {step_name}  write_kv {name:<8} {seconds * 1e3:7.3f} ms")
+        print(f"{model.name}  {step_name}  split and write, {name:<8} {seconds * 1e3:7.3f} ms")
 
 
 def main() -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jaxserve.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+KvCacheDtype = Literal["auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "orbax", "dummy"]
 
 
@@ -84,6 +85,7 @@ class EngineConfig:
     tokenizer: str | None = None  # where to read the tokenizer from if not from the model
     load_format: LoadFormat = "auto"
     dtype: Dtype | None = None  # float32 on CPU, bfloat16 on accelerators
+    kv_cache_dtype: KvCacheDtype = "auto"  # of KV pages; auto: the model's dtype, fp8: fp8_e4m3
     max_model_len: int | None = None  # tokens of prompt + answer
     page_size: int | None = None  # tokens of a KV page: 64 on GPUs, 16 elsewhere
     max_num_seqs: int | None = None  # sequences in one step
@@ -109,6 +111,8 @@ class EngineConfig:
             refuse("model", "give a directory, a .gguf file or a hub name")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             refuse("dtype", "use float32, bfloat16 or float16")
+        if self.kv_cache_dtype not in get_args(KvCacheDtype):
+            refuse("kv_cache_dtype", f"use one of {', '.join(get_args(KvCacheDtype))}")
         if self.load_format not in ("auto", "safetensors", "gguf", "orbax", "dummy"):
             refuse("load_format", "use auto, safetensors, gguf, orbax or dummy")
         page_size = self.page_size

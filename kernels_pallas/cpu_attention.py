@@ -26,6 +26,7 @@ from numba.extending import intrinsic
 from jaxserve.kernels_pallas import cpu_ffi
 from jaxserve.kernels_pallas.cpu_ffi import FIRST_WORD, data_of, dims_of, pointer, prefetch
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
+from jaxserve.kernels_pallas.scoring import Scoring
 
 _NAME = "jaxserve_cpu_decode_attention"
 _TOKENS_PER_THREAD = 64  # context tokens below which another thread is not worth waking
@@ -281,10 +282,7 @@ def attend(
     q: jax.Array,
     kv_pages: jax.Array,
     meta: AttentionMetadata,
-    *,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
+    scoring: Scoring,
 ) -> jax.Array:
     """Attention of q [T, N, H] over pages [P, S, K, 2, H] that already hold this step's keys and values, float32.
 
@@ -300,6 +298,6 @@ def attend(
         meta.kv_lens,
         meta.token_rows,
         meta.positions,
-        jnp.asarray([scale, soft_cap or 0.0], jnp.float32),
-        jnp.asarray([window or 0], jnp.int32),
+        jnp.asarray([scoring.scale, scoring.soft_cap or 0.0], jnp.float32),
+        jnp.asarray([scoring.window or 0], jnp.int32),
     )

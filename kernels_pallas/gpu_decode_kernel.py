@@ -19,6 +19,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
+from jaxserve.kernels_pallas.pages import to_page
+from jaxserve.kernels_pallas.scoring import Scoring
 from jaxserve.kernels_pallas.tuning import DecodeTuning
 
 MIN_TILE = 16  # rows and depth of the smallest matrix product that the tensor cores take
@@ -32,17 +34,14 @@ class DecodeArrays(NamedTuple):
     """The kernel's inputs; inside the kernel, references to them."""
 
     kv_pages: Any  # [P, S, K, 2, H]
-    counters: Any  # [R, K] int32, or None where no row is split
-    q: Any  # [R, K, G or more, H]
-    k: Any  # [R, K, 1 or more, H]
-    v: Any  # [R, K, 1 or more, H]
+    counters: Any  # [R, K] int32
+    qkv: Any  # [R, K, G + 2, H]
     page_table: Any  # [R, MP] int32
     kv_lens: Any  # [R] int32
-    cos: Any = None  # [R, H/2]
-    sin: Any = None  # [R, H/2]
+    cos: Any  # [R, H/2]
+    sin: Any  # [R, H/2]
     q_norm: Any = None  # [H]
     k_norm: Any = None  # [H]
-    kv_scales: Any = None  # [K, 2]
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,8 @@ class DecodeSpec:
     group: int  # G
     head_dim: int
     page_size: int
-    k_slot: int  # where the key stands on axis 2 of `k`
-    v_slot: int
-    dtype: jnp.dtype  # of q, k and v
-    page_dtype: jnp.dtype
-    scale: float
-    window: int | None
-    soft_cap: float | None
+    dtype: jnp.dtype  # of qkv, and of the matrix products' operands
+    scoring: Scoring
     eps: float
     tuning: DecodeTuning
     interpret: bool
@@ -78,47 +72,38 @@ class DecodeSpec:
             start += size
         return parts
 
-    @property
-    def dot_dtype(self) -> jnp.dtype:
-        """Of the matrix products' operands."""
-        return self.dtype if self.page_dtype.itemsize == 1 else jnp.promote_types(self.dtype, self.page_dtype)
-
 
 _Parts = list[jax.Array]  # one array for each of DecodeSpec.parts, which follow each other on the last axis
 
 
 def decode_kernel(refs: DecodeArrays, kv_pages: Any, *outputs: Any, spec: DecodeSpec) -> None:
-    """One program.  outputs: the counters if there are any, the output, and what splits share if rows are split."""
-    counters: Any
-    counters, out, *shares = (None, *outputs) if refs.counters is None else outputs
-    tuning = spec.tuning
+    """One program.  outputs: the counters, the output, and what splits share if rows are split."""
+    counters, out, *shares = outputs
+    tuning, scoring = spec.tuning, spec.scoring
     head, split, row = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     # All that a program needs to begin is asked for at once, before anything depends on an answer.
     length = refs.kv_lens[row]
     num_cached = jnp.maximum(length - 1, 0)  # tokens that come from the pages; the last one never does
-    first = jnp.int32(0) if spec.window is None else jnp.maximum(length - spec.window, 0)
-    first_block = 0 if spec.window is None else first // tuning.block_kv
+    first = jnp.int32(0) if scoring.window is None else jnp.maximum(length - scoring.window, 0)
+    first_block = 0 if scoring.window is None else first // tuning.block_kv
     first_pages = _pages_of_block(refs, row, first_block + split, spec)[0]
-    key_scale, value_scale = (
-        (1.0, 1.0) if refs.kv_scales is None else (refs.kv_scales[head, i] for i in (0, 1))
-    )
-    rope = refs.cos is not None
     slots = jnp.minimum(jnp.arange(spec.tile), spec.group - 1)
-    raw_q = _load_heads(refs.q, slots, row, head, spec, rope=rope)  # [tile, part]
-    raw_k = _load_heads(refs.k, spec.k_slot, row, head, spec, rope=rope)  # [part]
-    raw_v = _load_heads(refs.v, spec.v_slot, row, head, spec, rope=False)
+    raw_q = _load_heads(refs.qkv, slots, row, head, spec, rope=True)  # [tile, part]
+    raw_k = _load_heads(refs.qkv, spec.group, row, head, spec, rope=True)  # [part]
+    raw_v = _load_heads(refs.qkv, spec.group + 1, row, head, spec, rope=False)
     q = _prepare(raw_q, refs.q_norm, refs, row, spec)
 
     num_blocks = pl.cdiv(num_cached, tuning.block_kv) - first_block
     block_share = max(1, tuning.split_tokens // tuning.block_kv)
     num_splits = jnp.clip(pl.cdiv(num_blocks, block_share), 1, tuning.num_splits)
-    score_factor = spec.scale * (_LOG2E if spec.soft_cap is None else 1.0 / spec.soft_cap) * key_scale
+    soft_cap = scoring.soft_cap
+    score_factor = scoring.scale * (_LOG2E if soft_cap is None else 1.0 / soft_cap)
 
     def to_scores(products: jax.Array) -> jax.Array:
         """Scores in units of log 2, the softmax being computed by powers of two."""
-        if spec.soft_cap is None:
+        if soft_cap is None:
             return products * score_factor
-        return jnp.tanh(products * score_factor) * (spec.soft_cap * _LOG2E)
+        return jnp.tanh(products * score_factor) * (soft_cap * _LOG2E)
 
     def body(index: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         pages, acc, largest, total = carry
@@ -128,24 +113,24 @@ def decode_kernel(refs: DecodeArrays, kv_pages: Any, *outputs: Any, spec: Decode
         next_pages, _ = _pages_of_block(refs, row, block + num_splits, spec)
         positions = block * tuning.block_kv + jnp.arange(tuning.block_kv)
         visible = positions < num_cached
-        if spec.window is not None:
+        if scoring.window is not None:
             visible &= positions >= first
 
         def load(which: int, start: int, size: int) -> jax.Array:
             where = (pages if pages.ndim == 0 else pages[:, None]), offsets[:, None]
             tile = kv_pages.at[(*where, head, which, _columns((start, size))[None])]
             # Masked lanes cost no memory traffic, and read as zero.
-            return pltriton.load(tile, mask=visible[:, None], other=0.0).astype(spec.dot_dtype)
+            return pltriton.load(tile, mask=visible[:, None], other=0.0).astype(spec.dtype)
 
         keys = [load(0, *part) for part in spec.parts]
         values = [load(1, *part) for part in spec.parts]
-        scores = to_scores(_add(_dot(a.astype(spec.dot_dtype), b, 1) for a, b in zip(q, keys, strict=True)))
+        scores = to_scores(_add(_dot(a, b, 1) for a, b in zip(q, keys, strict=True)))
         scores = jnp.where(visible[None], scores, _MASKED)
         new_largest = jnp.maximum(largest, scores.max(axis=1))
         rescale = _exp2(largest - new_largest, spec)
         weights = _exp2(scores - new_largest[:, None], spec)
         total = total * rescale + weights.sum(axis=1)
-        weights = weights.astype(spec.dot_dtype)
+        weights = weights.astype(spec.dtype)
         acc = [a * rescale[:, None] + _dot(weights, b, 0) for a, b in zip(acc, values, strict=True)]
         return next_pages, acc, new_largest, total
 
@@ -161,8 +146,8 @@ def decode_kernel(refs: DecodeArrays, kv_pages: Any, *outputs: Any, spec: Decode
         _, acc, largest, total = lax.fori_loop(0, trips, body, carry)
 
         has_new = (split == 0) & (length > 0)
-        k = [_to_page(x, key_scale, spec) for x in _prepare(raw_k, refs.k_norm, refs, row, spec)]
-        v = [_to_page(x, value_scale, spec) for x in raw_v.own]
+        k = [to_page(x, kv_pages.dtype) for x in _prepare(raw_k, refs.k_norm, refs, row, spec)]
+        v = [to_page(x, kv_pages.dtype) for x in raw_v.own]
         # What the page keeps is what counts, rounding included.
         products = _add(jnp.sum(_wide(a) * _wide(b)[None], axis=1) for a, b in zip(q, k, strict=True))
         new_largest = jnp.maximum(largest, jnp.where(has_new, to_scores(products), _MASKED))
@@ -172,12 +157,12 @@ def decode_kernel(refs: DecodeArrays, kv_pages: Any, *outputs: Any, spec: Decode
         total = total * rescale + weight
 
         if not shares:
-            _store(out, row, head, acc, total, value_scale, spec)
+            _store(out, row, head, acc, total, spec)
         else:
 
             @pl.when(num_splits == 1)
             def _whole() -> None:
-                _store(out, row, head, acc, total, value_scale, spec)
+                _store(out, row, head, acc, total, spec)
 
             @pl.when(num_splits > 1)
             def _share() -> None:
@@ -189,7 +174,7 @@ def decode_kernel(refs: DecodeArrays, kv_pages: Any, *outputs: Any, spec: Decode
                 @pl.when(finished == num_splits - 1)
                 def _last() -> None:
                     counters[row, head] = jnp.int32(0)
-                    _combine(out, shares, row, head, num_splits, value_scale, spec)
+                    _combine(out, shares, row, head, num_splits, spec)
 
         # Last, since it waits for its page's number.
         @pl.when(has_new)
@@ -246,7 +231,7 @@ class _RawHeads(NamedTuple):
     """Queries or a key as they lie in memory, each part twice where rope pairs its components with others."""
 
     own: _Parts
-    partners: _Parts  # empty without rope
+    partners: _Parts  # empty for values, which do not turn
 
 
 def _columns(part: tuple[int, int]) -> jax.Array:
@@ -275,7 +260,7 @@ def _load_heads(
 
 
 def _prepare(heads: _RawHeads, norm: Any, refs: DecodeArrays, row: jax.Array, spec: DecodeSpec) -> _Parts:
-    """Normed and turned as asked, and rounded where the unfused computation rounds."""
+    """Normed if asked, turned, and rounded where the unfused computation rounds."""
     inverse_rms: Any = None
     if norm is not None:
         squares = _add(jnp.sum(_wide(x) * _wide(x), axis=-1) for x in heads.own)
@@ -293,22 +278,11 @@ def _prepare(heads: _RawHeads, norm: Any, refs: DecodeArrays, row: jax.Array, sp
     for index, part in enumerate(spec.parts):
         columns = _columns(part)
         x = normed(heads.own[index], columns)
-        if refs.cos is not None:
-            angles = jnp.where(columns < half, columns, columns - half)
-            sine = refs.sin[row, angles] * jnp.where(columns < half, -1.0, 1.0)
-            partner = normed(heads.partners[index], _partners(columns, spec))
-            x = x * refs.cos[row, angles] + partner * sine
-        prepared.append(x.astype(spec.dtype))
+        angles = jnp.where(columns < half, columns, columns - half)
+        sine = refs.sin[row, angles] * jnp.where(columns < half, -1.0, 1.0)
+        partner = normed(heads.partners[index], _partners(columns, spec))
+        prepared.append((x * refs.cos[row, angles] + partner * sine).astype(spec.dtype))
     return prepared
-
-
-def _to_page(x: jax.Array, scale: Any, spec: DecodeSpec) -> jax.Array:
-    """As the page keeps it: divided by its scale, and for 8 bits cut off at the largest number there is."""
-    x = x.astype(jnp.float32) / scale
-    if spec.page_dtype.itemsize == 1:
-        largest = float(jnp.finfo(spec.page_dtype).max)
-        x = jnp.clip(x, -largest, largest)
-    return x.astype(spec.page_dtype)
 
 
 def _dot(a: jax.Array, b: jax.Array, b_axis: int) -> jax.Array:
@@ -326,12 +300,11 @@ def _store(
     head: jax.Array,
     acc: Sequence[jax.Array],
     total: jax.Array,
-    value_scale: Any,
     spec: DecodeSpec,
 ) -> None:
     """Write acc / total, [group, H] of the tile, to the row's heads.  A row without tokens has sums of zero."""
     rows = jnp.arange(total.size)
-    factor = value_scale / jnp.maximum(total, _TINY)
+    factor = 1.0 / jnp.maximum(total, _TINY)
     for (start, size), part in zip(spec.parts, acc, strict=True):
         tile = out.at[row, (head * spec.group + rows)[:, None], _columns((start, size))[None]]
         mask = jnp.broadcast_to(rows[:, None] < spec.group, part.shape)
@@ -364,7 +337,6 @@ def _combine(
     row: jax.Array,
     head: jax.Array,
     num_splits: jax.Array,
-    value_scale: Any,
     spec: DecodeSpec,
 ) -> None:
     """Add up what the row's splits have left in scratch memory, and write the output."""
@@ -409,4 +381,4 @@ def _combine(
         carry = body(0, carry)
     else:
         carry = lax.fori_loop(0, pl.cdiv(num_splits, chunk), body, carry)
-    _store(out, row, head, carry[0], carry[2], value_scale, spec)
+    _store(out, row, head, carry[0], carry[2], spec)

@@ -20,13 +20,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
+from jaxserve.kernels_pallas.scoring import Scoring
 
 # Finite: a block without any visible key gives weights that the next visible key scales to 0.  A power of two, so that
 # scaling it is exact, and a fused multiply-add finds no difference between it and the largest score.
 _MASKED = -(2.0**100)
 _LOG2_E = math.log2(math.e)
 _SMALL_ROWS = 16  # rows of the smallest matrix that a tensor core multiplies
-_WRITE_TOKENS = 16  # tokens of one program of write_kv
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,133 +59,25 @@ def tile_size(num_heads: int, num_kv_heads: int, head_dim: int, dtype: jax.typin
     return max(1, default_config(head_dim, dtype).block_rows // (num_heads // num_kv_heads))
 
 
-def paged_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    kv_pages: jax.Array,
-    meta: AttentionMetadata,
-    *,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
-    config: PrefillConfig | None = None,
-    interpret: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-    """attention.paged_attention for mixed steps.  Padding tokens give zeros."""
-    kv_pages = write_kv(kv_pages, k, v, meta, interpret=interpret)
-    out = attend(
-        q, kv_pages, meta, scale=scale, window=window, soft_cap=soft_cap, config=config, interpret=interpret
-    )
-    return out, kv_pages
-
-
-@partial(jax.jit, static_argnames="interpret")
-def write_kv(
-    kv_pages: jax.Array, k: jax.Array, v: jax.Array, meta: AttentionMetadata, *, interpret: bool = False
-) -> jax.Array:
-    """Put k and v [T, K, H] into kv_pages [P, S, K, 2, H]; in place when the pages are donated."""
-    num_tokens, num_kv_heads, head_dim = k.shape
-
-    def kernel(positions_ref, rows_ref, table_ref, k_ref, v_ref, _, out_ref):
-        # Surplus lanes write the last token once more.
-        first = pl.program_id(0) * _WRITE_TOKENS
-        tokens = jnp.minimum(first + jnp.arange(_WRITE_TOKENS, dtype=jnp.int32), num_tokens - 1)
-        head = pl.program_id(1)
-        positions = positions_ref[tokens]
-        pages = table_ref[rows_ref[tokens], positions // page_size]
-        offsets = positions % page_size
-        for part in _power_of_two_parts(head_dim):
-            out_ref[pages, offsets, head, 0, part] = k_ref[tokens, head, part].astype(out_ref.dtype)
-            out_ref[pages, offsets, head, 1, part] = v_ref[tokens, head, part].astype(out_ref.dtype)
-
-    page_size = kv_pages.shape[1]
-    return pl.pallas_call(
-        kernel,
-        grid=(pl.cdiv(num_tokens, _WRITE_TOKENS), num_kv_heads),
-        out_shape=jax.ShapeDtypeStruct(kv_pages.shape, kv_pages.dtype),
-        input_output_aliases={5: 0},
-        compiler_params=pltriton.CompilerParams(num_warps=4, num_stages=1),
-        interpret=interpret,
-        name="write_kv",
-    )(meta.positions, meta.token_rows, meta.page_table, k, v, kv_pages)
-
-
+# Jitted, so that a model's layers share one tracing and lowering.
+@partial(jax.jit, static_argnames=("scoring", "shorter_than", "config", "interpret"))
 def attend(
     q: jax.Array,
     kv_pages: jax.Array,
     meta: AttentionMetadata,
+    scoring: Scoring,
     *,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
+    out: jax.Array | None = None,
+    shorter_than: int | None = None,
     config: PrefillConfig | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """Attention of q [T, N, H] over pages that already hold this step's keys and values; [T, N, H].
 
     Pages may be of a narrower type than q (float8): they are widened to it.  float32 is multiplied as float32.
+    Padding tokens give zeros.  With `shorter_than`, rows of as many new tokens or more are left alone: what `out`
+    [T, N, H] holds for them is kept, and `out` is overwritten in place.
     """
-    return _call(
-        q,
-        kv_pages,
-        meta,
-        out=None,
-        shorter_than=None,
-        scale=scale,
-        window=window,
-        soft_cap=soft_cap,
-        config=config,
-        interpret=interpret,
-    )
-
-
-def attend_short_rows(
-    q: jax.Array,
-    kv_pages: jax.Array,
-    meta: AttentionMetadata,
-    out: jax.Array,
-    *,
-    shorter_than: int,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
-    config: PrefillConfig | None = None,
-    interpret: bool = False,
-) -> jax.Array:
-    """`attend` for rows with fewer than `shorter_than` new tokens, and for padding.
-
-    `out` [T, N, H], overwritten in place, keeps what it holds for the tokens of other rows.
-    """
-    return _call(
-        q,
-        kv_pages,
-        meta,
-        out=out,
-        shorter_than=shorter_than,
-        scale=scale,
-        window=window,
-        soft_cap=soft_cap,
-        config=config,
-        interpret=interpret,
-    )
-
-
-# Jitted, so that a model's layers share one tracing and lowering.
-@partial(jax.jit, static_argnames=("shorter_than", "scale", "window", "soft_cap", "config", "interpret"))
-def _call(
-    q: jax.Array,
-    kv_pages: jax.Array,
-    meta: AttentionMetadata,
-    *,
-    out: jax.Array | None,
-    shorter_than: int | None,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
-    config: PrefillConfig | None,
-    interpret: bool,
-) -> jax.Array:
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads = kv_pages.shape[2]
     config = config or default_config(head_dim, q.dtype)
@@ -206,9 +98,7 @@ def _call(
         block=config.block_keys,
         page_size=kv_pages.shape[1],
         fill_steps=pl.cdiv(num_tokens, num_programs * tile),
-        scale=scale,
-        window=window,
-        soft_cap=soft_cap,
+        scoring=scoring,
     )
     args = [
         meta.tile_rows,
@@ -255,9 +145,7 @@ def _kernel(
     block: int,
     page_size: int,
     fill_steps: int,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
+    scoring: Scoring,
 ) -> None:
     """Program (kv head, part of a tile)."""
     head = pl.program_id(0)
@@ -292,9 +180,7 @@ def _kernel(
             count=count,
             first_position=kv_len - (row_end - start),
             kv_len=kv_len,
-            scale=scale,
-            window=window,
-            soft_cap=soft_cap,
+            scoring=scoring,
         )
 
     if rows == _SMALL_ROWS:
@@ -364,12 +250,10 @@ def _attend_rows(
     count: jax.Array,
     first_position: jax.Array,
     kv_len: jax.Array,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
+    scoring: Scoring,
 ) -> None:
     """Online softmax of `num_rows` rows over the blocks that any of them sees."""
-    dtype = q_ref.dtype
+    dtype, window, soft_cap = q_ref.dtype, scoring.window, scoring.soft_cap
     parts = _power_of_two_parts(q_ref.shape[2])
     precision = lax.Precision.HIGHEST if dtype == jnp.float32 else None
     dot = partial(jnp.dot, precision=precision, preferred_element_type=jnp.float32)
@@ -386,9 +270,9 @@ def _attend_rows(
             keys = kv_ref[pages, offsets, head, 0, part].astype(dtype)
             scores += dot(query, keys.T)
         if soft_cap is None:
-            to_log2 = scale * _LOG2_E
+            to_log2 = scoring.scale * _LOG2_E
         else:
-            scores = _tanh(scores * (scale / soft_cap))
+            scores = _tanh(scores * (scoring.scale / soft_cap))
             to_log2 = soft_cap * _LOG2_E
         key = index * block + jnp.arange(block, dtype=jnp.int32)
         if masked:

@@ -21,6 +21,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxserve.kernels_pallas import gpu_prefill
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
+from jaxserve.kernels_pallas.scoring import Scoring
 
 TILE = 64  # queries of a warpgroup, the rows of one wgmma
 _COLUMNS = 64  # 16-bit values in a row of swizzled shared memory
@@ -59,54 +60,30 @@ def supports(q: jax.Array, kv_pages: jax.Array) -> bool:
     )
 
 
-def paged_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    kv_pages: jax.Array,
-    meta: AttentionMetadata,
-    *,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
-    config: MosaicConfig | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """attention.paged_attention for mixed steps that `supports` accepts.  Padding tokens give zeros."""
-    kv_pages = gpu_prefill.write_kv(kv_pages, k, v, meta)
-    out = attend(q, kv_pages, meta, scale=scale, window=window, soft_cap=soft_cap, config=config)
-    return out, kv_pages
-
-
 def attend(
     q: jax.Array,
     kv_pages: jax.Array,
     meta: AttentionMetadata,
+    scoring: Scoring,
     *,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
     config: MosaicConfig | None = None,
 ) -> jax.Array:
-    """Attention of q [T, N, H] over pages that already hold this step's keys and values; [T, N, H].
+    """gpu_prefill.attend for what `supports` accepts.
 
     What lies in the pages behind a row's last key must be finite: it is multiplied by zero.
     """
-    out = attend_long_rows(q, kv_pages, meta, scale=scale, window=window, soft_cap=soft_cap, config=config)
-    return gpu_prefill.attend_short_rows(
-        q, kv_pages, meta, out, shorter_than=TILE, scale=scale, window=window, soft_cap=soft_cap
-    )
+    out = attend_long_rows(q, kv_pages, meta, scoring, config=config)
+    return gpu_prefill.attend(q, kv_pages, meta, scoring, out=out, shorter_than=TILE)
 
 
 # Jitted, so that a model's layers share one tracing and lowering, which takes half a second.
-@partial(jax.jit, static_argnames=("scale", "window", "soft_cap", "config", "interpret"))
+@partial(jax.jit, static_argnames=("scoring", "config", "interpret"))
 def attend_long_rows(
     q: jax.Array,
     kv_pages: jax.Array,
     meta: AttentionMetadata,
+    scoring: Scoring,
     *,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
     config: MosaicConfig | None = None,
     interpret: Any = None,
 ) -> jax.Array:
@@ -124,9 +101,7 @@ def attend_long_rows(
         num_pairs=num_heads // _COMPUTE_WARPGROUPS,
         page_size=page_size,
         config=config,
-        scale=scale,
-        window=window,
-        soft_cap=soft_cap,
+        scoring=scoring,
         interpret=interpret is not None,
     )
     swizzle = plgpu.SwizzleTransform(128)
@@ -216,9 +191,7 @@ def _kernel(
     num_pairs: int,
     page_size: int,
     config: MosaicConfig,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
+    scoring: Scoring,
     interpret: bool,
 ) -> None:
     """One program: its share of the items, an item being a tile of tokens and a pair of heads."""
@@ -241,6 +214,7 @@ def _kernel(
 
     def blocks_of(position: jax.Array) -> tuple[jax.Array, ...]:
         """Bounds of three runs of blocks: seen by some of the tile's queries, by all, by some."""
+        window = scoring.window
         last = (position + TILE + block - 1) // block
         diagonal = (position + 1) // block
         first = whole = jnp.int32(0)
@@ -328,15 +302,13 @@ def _kernel(
                 first_step=step - first,
                 last_index=last - 1,
                 position=position,
-                scale=scale,
-                window=window,
-                soft_cap=soft_cap,
+                scoring=scoring,
                 interpret=interpret,
             )
             carry = _init_carry(head_dim, interpret)
             plgpu.barrier_wait(q_filled.at[warpgroup * 2 + buffer])
             plgpu.barrier_wait(k_filled.at[lax.rem(step, jnp.int32(stages))])
-            if window is not None:
+            if scoring.window is not None:
                 carry = lax.fori_loop(first, whole, partial(attend_block, masked=True), carry)
             carry = lax.fori_loop(whole, diagonal, partial(attend_block, masked=False), carry)
             # By now the last item's output has left the other buffer, and what is ahead hides how long loads take.
@@ -403,9 +375,7 @@ def _attend_block(
     first_step: jax.Array,
     last_index: jax.Array,
     position: jax.Array,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
+    scoring: Scoring,
     interpret: bool,
     masked: bool,
 ) -> tuple[Any, Any, Any]:
@@ -437,20 +407,20 @@ def _attend_block(
         scores = pl.run_scoped(multiply_keys, plgpu.WGMMAAccumulatorRef((TILE, block), jnp.float32))
     plgpu.barrier_arrive(k_consumed.at[slot])
 
-    if soft_cap is None:
-        to_log2 = scale * _LOG2_E
+    if scoring.soft_cap is None:
+        to_log2 = scoring.scale * _LOG2_E
     else:
-        doubled = scores * (2.0 * _LOG2_E * scale / soft_cap)
+        doubled = scores * (2.0 * _LOG2_E * scoring.scale / scoring.soft_cap)
         scores = 1.0 - 2.0 / (1.0 + jnp.exp2(doubled))  # tanh
-        to_log2 = soft_cap * _LOG2_E
+        to_log2 = scoring.soft_cap * _LOG2_E
     if masked:
         iota = partial(lax.broadcasted_iota, jnp.int32, (TILE, block))
         if not interpret:
             iota = partial(plgpu.broadcasted_iota, jnp.int32, (TILE, block), layout=plgpu.Layout.WGMMA)
         behind = iota(0) + (position - index * block) - iota(1)  # how far the key lies behind the query
         visible = behind >= 0
-        if window is not None:
-            visible &= behind < window
+        if scoring.window is not None:
+            visible &= behind < scoring.window
         scores = jnp.where(visible, scores, _MASKED)
     new_largest = jnp.maximum(largest, scores.max(axis=1) * to_log2)
     rescale = jnp.exp2(largest - new_largest)

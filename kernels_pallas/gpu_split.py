@@ -16,6 +16,7 @@ from jax.experimental.pallas import triton as pltriton
 from jaxserve.kernels_pallas.gpu_prefill import _power_of_two_parts
 from jaxserve.kernels_pallas.heads import HeadNorms, RopeTable
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
+from jaxserve.kernels_pallas.pages import to_page
 
 _TOKENS = 16  # of one program
 
@@ -101,10 +102,10 @@ def _kernel(
         for part, values in rotated(column, q_scale):
             queries_ref[tokens, head * group + column, part] = values.astype(queries_ref.dtype)
     for part, values in rotated(group, k_scale):
-        pages_ref[pages, offsets, head, 0, part] = values.astype(qkv_ref.dtype).astype(pages_ref.dtype)
+        pages_ref[pages, offsets, head, 0, part] = to_page(values.astype(qkv_ref.dtype), pages_ref.dtype)
     for part in _power_of_two_parts(head_dim):
         values = qkv_ref[tokens, head, group + 1, part]
-        pages_ref[pages, offsets, head, 1, part] = values.astype(pages_ref.dtype)
+        pages_ref[pages, offsets, head, 1, part] = to_page(values, pages_ref.dtype)
 
 
 def _wide(x: jax.Array) -> jax.Array:

@@ -9,36 +9,40 @@ from math import prod
 import jax
 import jax.numpy as jnp
 
+from jaxserve.kernels_pallas.metadata import Backend
+
 
 def contract(
-    x: jax.Array, weight: jax.Array, num_axes: int = 1, *, out_dtype: jnp.dtype | None = None
+    x: jax.Array,
+    weight: jax.Array,
+    num_axes: int = 1,
+    *,
+    backend: Backend,
+    out_dtype: jnp.dtype | None = None,
 ) -> jax.Array:
     """Contract the last `num_axes` axes of x with the first of weight: one GEMM, however many axes.
 
-    Where `wants_rows`, the weight had better come from `from_rows`, or it is transposed at every call.
+    Where the backend is "cpu", the weight had better come from `from_rows`, or it is transposed at every call.
     """
-    if wants_rows():
+    if backend == "cpu":
         num_inputs, outputs = prod(weight.shape[:num_axes]), weight.shape[num_axes:]
         rows = to_rows(weight, num_axes).reshape(-1, num_inputs)
-        y = contract_rows(x.reshape(-1, num_inputs), rows, out_dtype=out_dtype)
+        y = contract_rows(x.reshape(-1, num_inputs), rows, backend=backend, out_dtype=out_dtype)
         return y.reshape(*x.shape[: x.ndim - num_axes], *outputs)
     axes = (tuple(range(x.ndim - num_axes, x.ndim)), tuple(range(num_axes)))
     return _dot(x, weight, axes, out_dtype)
 
 
-def contract_rows(x: jax.Array, rows: jax.Array, *, out_dtype: jnp.dtype | None = None) -> jax.Array:
+def contract_rows(
+    x: jax.Array, rows: jax.Array, *, backend: Backend, out_dtype: jnp.dtype | None = None
+) -> jax.Array:
     """x [M, K] times rows [N, K] transposed: [M, N]."""
-    if wants_rows() and x.dtype == jnp.float32 and out_dtype in (None, jnp.float32):
+    if backend == "cpu" and x.dtype == jnp.float32 and out_dtype in (None, jnp.float32):
         from jaxserve.kernels_pallas import cpu_matmul
 
         if cpu_matmul.suits(x, rows.shape[1]):
             return cpu_matmul.multiply(x, rows)
     return _dot(x, rows, ((1,), (1,)), out_dtype)
-
-
-def wants_rows() -> bool:
-    """Whether this platform's products want weights stored output by output."""
-    return jax.default_backend() == "cpu" and has_numba()
 
 
 @cache

@@ -60,7 +60,7 @@ def contract_parts(x: jax.Array, weight: jax.Array, num_axes: int, backend: Back
     num_inputs, num_outputs = prod(weight.shape[:num_axes]), weight.shape[-1]
     num_parts = split_of(x.shape[0], num_inputs, num_outputs) if backend == "gpu" else 1
     if num_parts == 1 or x.dtype == jnp.float32:
-        return contract(x, weight, num_axes)[None]
+        return contract(x, weight, num_axes, backend=backend)[None]
     return jax.lax.dot_general(
         x.reshape(x.shape[0], num_parts, -1),
         weight.reshape(num_parts, -1, num_outputs),

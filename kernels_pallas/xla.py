@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
+from jaxserve.kernels_pallas.pages import to_page
+from jaxserve.kernels_pallas.scoring import Scoring
 
 _MASKED = -1e30  # finite, so that a row without any visible key gives zeros and not NaN
 _NO_KEY = 2**30  # length given to padding rows where the shortest length is looked for
@@ -23,7 +25,7 @@ def write_kv(kv_pages: jax.Array, k: jax.Array, v: jax.Array, meta: AttentionMet
     """Scatter k and v [T, K, H] into kv_pages [P, S, K, 2, H]; in place when the pages are donated."""
     page_size = kv_pages.shape[1]
     pages = meta.page_table[meta.token_rows, meta.positions // page_size]
-    kv = jnp.stack([k, v], axis=2).astype(kv_pages.dtype)  # [T, K, 2, H]
+    kv = to_page(jnp.stack([k, v], axis=2), kv_pages.dtype)  # [T, K, 2, H]
     return kv_pages.at[pages, meta.positions % page_size].set(kv)
 
 
@@ -31,25 +33,19 @@ def attend(
     q: jax.Array,
     kv_pages: jax.Array,
     meta: AttentionMetadata,
-    *,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
+    scoring: Scoring,
 ) -> jax.Array:
     """Attention of q [T, N, H] over pages that already hold this step's keys and values; [T, N, H]."""
     if meta.kind == "decode":
-        return _attend_decode(q, kv_pages, meta, scale=scale, window=window, soft_cap=soft_cap)
-    return _attend_tiles(q, kv_pages, meta, scale=scale, window=window, soft_cap=soft_cap)
+        return _attend_decode(q, kv_pages, meta, scoring)
+    return _attend_tiles(q, kv_pages, meta, scoring)
 
 
 def _attend_decode(
     q: jax.Array,
     kv_pages: jax.Array,
     meta: AttentionMetadata,
-    *,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
+    scoring: Scoring,
 ) -> jax.Array:
     """One query a row.  Rows go in groups, so that one long sequence makes only its own group loop long."""
     num_rows = q.shape[0]
@@ -68,12 +64,10 @@ def _attend_decode(
             kv_pages,
             lax.dynamic_slice_in_dim(page_table, start, group),
             positions=(lens - 1)[:, None],
-            first_key=jnp.int32(0) if window is None else shortest - window,
+            first_key=jnp.int32(0) if scoring.window is None else shortest - scoring.window,
             num_keys=jnp.max(lens),
             block=_DECODE_BLOCK,
-            scale=scale,
-            window=window,
-            soft_cap=soft_cap,
+            scoring=scoring,
         )[:, 0]
 
     if num_groups == 1:
@@ -89,10 +83,7 @@ def _attend_tiles(
     q: jax.Array,
     kv_pages: jax.Array,
     meta: AttentionMetadata,
-    *,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
+    scoring: Scoring,
 ) -> jax.Array:
     """Ragged chunks: one query tile of one row after the other, in token order.
 
@@ -113,12 +104,10 @@ def _attend_tiles(
             kv_pages,
             lax.dynamic_slice(meta.page_table, (row, 0), (1, meta.page_table.shape[1])),
             positions=(first + jnp.arange(tile))[None],
-            first_key=jnp.int32(0) if window is None else first - window + 1,
+            first_key=jnp.int32(0) if scoring.window is None else first - scoring.window + 1,
             num_keys=jnp.minimum(first + tile, meta.kv_lens[row]),
             block=_PREFILL_BLOCK,
-            scale=scale,
-            window=window,
-            soft_cap=soft_cap,
+            scoring=scoring,
         )
         return lax.dynamic_update_slice(out, result[0], (start, 0, 0))
 
@@ -135,9 +124,7 @@ def _attend_blocks(
     first_key: jax.Array,
     num_keys: jax.Array,
     block: int,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
+    scoring: Scoring,
 ) -> jax.Array:
     """Online softmax over blocks of pages.  q [B, C, N, H] at `positions` [B, C]; page_table [B, MP].
 
@@ -150,19 +137,19 @@ def _attend_blocks(
     block = block_pages * page_size
     # Room for the last block to run over the end of the table; those keys are masked.
     page_table = jnp.pad(page_table, ((0, 0), (0, -page_table.shape[1] % block_pages)))
-    queries = q.reshape(num_rows, chunk, num_kv_heads, group, head_dim).astype(jnp.float32) * scale
+    queries = q.reshape(num_rows, chunk, num_kv_heads, group, head_dim).astype(jnp.float32) * scoring.scale
 
     def body(index: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         acc, largest, total = carry
         pages = lax.dynamic_slice(page_table, (0, index * block_pages), (num_rows, block_pages))
         kv = kv_pages[pages].reshape(num_rows, block, num_kv_heads, 2, head_dim).astype(jnp.float32)
         scores = jnp.einsum("bckgh,bskh->bkgcs", queries, kv[:, :, :, 0], precision=lax.Precision.HIGHEST)
-        if soft_cap is not None:
-            scores = soft_cap * jnp.tanh(scores / soft_cap)
+        if scoring.soft_cap is not None:
+            scores = scoring.soft_cap * jnp.tanh(scores / scoring.soft_cap)
         keys = index * block + jnp.arange(block)
         visible = keys <= positions[:, :, None]  # [B, C, S]
-        if window is not None:
-            visible &= keys > positions[:, :, None] - window
+        if scoring.window is not None:
+            visible &= keys > positions[:, :, None] - scoring.window
         visible = visible[:, None, None]
         scores = jnp.where(visible, scores, _MASKED)
         new_largest = jnp.maximum(largest, scores.max(axis=-1))

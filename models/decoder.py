@@ -14,7 +14,7 @@ from jaxserve.errors import ConfigError
 from jaxserve.kernels_pallas.attention import StepScratch, start_step
 from jaxserve.kernels_pallas.heads import RopeTable
 from jaxserve.kernels_pallas.matmul import contract, contract_rows
-from jaxserve.kernels_pallas.metadata import AttentionMetadata
+from jaxserve.kernels_pallas.metadata import AttentionMetadata, Backend
 from jaxserve.models.layers import Attention, GatedMLP, RMSNorm, parameter, take_rows
 from jaxserve.models.rope import rope_table
 
@@ -127,10 +127,10 @@ class DecoderModel(nnx.Module):
         _, hidden = self.norm.add(x, delta, meta.backend)
         return (take_rows(hidden, rows) if rows is not None and cut is None else hidden), tuple(written)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def logits(self, hidden: jax.Array, backend: Backend = "xla") -> jax.Array:
         """hidden [R, D] to [R, V] float32: accumulated and kept wide, since sampling compares near ties."""
         wide = jnp.dtype(jnp.float32)
         if self.lm_head is not None:
-            return contract(hidden, self.lm_head[...], out_dtype=wide)
+            return contract(hidden, self.lm_head[...], backend=backend, out_dtype=wide)
         # Contracting the embedding's own last axis spares a transposed copy of the largest weight there is.
-        return contract_rows(hidden, self.embedding[...], out_dtype=wide)
+        return contract_rows(hidden, self.embedding[...], backend=backend, out_dtype=wide)

@@ -12,6 +12,7 @@ from jaxserve.kernels_pallas.heads import HeadNorms, RopeTable, rms_norm
 from jaxserve.kernels_pallas.matmul import contract
 from jaxserve.kernels_pallas.metadata import AttentionMetadata, Backend
 from jaxserve.kernels_pallas.residual import add_norm, contract_parts
+from jaxserve.kernels_pallas.scoring import Scoring
 
 
 def parameter(shape: tuple[int, ...], axes: tuple[str, ...], dtype: jnp.dtype) -> nnx.Param[jax.Array]:
@@ -81,7 +82,7 @@ class Attention(nnx.Module):
 
         The output is in parts [C, T, D] to be summed, or of `rows` [R] alone, if they are given, [C, R, D].
         """
-        qkv = contract(x, self.qkv[...])  # [T, K, G + 2, H]
+        qkv = contract(x, self.qkv[...], backend=meta.backend)  # [T, K, G + 2, H]
         if self.qkv_bias is not None:
             qkv = qkv + self.qkv_bias[...]
         norms = None
@@ -92,10 +93,9 @@ class Attention(nnx.Module):
             kv_pages,
             meta,
             scratch,
+            Scoring(scale=qkv.shape[-1] ** -0.5, window=self.window),
             rope=rope,
             norms=norms,
-            scale=qkv.shape[-1] ** -0.5,
-            window=self.window,
         )
         if rows is not None:
             out = take_rows(out, rows)
@@ -114,7 +114,7 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: jax.Array, backend: Backend) -> jax.Array:
         """x [T, D] to parts [C, T, D] to be summed."""
-        gate_up = contract(x, self.gate_up[...])  # [T, 2, F]
+        gate_up = contract(x, self.gate_up[...], backend=backend)  # [T, 2, F]
         if self.gate_up_bias is not None:
             gate_up = gate_up + self.gate_up_bias[...]
         if x.dtype != jnp.float32 and x.shape[0] >= _STORED_ROWS:
@@ -136,4 +136,4 @@ def _contract_parts(
 ) -> jax.Array:
     if bias is None:
         return contract_parts(x, weight[...], num_axes, backend)
-    return (contract(x, weight[...], num_axes) + bias[...])[None]
+    return (contract(x, weight[...], num_axes, backend=backend) + bias[...])[None]

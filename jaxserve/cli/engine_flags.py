@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from jaxserve.cli.quantities import num_bytes, positive
 from jaxserve.cli.refused_flags import ENGINE_FLAGS, add_refused_flags
-from jaxserve.config import EngineConfig
+from jaxserve.config import EngineConfig, KvCacheDtype
 from jaxserve.errors import ConfigError
 
 MODEL_HELP = "directory, .gguf file, hub name, or the short name of a bundled model (smollm2)"
@@ -45,6 +45,12 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
         help="default: float32 on CPU, bfloat16 on accelerators",
+    )
+    add(
+        "--kv-cache-dtype",
+        choices=get_args(KvCacheDtype),
+        default="auto",
+        help="of KV pages: fp8 (fp8_e4m3) holds twice the tokens of bfloat16 (default: the model's dtype)",
     )
     add("--max-model-len", type=positive, metavar="TOKENS", help="prompt + answer, for example 8192 or 8K")
     add(
@@ -120,6 +126,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
         tokenizer=args.tokenizer,
         load_format=args.load_format,
         dtype=None if args.dtype == "auto" else args.dtype,
+        kv_cache_dtype=args.kv_cache_dtype,
         max_model_len=args.max_model_len,
         page_size=args.page_size,
         max_num_seqs=args.max_num_seqs,

@@ -94,6 +94,7 @@ def _kv_capacity(settings: Settings) -> dict[str, Any]:
     num_pages = settings.memory.num_pages - 1  # page 0 is the dummy page
     num_tokens = num_pages * settings.page_size
     return {
+        "dtype": settings.kv_dtype,
         "page_size": settings.page_size,
         "page_bytes": settings.memory.page,
         "num_pages": num_pages,

@@ -35,9 +35,6 @@ ENGINE_FLAGS: tuple[RefusedFlag, ...] = (
         "weights run in --dtype; a quantised GGUF file is dequantised when it is loaded",
         ("none",),
     ),
-    RefusedFlag(
-        ("--kv-cache-dtype",), "the KV cache has the model's --dtype; leave it out (or give auto)", ("auto",)
-    ),
     RefusedFlag(("--tensor-parallel-size", "-tp"), _ONE_DEVICE, ("1",)),
     RefusedFlag(("--pipeline-parallel-size", "-pp"), _ONE_DEVICE, ("1",)),
     RefusedFlag(("--data-parallel-size", "-dp"), "start one server per replica instead", ("1",)),

@@ -251,6 +251,7 @@ def _cache_context(settings: Settings) -> object:
     return (
         settings.model,
         settings.dtype,
+        settings.kv_dtype,
         settings.page_size,
         settings.max_num_seqs,
         settings.max_logprobs,

@@ -32,7 +32,7 @@ from jaxserve.engine.settle import Settings
 from jaxserve.engine.weight_pack import WeightPack
 from jaxserve.engine.xla_options import LIBRARY_ROWS
 from jaxserve.kernels_pallas.attention import HOPPER_TOKENS, backend_of, make_ready
-from jaxserve.kernels_pallas.matmul import from_rows, wants_rows
+from jaxserve.kernels_pallas.matmul import from_rows
 from jaxserve.kernels_pallas.metadata import Backend
 from jaxserve.models.decoder import DecoderModel
 from jaxserve.models.layers import CONTRACTED_AXES, take_rows
@@ -72,16 +72,16 @@ class ProgramBook:
         self._settings = settings
         self._graphdef = graphdef
         leaves, self._treedef = jax.tree.flatten(abstract_state)
-        contracted = _contracted_axes(abstract_state) if wants_rows() else {}
+        model = settings.model
+        self._backend: Backend = backend_of(settings.platform, settings.dtype, model.head_dim)
+        make_ready(self._backend, settings.dtype)
+        contracted = _contracted_axes(abstract_state) if self._backend == "cpu" else {}
         self._pack = WeightPack.plan(leaves, contracted)
         self._leaf_specs = [_spec(leaf.shape, leaf.dtype) for leaf in leaves]
         self._head = self._find_head(abstract_state)
         self._head_spec = jax.eval_shape(lambda arrays: self._pack.leaf(arrays, self._head), self._pack.specs)
-        model = settings.model
-        self._backend: Backend = backend_of(jax.default_backend(), settings.dtype, model.head_dim)
-        make_ready(self._backend)
         page = (settings.memory.num_pages, settings.page_size, model.num_kv_heads, 2, model.head_dim)
-        self.kv_specs = (_spec(page, settings.dtype),) * model.num_layers
+        self.kv_specs = (_spec(page, settings.kv_dtype),) * model.num_layers
         self.page_table_spec = _spec((settings.max_num_seqs + 1, settings.lattice.max_pages), jnp.int32)
         state = jax.eval_shape(lambda: init_state(settings.max_num_seqs, model.vocab_size))
         self._state_specs = tuple(_spec(x.shape, x.dtype) for x in state_to_tuple(state))
@@ -171,7 +171,7 @@ class ProgramBook:
         on_cpu = settings.platform == "cpu"
 
         def sample_rows(head, state, hidden, numbers, step, *mask):
-            logits = self._head_model(head).logits(hidden)
+            logits = self._head_model(head).logits(hidden, self._backend)
             rows = SamplingRows(
                 ints=at_step(numbers[:, :NUM_INTS], step),
                 floats=lax.bitcast_convert_type(numbers[:, NUM_INTS:], jnp.float32),
@@ -219,7 +219,8 @@ class ProgramBook:
 
         def score(head, hidden, start, target_ids):
             padded = jnp.pad(hidden, ((0, chunk), (0, 0)))  # a chunk may begin near the end
-            logits = self._head_model(head).logits(lax.dynamic_slice_in_dim(padded, start, chunk))
+            rows = lax.dynamic_slice_in_dim(padded, start, chunk)
+            logits = self._head_model(head).logits(rows, self._backend)
             return logprobs_to_tuple(prompt_logprobs(logits, target_ids, settings.max_logprobs))
 
         hidden = _spec((lattice.scoring.num_tokens, settings.model.hidden_size), settings.dtype)

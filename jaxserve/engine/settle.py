@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -13,11 +14,21 @@ from jaxserve.engine.host_limits import free_memory
 from jaxserve.engine.lattice import Lattice, build_lattice
 from jaxserve.engine.sampler_state import init_state
 from jaxserve.errors import ConfigError
+from jaxserve.kernels_pallas.pages import most_pages
+
+logger = logging.getLogger(__name__)
 
 GIB = 2**30
 _CPU_KV_DEFAULT = 1 * GIB
 _PAGE_SIZE = 16
 _GPU_PAGE_SIZE = 64  # the Hopper kernel fetches page by page: of small ones it spends its time asking
+_KV_DTYPES = {
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "fp8": "float8_e4m3fn",
+    "fp8_e4m3": "float8_e4m3fn",
+    "fp8_e5m2": "float8_e5m2",
+}
 # What JAX's allocator may take of an accelerator: the second name is the older one, both at once are an error.
 _POOL_SHARES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 _POOL_SHARE_DEFAULT = 0.75  # JAX's own
@@ -58,6 +69,7 @@ class Settings:
 
     model: ModelConfig
     dtype: str
+    kv_dtype: str  # of KV pages
     platform: str
     device_kind: str
     page_size: int
@@ -90,6 +102,7 @@ def settle(config: EngineConfig, model: ModelConfig, weights_bytes: int) -> Sett
             f"max_num_batched_tokens={max_num_batched_tokens}: must be at least max_num_seqs ({max_num_seqs}), "
             "since every running sequence takes one token a step"
         )
+    kv_dtype = _KV_DTYPES.get(config.kv_cache_dtype, dtype)
     page_size = config.page_size or (_GPU_PAGE_SIZE if device.platform == "gpu" else _PAGE_SIZE)
     memory = _plan_memory(
         config,
@@ -98,14 +111,16 @@ def settle(config: EngineConfig, model: ModelConfig, weights_bytes: int) -> Sett
         available=_available_bytes(config),
         weights=weights_bytes * jnp.dtype(dtype).itemsize // 4,
         itemsize=jnp.dtype(dtype).itemsize,
+        kv_dtype=kv_dtype,
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
-        on_cpu=on_cpu,
+        platform=device.platform,
     )
     return Settings(
         model=model,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         platform=device.platform,
         device_kind=device.device_kind,
         page_size=page_size,
@@ -143,12 +158,15 @@ def _plan_memory(
     available: int | None,
     weights: int,
     itemsize: int,
+    kv_dtype: str,
     max_model_len: int,
     max_num_seqs: int,
     max_num_batched_tokens: int,
-    on_cpu: bool,
+    platform: str,
 ) -> MemoryPlan:
-    page = model.num_layers * page_size * model.num_kv_heads * 2 * model.head_dim * itemsize
+    on_cpu = platform == "cpu"
+    numbers = page_size * model.num_kv_heads * 2 * model.head_dim  # of one page in one layer
+    page = model.num_layers * numbers * jnp.dtype(kv_dtype).itemsize
     # Live at once in the largest step: the residual stream, one MLP, hidden states; float32 logits and their copies.
     # The MLP counts as float32, as XLA may keep it: 8192 tokens of Llama 8B asked an H100 for 1.69 GiB a step, where
     # a compilation without tuning says 0.72 (jax 0.11.2, 2026-11-23).  This makes 2.18 GiB, and 1.43 of 1B.
@@ -197,6 +215,17 @@ def _plan_memory(
             f"{_gib(fixed + needed)} in all, and {_gib(available)} may be used; "
             "lower max_model_len, max_num_batched_tokens or max_num_seqs, or use a smaller dtype"
         )
+    if platform == "gpu":
+        holds, fails = most_pages(numbers, kv_dtype)
+        if holds < num_pages <= fails:
+            if holds < pages_of_one:
+                raise ConfigError(
+                    f"kv_cache_dtype={config.kv_cache_dtype!r}: one sequence of max_model_len={max_model_len} tokens "
+                    "has between 2 and 4 GiB of KV pages in a layer, which the GPU's kernels cannot address; "
+                    f"lower max_model_len to at most {(holds - 1) * page_size}, or use bfloat16"
+                )
+            logger.warning("KV pages are cut from %d to %d, 2 GiB a layer of %s", num_pages, holds, kv_dtype)
+            num_pages = holds
     if config.kv_cache_memory is None:
         bits = _PAGE_COUNT_BITS if on_cpu else _ACCELERATOR_PAGE_COUNT_BITS
         num_pages = max(_round_down(num_pages, bits), pages_of_one)

@@ -65,6 +65,7 @@ def test_engine_argv_is_the_way_back() -> None:
     config = EngineConfig(
         model="m",
         dtype="float16",
+        kv_cache_dtype="fp8_e5m2",
         max_model_len=100,
         enable_prefix_caching=False,
         forbid_recompile=True,
@@ -171,13 +172,19 @@ def test_what_is_not_supported_is_refused_by_name(flag: str, capsys: pytest.Capt
     [
         ("--tensor-parallel-size", "1"),
         ("--tensor-parallel-size=1",),
-        ("--kv-cache-dtype", "auto"),
         ("--quantization", "none"),
         ("--tokenizer-mode", "auto"),
     ],
 )
 def test_what_asks_for_nothing_passes(flag: tuple[str, ...]) -> None:
     assert engine_config(parse(["serve", "m", *flag])) == EngineConfig(model="m")
+
+
+def test_kv_pages_have_the_types_that_vllm_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert engine_config(parse(["serve", "m", "--kv-cache-dtype", "fp8"])).kv_cache_dtype == "fp8"
+    with pytest.raises(SystemExit):
+        parse(["serve", "m", "--kv-cache-dtype", "fp8_inc"])
+    assert "--kv-cache-dtype: invalid choice: 'fp8_inc'" in capsys.readouterr().err
 
 
 def test_a_refused_switch_needs_no_value(capsys: pytest.CaptureFixture[str]) -> None:

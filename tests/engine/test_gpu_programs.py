@@ -57,7 +57,7 @@ class JaxForCuda:
 
 @pytest.fixture
 def book(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ProgramBook:
-    """Programs of a small engine on a pretend H100; the parameter is EngineConfig.dtype."""
+    """Programs of a small engine on a pretend H100; the parameter is options of EngineConfig."""
     device = SimpleNamespace(
         platform="gpu",
         device_kind=H100,
@@ -68,13 +68,13 @@ def book(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pro
         patch.setattr(jax, "devices", lambda: [device])
         config = EngineConfig(
             model="tiny",
-            dtype=request.param,
             max_num_seqs=4,
             max_num_batched_tokens=64,
             gpu_memory_utilization=0.5,
+            **request.param,
         )
         settings = settle(config, MODEL, weights_bytes(MODEL))
-        assert (settings.platform, settings.dtype) == ("gpu", request.param or "bfloat16")
+        assert (settings.platform, settings.dtype) == ("gpu", request.param.get("dtype", "bfloat16"))
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # products ask while they are traced
         book = ProgramBook(settings, *abstract_model(MODEL, jnp.dtype(settings.dtype)))
     monkeypatch.setattr(programs_module, "jax", JaxForCuda())
@@ -89,7 +89,9 @@ def on_h100() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("on_h100")
-@pytest.mark.parametrize("book", [None], indirect=True, ids=["default dtype"])
+@pytest.mark.parametrize(
+    "book", [{}, {"kv_cache_dtype": "fp8"}], indirect=True, ids=["defaults", "fp8 pages"]
+)
 def test_every_program_lowers(book: ProgramBook) -> None:
     texts = {program.name: program.lower().as_text() for program in book}
     for name, text in texts.items():
@@ -102,7 +104,7 @@ def test_every_program_lowers(book: ProgramBook) -> None:
 
 
 @pytest.mark.usefixtures("on_h100")
-@pytest.mark.parametrize("book", ["float32"], indirect=True)
+@pytest.mark.parametrize("book", [{"dtype": "float32"}], indirect=True, ids=["float32"])
 def test_float32_is_multiplied_as_float32(book: ProgramBook) -> None:
     kinds = ("forward_decode_4", "forward_mixed_64", "sample_greedy_logprobs_4", PROMPT_LOGPROBS)
     chosen = [program for program in book if program.name in kinds]

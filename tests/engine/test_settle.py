@@ -158,3 +158,47 @@ def test_the_samplers_state_has_its_place(monkeypatch: pytest.MonkeyPatch) -> No
     slots = 4 + 1
     assert memory.sampler_state >= slots * TINY.vocab_size * 4
     assert plan(monkeypatch, memory.total).num_pages < memory.num_pages
+
+
+@pytest.mark.parametrize(
+    ("asked", "kv_dtype", "page_bytes"),
+    [
+        ("auto", "bfloat16", PAGE // 2),
+        ("float16", "float16", PAGE // 2),
+        ("fp8", "float8_e4m3fn", PAGE // 4),
+        ("fp8_e4m3", "float8_e4m3fn", PAGE // 4),
+        ("fp8_e5m2", "float8_e5m2", PAGE // 4),
+    ],
+)
+def test_pages_have_the_dtype_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, asked: str, kv_dtype: str, page_bytes: int
+) -> None:
+    settings = settle_on(monkeypatch, "gpu", 100 * MIB, kv_cache_dtype=asked, kv_cache_memory=20 * PAGE)
+    assert (settings.dtype, settings.kv_dtype) == ("bfloat16", kv_dtype)
+    assert settings.memory.page == page_bytes
+    assert settings.memory.num_pages == min(20 * PAGE // page_bytes, 4 * 16 + 1)
+
+
+def test_a_gpu_gets_no_pages_that_its_kernels_cannot_address(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """32-bit offsets, with a sign, up to 4 GiB of one layer's pages: 8-bit pages end at 2 GiB, or begin at 4."""
+
+    def num_pages(gib: float, kv_cache_dtype: str = "auto") -> int:
+        settings = settle_on(
+            monkeypatch,
+            "gpu",
+            2**50,
+            kv_cache_dtype=kv_cache_dtype,
+            kv_cache_memory=int(gib * 2 * 2**30),
+            max_num_seqs=2**22,
+            max_num_batched_tokens=2**22,
+        )
+        return settings.memory.num_pages
+
+    page = 8 * 2 * 2 * 8  # numbers of a page in one of the two layers
+    assert num_pages(1.9, "fp8") == int(1.9 * 2**30) // page
+    assert num_pages(3, "fp8") == 2**31 // page
+    assert "2 GiB a layer of float8_e4m3fn" in caplog.text
+    assert num_pages(5, "fp8") == 5 * 2**30 // page
+    assert num_pages(3) == 3 * 2**30 // (2 * page)

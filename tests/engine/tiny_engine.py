@@ -118,11 +118,12 @@ class Collector:
 
 
 class DenseModel:
-    """The same weights, one whole forward pass per question."""
+    """The same weights, drawn in `dtype` and computed with in float32, one whole forward pass per question."""
 
-    def __init__(self, seed: int, config: ModelConfig = TINY) -> None:
+    def __init__(self, seed: int, config: ModelConfig = TINY, dtype: str = "float32") -> None:
         self._length = config.max_position_embeddings
-        graphdef, state = dummy_model(config, jnp.dtype(jnp.float32), seed)
+        graphdef, state = dummy_model(config, jnp.dtype(dtype), seed)
+        state = jax.tree.map(lambda x: x.astype(jnp.float32), state)
 
         @jax.jit
         def logits(token_ids: jax.Array) -> jax.Array:

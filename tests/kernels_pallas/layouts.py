@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
+from jaxserve.kernels_pallas.heads import RopeTable
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
 
 
 @dataclass(frozen=True)
 class Step:
-    """Arguments of paged_attention."""
+    """Arguments of reference.paged_attention."""
 
     q: np.ndarray  # [T, N, H]
     k: np.ndarray  # [T, K, H]
@@ -20,6 +21,19 @@ class Step:
     kv_pages: np.ndarray  # [P, S, K, 2, H]
     meta: AttentionMetadata
     num_live: int  # leading tokens that are not padding
+
+
+def packed(step: Step) -> np.ndarray:
+    """q, k and v as a projection gives them: [T, K, G + 2, H]."""
+    num_tokens, num_kv_heads, head_dim = step.k.shape
+    queries = step.q.reshape(num_tokens, num_kv_heads, -1, head_dim)
+    return np.concatenate([queries, step.k[:, :, None], step.v[:, :, None]], axis=2)
+
+
+def unturned(step: Step) -> RopeTable:
+    """Angles of zero: heads stay as they are, to the bit."""
+    shape = (step.q.shape[0], step.q.shape[2] // 2)
+    return RopeTable(jnp.ones(shape), jnp.zeros(shape))
 
 
 def make_step(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
 
 from jaxserve.kernels_pallas import reference
-from jaxserve.kernels_pallas.attention import paged_attention
-from tests.kernels_pallas.layouts import Step, make_step
+from jaxserve.kernels_pallas.attention import attention, start_step
+from jaxserve.kernels_pallas.scoring import Scoring
+from tests.kernels_pallas.layouts import Step, make_step, packed, unturned
+from tests.kernels_pallas.lowering import lower_for
 
 CASES: dict[str, dict[str, Any]] = {
     "one decode": {"sequences": [(20, 1)], "decode": True},
@@ -54,11 +56,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_matches_the_reference(case: dict[str, Any], options: dict[str, Any]) -> None:
     step = make_step(**case)
-    scale = step.q.shape[-1] ** -0.5
-    want, want_pages = reference.paged_attention(
-        step.q, step.k, step.v, step.kv_pages, step.meta, scale=scale, **options
-    )
-    out, pages = run(step, scale=scale, **options)
+    scoring = Scoring(step.q.shape[-1] ** -0.5, **options)
+    want, want_pages = reference.paged_attention(step.q, step.k, step.v, step.kv_pages, step.meta, scoring)
+    out, pages = run(step, scoring)
     np.testing.assert_allclose(out[: step.num_live], want[: step.num_live], atol=2e-5)
     assert np.isfinite(out).all()
     # Page 0 takes what padding tokens write.
@@ -66,24 +66,47 @@ def test_matches_the_reference(case: dict[str, Any], options: dict[str, Any]) ->
 
 
 def test_bfloat16_is_computed_wide_and_rounded_once() -> None:
-    step = make_step([(50, 1), (0, 9)])
-    q, k, v, kv_pages = (
-        np.asarray(jnp.asarray(x, jnp.bfloat16)) for x in (step.q, step.k, step.v, step.kv_pages)
-    )
-    want, _ = reference.paged_attention(q, k, v, kv_pages, step.meta, scale=0.25)
-    out, _ = jax.jit(partial(paged_attention, scale=0.25))(q, k, v, kv_pages, step.meta)
+    step = cast(make_step([(50, 1), (0, 9)]), jnp.bfloat16)
+    want, _ = reference.paged_attention(step.q, step.k, step.v, step.kv_pages, step.meta, Scoring(0.25))
+    out, _ = run(step, Scoring(0.25))
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(
         np.asarray(out, np.float32)[: step.num_live], want[: step.num_live].astype(np.float32), atol=0.02
     )
 
 
+@pytest.mark.parametrize("decode", [True, False])
+@pytest.mark.parametrize("page_dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.float16])
+def test_narrow_pages_are_read_wide_and_cut_off_what_they_cannot_hold(page_dtype: Any, decode: bool) -> None:
+    step = make_step([(50, 1), (9, 1 if decode else 7)], decode=decode)
+    step = replace(step, kv_pages=step.kv_pages.astype(page_dtype))
+    step.k[1, 0, 3], step.v[1, 1, 5] = 3e5, -np.inf
+    want, want_pages = reference.paged_attention(
+        step.q, step.k, step.v, step.kv_pages, step.meta, Scoring(0.25)
+    )
+    out, pages = run(step, Scoring(0.25))
+    np.testing.assert_allclose(out, want, rtol=2e-5, atol=2e-5)
+    np.testing.assert_array_equal(pages.astype(np.float32)[1:], want_pages.astype(np.float32)[1:])
+    assert np.isfinite(pages.astype(np.float32)[1:]).all()
+
+
+@pytest.mark.parametrize(
+    ("page_dtype", "error"), [(jnp.float8_e4m3fn, 0.02), (jnp.float8_e5m2, 0.04), (jnp.float16, 2e-4)]
+)
+def test_narrow_pages_cost_a_little(page_dtype: Any, error: float) -> None:
+    step = make_step([(300, 1), (90, 20), (0, 60)], head_dim=64)
+    scoring = Scoring(0.125)
+    want, _ = reference.paged_attention(step.q, step.k, step.v, step.kv_pages, step.meta, scoring)
+    out, _ = run(replace(step, kv_pages=step.kv_pages.astype(page_dtype)), scoring)
+    assert error / 4 < np.sqrt(np.mean((out - want) ** 2)) < error  # of outputs of the order of 1
+
+
 def test_a_row_does_not_see_its_neighbours() -> None:
     step = make_step([(33, 1), (90, 1), (5, 1)], decode=True, padding=5)
-    together, _ = run(step, scale=0.25)
+    together, _ = run(step, Scoring(0.25))
     changed = step.kv_pages.copy()
     changed[np.asarray(step.meta.page_table)[1]] += 100.0
-    apart, _ = run(Step(step.q, step.k, step.v, changed, step.meta, step.num_live), scale=0.25)
+    apart, _ = run(replace(step, kv_pages=changed), Scoring(0.25))
     np.testing.assert_array_equal(together[[0, 2]], apart[[0, 2]])
     assert not np.allclose(together[1], apart[1])
 
@@ -92,19 +115,16 @@ def test_a_row_does_not_see_its_neighbours() -> None:
 @pytest.mark.parametrize("decode", [True, False])
 def test_lowers_for_accelerators(platform: str, decode: bool) -> None:
     step = make_step([(20, 1), (9, 1)], decode=decode)
-    device = {
-        "cuda": AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu"),
-        "tpu": AbstractDevice(device_kind="TPU v6 lite", num_cores=1, platform="tpu"),
-    }[platform]
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):
-        traced = jax.jit(partial(paged_attention, scale=0.25)).trace(
-            step.q, step.k, step.v, step.kv_pages, step.meta
-        )
-        assert "while" in traced.lower(lowering_platforms=(platform,)).as_text()
+    call = partial(attention, scoring=Scoring(0.25), rope=unturned(step), norms=None)
+    scratch = start_step(step.meta, 2)
+    assert "while" in lower_for(platform, call, packed(step), step.kv_pages, step.meta, scratch).as_text()
 
 
-def run(step: Step, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-    out, pages = jax.jit(partial(paged_attention, **options))(
-        step.q, step.k, step.v, step.kv_pages, step.meta
-    )
+def cast(step: Step, dtype: Any) -> Step:
+    return replace(step, **{name: getattr(step, name).astype(dtype) for name in ("q", "k", "v", "kv_pages")})
+
+
+def run(step: Step, scoring: Scoring) -> tuple[np.ndarray, np.ndarray]:
+    call = jax.jit(partial(attention, scoring=scoring, rope=unturned(step), norms=None))
+    out, pages, _ = call(packed(step), step.kv_pages, step.meta, start_step(step.meta, step.k.shape[1]))
     return np.asarray(out), np.asarray(pages)

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from jaxserve.kernels_pallas import cpu_attention, reference
-from jaxserve.kernels_pallas.attention import attention, backend_of, paged_attention, start_step
+from jaxserve.kernels_pallas.attention import attention, backend_of, start_step
 from jaxserve.kernels_pallas.heads import HeadNorms, RopeTable, split_heads
-from tests.kernels_pallas.layouts import Step, make_step
+from jaxserve.kernels_pallas.scoring import Scoring
+from tests.kernels_pallas.layouts import Step, make_step, packed, unturned
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="XLA calls this kernel on CPUs only")
 
@@ -56,13 +57,10 @@ def cpu_step(**case: Any) -> Step:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_matches_the_reference(case: dict[str, Any], options: dict[str, Any]) -> None:
     step = cpu_step(**case)
-    scale = step.q.shape[-1] ** -0.5
-    want, want_pages = reference.paged_attention(
-        step.q, step.k, step.v, step.kv_pages, step.meta, scale=scale, **options
-    )
-    out, pages = jax.jit(partial(paged_attention, scale=scale, **options))(
-        step.q, step.k, step.v, step.kv_pages, step.meta
-    )
+    scoring = Scoring(step.q.shape[-1] ** -0.5, **options)
+    want, want_pages = reference.paged_attention(step.q, step.k, step.v, step.kv_pages, step.meta, scoring)
+    call = jax.jit(partial(attention, scoring=scoring, rope=unturned(step), norms=None))
+    out, pages, _ = call(packed(step), step.kv_pages, step.meta, start_step(step.meta, step.k.shape[1]))
     np.testing.assert_allclose(out[: step.num_live], want[: step.num_live], atol=2e-5)
     np.testing.assert_array_equal(out[step.num_live :], 0)
     np.testing.assert_array_equal(np.asarray(pages)[1:], want_pages[1:])
@@ -71,7 +69,7 @@ def test_matches_the_reference(case: dict[str, Any], options: dict[str, Any]) ->
 def test_a_row_is_the_same_to_the_bit_in_any_company() -> None:
     lengths = [700, 3, 64, 129, 31, 250]
     together = cpu_step(sequences=[(n, 1) for n in lengths])
-    attend = partial(cpu_attention.attend, scale=0.25, window=None, soft_cap=None)
+    attend = partial(cpu_attention.attend, scoring=Scoring(0.25))
     rows = jax.jit(attend)(together.q, together.kv_pages, together.meta)
     for row in range(len(lengths)):
         part = slice(row, row + 1)
@@ -90,11 +88,7 @@ def test_a_nan_in_the_cache_is_not_hidden_and_stays_in_its_row() -> None:
     step = cpu_step(sequences=[(40, 1), (40, 1)])
     pages = step.kv_pages.copy()
     pages[np.asarray(step.meta.page_table)[0, 1]] = np.nan
-    out = np.asarray(
-        cpu_attention.attend(
-            jnp.asarray(step.q), jnp.asarray(pages), step.meta, scale=0.25, window=None, soft_cap=None
-        )
-    )
+    out = np.asarray(cpu_attention.attend(jnp.asarray(step.q), jnp.asarray(pages), step.meta, Scoring(0.25)))
     assert np.isnan(out[0]).all()
     assert np.isfinite(out[1]).all()
 
@@ -106,9 +100,7 @@ def test_calls_in_a_row_do_not_mix() -> None:
     @jax.jit
     def chain(q: jax.Array) -> jax.Array:
         for _ in range(20):
-            q = q + cpu_attention.attend(
-                q, jnp.asarray(step.kv_pages), step.meta, scale=0.1, window=None, soft_cap=None
-            )
+            q = q + cpu_attention.attend(q, jnp.asarray(step.kv_pages), step.meta, Scoring(0.1))
         return q
 
     first = chain(jnp.asarray(step.q))
@@ -131,9 +123,9 @@ def test_the_door_rotates_and_normalises(has_norms: bool) -> None:
         jnp.asarray(step.kv_pages),
         step.meta,
         start_step(step.meta, num_kv_heads),
+        Scoring(0.25),
         rope=rope,
         norms=norms,
-        scale=0.25,
     )
     # By hand, in float64: heads are complex numbers that turn, and the pages hold turned keys.
     q, k, v = (np.asarray(x, np.float64) for x in (qkv[:, :, :3], qkv[:, :, 3:4], qkv[:, :, 4]))
@@ -148,7 +140,7 @@ def test_the_door_rotates_and_normalises(has_norms: bool) -> None:
     q, k = turn(q).reshape(rows, 6, head_dim), turn(k)[:, :, 0]
     narrow = [x.astype(np.float32) for x in (q, k, v)]
     want, want_pages = reference.paged_attention(
-        narrow[0], narrow[1], narrow[2], step.kv_pages, step.meta, scale=0.25
+        narrow[0], narrow[1], narrow[2], step.kv_pages, step.meta, Scoring(0.25)
     )
     np.testing.assert_allclose(out, want, atol=2e-5)
     np.testing.assert_allclose(np.asarray(pages)[1:], want_pages[1:], atol=2e-5)
@@ -156,8 +148,7 @@ def test_the_door_rotates_and_normalises(has_norms: bool) -> None:
 
 
 def test_the_backend_fits_platform_and_pages() -> None:
-    assert backend_of("cpu", jnp.float32, 64) == backend_of("cpu", "float32", 64) == "cpu"
-    assert backend_of("cpu", jnp.bfloat16, 64) == "xla"
-    assert backend_of("cuda", jnp.bfloat16, 128) == "gpu"
-    assert backend_of("cuda", jnp.bfloat16, 12) == "xla"
+    assert backend_of("cpu", jnp.float32, 64) == backend_of("cpu", "bfloat16", 64) == "cpu"
+    assert backend_of("gpu", jnp.bfloat16, 128) == backend_of("cuda", jnp.bfloat16, 128) == "gpu"
+    assert backend_of("gpu", jnp.bfloat16, 12) == "xla"
     assert backend_of("tpu", jnp.bfloat16, 128) == "xla"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,23 +12,22 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from jaxserve.kernels_pallas import gpu_decode, gpu_prefill
-from tests.kernels_pallas.layouts import make_step
+from jaxserve.kernels_pallas.attention import attention, start_step
+from jaxserve.kernels_pallas.scoring import Scoring
+from tests.kernels_pallas.layouts import make_step, packed, unturned
 from tests.kernels_pallas.lowering import lower_for, triton_kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
 
 
 @pytest.mark.parametrize("page_dtype", [jnp.float32, jnp.float8_e4m3fn], ids=lambda x: x.dtype.name)
-@pytest.mark.parametrize(
-    ("kernel", "decode"),
-    [(gpu_decode.decode_attention, True), (gpu_prefill.paged_attention, False)],
-    ids=["decode", "prefill"],
-)
-def test_kernels_multiply_float32(kernel: Any, decode: bool, page_dtype: Any) -> None:
+@pytest.mark.parametrize("decode", [True, False], ids=["decode", "prefill"])
+def test_kernels_multiply_float32(decode: bool, page_dtype: Any) -> None:
     step = make_step([(5, 1), (30, 1 if decode else 9)], decode=decode, head_dim=64)
+    step = replace(step, meta=replace(step.meta, backend="gpu"))
     pages = jax.ShapeDtypeStruct(step.kv_pages.shape, page_dtype)
-    lowered = lower_for("cuda", partial(kernel, scale=0.125), step.q, step.k, step.v, pages, step.meta)
+    call = partial(attention, scoring=Scoring(0.125), rope=unturned(step), norms=None)
+    lowered = lower_for("cuda", call, packed(step), pages, step.meta, start_step(step.meta, 2))
     products = [
         line for text in triton_kernels(lowered).values() for line in text.splitlines() if "tt.dot" in line
     ]

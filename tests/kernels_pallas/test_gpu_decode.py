@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
 
 from jaxserve.kernels_pallas import reference
-from jaxserve.kernels_pallas.gpu_decode import decode_attention, fused_decode_attention
+from jaxserve.kernels_pallas.gpu_decode import decode_attention
 from jaxserve.kernels_pallas.heads import HeadNorms, RopeTable, rms_norm, rotate
+from jaxserve.kernels_pallas.scoring import Scoring
 from jaxserve.kernels_pallas.tuning import DecodeTuning, decode_rule, decode_tuning
-from tests.kernels_pallas.layouts import Step, make_step
+from tests.kernels_pallas.layouts import Step, make_step, packed, unturned
+from tests.kernels_pallas.lowering import lower_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
 
@@ -88,6 +89,7 @@ def test_the_tuning_that_is_chosen_by_itself(num_rows: int, interpret: bool) -> 
         (jnp.float16, jnp.float16, 2e-3),
         (jnp.float32, jnp.bfloat16, 1e-5),
         (jnp.bfloat16, jnp.float8_e4m3fn, 0.01),
+        (jnp.float16, jnp.float8_e5m2, 2e-3),
         (jnp.float32, jnp.float8_e4m3fn, 1e-5),
     ],
 )
@@ -97,29 +99,11 @@ def test_dtypes(dtype: Any, page_dtype: Any, tolerance: float, interpret: bool) 
 
 
 @INTERPRET
-def test_eight_bit_pages_with_scales(interpret: bool) -> None:
-    step = decode_step(sequences=RAGGED, padding=2, head_dim=64, page_dtype=jnp.float8_e4m3fn)
-    scales = np.array([[0.125, 2.0], [0.5, 0.25]], np.float32)  # [K, 2]
-    # Saturation: 300 / 0.125 is more than e4m3 can hold.
-    k = step.k.copy()
-    k[1, 0, 3] = 300.0
-    step = replace(step, k=k)
-    stored = np.stack([step.k, step.v], axis=2) / scales[:, :, None]  # [T, K, 2, H]
-    largest = float(jnp.finfo(jnp.float8_e4m3fn).max)
-    stored = np.clip(stored, -largest, largest).astype(step.kv_pages.dtype)
-    kept = stored.astype(np.float32) * scales[:, :, None]
-    wide = replace(
-        step,
-        k=kept[:, :, 0],
-        v=kept[:, :, 1],
-        kv_pages=step.kv_pages.astype(np.float32) * scales[:, :, None],
-    )
-    want, want_pages = reference.paged_attention(
-        wide.q, wide.k, wide.v, wide.kv_pages, wide.meta, scale=0.125
-    )
-    out, pages = run(step, scale=0.125, kv_scales=jnp.asarray(scales), tuning=SPLIT, interpret=interpret)
-    np.testing.assert_allclose(out, want, atol=2e-5, rtol=2e-5)
-    np.testing.assert_array_equal(pages.astype(np.float32) * scales[:, :, None], want_pages)
+@pytest.mark.parametrize("page_dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.float16])
+def test_what_a_page_cannot_hold_is_cut_off(page_dtype: Any, interpret: bool) -> None:
+    step = decode_step(sequences=RAGGED, padding=2, head_dim=64, dtype=jnp.bfloat16, page_dtype=page_dtype)
+    step.k[1, 0, 3], step.v[2, 1, 5] = 3e5, -3e5
+    check(step, tuning=SPLIT, interpret=interpret, tolerance=0.02)
 
 
 @INTERPRET
@@ -142,9 +126,6 @@ def test_rope_and_norms_fused(
     table = RopeTable(jnp.cos(jnp.float32(angles)), jnp.sin(jnp.float32(angles)))
     q_scale, k_scale = (jnp.asarray(rng.uniform(0.5, 2.0, head_dim), dtype) for _ in range(2))
     norms = HeadNorms(q_scale, k_scale, 1e-5) if with_norms else None
-    qkv = np.concatenate(
-        [step.q.reshape(num_rows, num_kv_heads, -1, head_dim), step.k[:, :, None], step.v[:, :, None]], axis=2
-    )
 
     def prepared(x: np.ndarray, norm: jax.Array) -> np.ndarray:
         given = jnp.asarray(x)
@@ -152,12 +133,12 @@ def test_rope_and_norms_fused(
 
     wide = replace(step, q=prepared(step.q, q_scale), k=prepared(step.k, k_scale))
     want, want_pages = reference.paged_attention(
-        wide.q, wide.k, wide.v, wide.kv_pages, wide.meta, scale=0.125
+        wide.q, wide.k, wide.v, wide.kv_pages, wide.meta, Scoring(0.125)
     )
     call = partial(
-        fused_decode_attention,
-        rope=(table.cos, table.sin),
-        scale=0.125,
+        decode_attention,
+        scoring=Scoring(0.125),
+        rope=table,
         norms=norms,
         tuning=tuning,
         interpret=interpret,
@@ -170,7 +151,7 @@ def test_rope_and_norms_fused(
         return call(qkv, kv_pages, meta, counters=counters)
 
     counters = jnp.zeros((num_rows, num_kv_heads), jnp.int32)
-    out, pages, counters = twice(jnp.asarray(qkv), jnp.asarray(step.kv_pages), step.meta, counters)
+    out, pages, counters = twice(jnp.asarray(packed(step)), jnp.asarray(step.kv_pages), step.meta, counters)
     # A sum's order may move one of the rotated values to the neighbouring bfloat16.
     tolerance = 2e-5 if dtype == jnp.float32 else 0.03
     np.testing.assert_allclose(wide_array(out), wide_array(want), atol=tolerance, rtol=tolerance)
@@ -190,12 +171,8 @@ def test_a_row_reads_neither_its_slot_nor_what_lies_behind(interpret: bool) -> N
         visible[np.asarray(step.meta.page_table)[row, where // 16], where % 16] = True
     poisoned = step.kv_pages.copy()
     poisoned[~visible] = np.nan
-    call = jax.jit(
-        partial(decode_attention, scale=0.125, tuning=SPLIT, interpret=interpret),
-        compiler_options=quickly(interpret),
-    )
-    want, _ = call(step.q, step.k, step.v, step.kv_pages, step.meta)
-    out, _ = call(step.q, step.k, step.v, poisoned, step.meta)
+    want, _ = run(step, tuning=SPLIT, interpret=interpret)
+    out, _ = run(replace(step, kv_pages=poisoned), tuning=SPLIT, interpret=interpret)
     np.testing.assert_array_equal(out, want)
 
 
@@ -206,33 +183,15 @@ def test_a_row_reads_neither_its_slot_nor_what_lies_behind(interpret: bool) -> N
 def test_lowers_for_cuda_as_one_kernel(
     head_dim: int, dtype: Any, page_dtype: Any, tuning: DecodeTuning
 ) -> None:
-    spec = jax.ShapeDtypeStruct
-    meta = decode_step(sequences=[(20, 1), (9, 1)]).meta
-    args = (
-        spec((2, 2, 5, head_dim), dtype),
-        spec((9, 16, 2, 2, head_dim), page_dtype or dtype),
-        meta,
-        (spec((2, head_dim // 2), jnp.float32),) * 2,
-        spec((2, 2), jnp.int32),
+    step = decode_step(sequences=[(20, 1), (9, 1)], head_dim=head_dim, dtype=dtype, page_dtype=page_dtype)
+    call = partial(
+        decode_attention,
+        scoring=Scoring(0.25, window=9, soft_cap=3.0),
+        rope=unturned(step),
+        counters=jnp.zeros((2, 2), jnp.int32),
+        tuning=tuning,
     )
-
-    def fused(qkv, kv_pages, meta, rope, counters):
-        return fused_decode_attention(
-            qkv,
-            kv_pages,
-            meta,
-            rope=rope,
-            counters=counters,
-            scale=0.25,
-            window=9,
-            soft_cap=3.0,
-            tuning=tuning,
-        )
-
-    device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):
-        traced = jax.jit(fused, donate_argnums=(1, 4)).trace(*args)
-        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    text = lower_for("cuda", call, packed(step), step.kv_pages, step.meta).as_text()
     assert text.count("custom_call") == 1
     assert text.count("#stablehlo.output_operand_alias<") == 2  # pages and counters
 
@@ -240,12 +199,7 @@ def test_lowers_for_cuda_as_one_kernel(
 def test_what_the_kernel_cannot_do_is_refused() -> None:
     step = decode_step(sequences=[(20, 1)], head_dim=24)
     with pytest.raises(ValueError, match="multiples of 16"):
-        run(step, scale=0.2, tuning=WHOLE, interpret=True)
-    spec = jax.ShapeDtypeStruct
-    pages = spec((2**17, 16, 8, 2, 128), jnp.float8_e4m3fn)  # 4 GiB
-    q, kv = spec((1, 8, 128), jnp.bfloat16), spec((1, 8, 128), jnp.bfloat16)
-    with pytest.raises(ValueError, match="between 2 and 4 GiB"):
-        jax.eval_shape(partial(decode_attention, scale=0.1), q, kv, kv, pages, step.meta)
+        run(step, tuning=WHOLE, interpret=True)
 
 
 def test_the_rule_fills_the_device_and_fits_shared_memory() -> None:
@@ -266,7 +220,7 @@ def decode_step(
 ) -> Step:
     """A decode step with q, k and v in `dtype`, over pages in `page_dtype` (the same unless given)."""
     step = make_step(decode=True, page_size=page_size, **layout)
-    q, k, v = (np.asarray(jnp.asarray(x, dtype)) for x in (step.q, step.k, step.v))
+    q, k, v = (np.array(jnp.asarray(x, dtype)) for x in (step.q, step.k, step.v))
     pages = np.asarray(jnp.asarray(step.kv_pages, page_dtype or dtype))
     return replace(step, q=q, k=k, v=v, kv_pages=pages)
 
@@ -274,11 +228,9 @@ def decode_step(
 def check(
     step: Step, *, tuning: DecodeTuning | None, interpret: bool, tolerance: float = 2e-5, **options: Any
 ) -> None:
-    scale = step.q.shape[-1] ** -0.5
-    want, want_pages = reference.paged_attention(
-        step.q, step.k, step.v, step.kv_pages, step.meta, scale=scale, **options
-    )
-    out, pages = run(step, scale=scale, tuning=tuning, interpret=interpret, **options)
+    scoring = Scoring(step.q.shape[-1] ** -0.5, **options)
+    want, want_pages = reference.paged_attention(step.q, step.k, step.v, step.kv_pages, step.meta, scoring)
+    out, pages = run(step, tuning=tuning, interpret=interpret, **options)
     assert out.dtype == step.q.dtype
     np.testing.assert_allclose(wide_array(out), wide_array(want), atol=tolerance, rtol=tolerance)
     assert not wide_array(out)[step.num_live :].any()
@@ -286,11 +238,20 @@ def check(
     np.testing.assert_array_equal(wide_array(pages), wide_array(want_pages))
 
 
-def run(step: Step, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-    call = jax.jit(
-        partial(decode_attention, **options), donate_argnums=3, compiler_options=quickly(options["interpret"])
+def run(
+    step: Step, *, tuning: DecodeTuning | None, interpret: bool, **options: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    call = partial(
+        decode_attention,
+        scoring=Scoring(step.q.shape[-1] ** -0.5, **options),
+        rope=unturned(step),
+        counters=jnp.zeros(step.k.shape[:2], jnp.int32),
+        tuning=tuning,
+        interpret=interpret,
     )
-    out, pages = call(*(jnp.asarray(x) for x in (step.q, step.k, step.v, step.kv_pages)), step.meta)
+    jitted = jax.jit(call, donate_argnums=1, compiler_options=quickly(interpret))
+    out, pages, counters = jitted(jnp.asarray(packed(step)), jnp.asarray(step.kv_pages), step.meta)
+    assert not np.asarray(counters).any()
     return np.asarray(out), np.asarray(pages)
 
 

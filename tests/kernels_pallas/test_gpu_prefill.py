@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
 
-from jaxserve.kernels_pallas import gpu_prefill, reference
+from jaxserve.kernels_pallas import gpu_prefill, reference, xla
 from jaxserve.kernels_pallas.gpu_prefill import PrefillConfig
+from jaxserve.kernels_pallas.scoring import Scoring
 from tests.kernels_pallas.layouts import Step, make_step
+from tests.kernels_pallas.lowering import lower_for, triton_kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # from 0.11 on
 COMPILED = [
@@ -94,9 +95,9 @@ def test_half_precision(dtype: Any, head_dim: int, interpret: bool) -> None:
 @pytest.mark.parametrize("interpret", MODES)
 def test_pages_may_be_narrower_than_queries(interpret: bool) -> None:
     step = cast(make_step(RAGGED, num_heads=8, head_dim=64, page_size=16, tile_size=32), jnp.bfloat16)
-    narrow = {name: getattr(step, name).astype(jnp.float8_e4m3fn) for name in ("k", "v", "kv_pages")}
-    want, _ = run_reference(replace(step, **narrow))
-    out, pages = run(replace(step, kv_pages=narrow["kv_pages"]), interpret=interpret)
+    step = replace(step, kv_pages=step.kv_pages.astype(jnp.float8_e4m3fn))
+    want, _ = run_reference(step)
+    out, pages = run(step, interpret=interpret)
     assert pages.dtype == jnp.float8_e4m3fn
     np.testing.assert_allclose(out.astype(np.float32), want.astype(np.float32), atol=0.02)
 
@@ -120,13 +121,10 @@ def test_what_lies_behind_the_last_key_is_not_read(page_size: int, interpret: bo
 @pytest.mark.parametrize(("dtype", "head_dim"), [(jnp.bfloat16, 80), (jnp.float32, 64), (jnp.float16, 256)])
 def test_lowers_for_cuda(dtype: Any, head_dim: int, options: dict[str, Any]) -> None:
     step = cast(make_step(RAGGED, head_dim=head_dim, page_size=64, tile_size=32), dtype)
-    device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):
-        traced = jax.jit(partial(gpu_prefill.paged_attention, scale=0.25, **options)).trace(
-            step.q, step.k, step.v, step.kv_pages, step.meta
-        )
-        text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("tt.func") == 2 or text.count("custom_call @__gpu$xla.gpu.triton") == 2
+    call = partial(gpu_prefill.attend, scoring=Scoring(scale=0.25, **options))
+    assert [*triton_kernels(lower_for("cuda", call, step.q, step.kv_pages, step.meta))] == [
+        "prefill_attention"
+    ]
 
 
 def test_tiles_fill_a_program() -> None:
@@ -140,13 +138,16 @@ def cast(step: Step, dtype: Any) -> Step:
 
 
 def run_reference(step: Step, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-    scale = step.q.shape[-1] ** -0.5
-    return reference.paged_attention(step.q, step.k, step.v, step.kv_pages, step.meta, scale=scale, **options)
+    scoring = Scoring(step.q.shape[-1] ** -0.5, **options)
+    return reference.paged_attention(step.q, step.k, step.v, step.kv_pages, step.meta, scoring)
 
 
-def run(step: Step, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-    scale = step.q.shape[-1] ** -0.5
-    out, pages = jax.jit(partial(gpu_prefill.paged_attention, scale=scale, **options))(
-        step.q, step.k, step.v, step.kv_pages, step.meta
+def run(
+    step: Step, *, interpret: bool, config: PrefillConfig | None = None, **options: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    scoring = Scoring(step.q.shape[-1] ** -0.5, **options)
+    pages = xla.write_kv(jnp.asarray(step.kv_pages), jnp.asarray(step.k), jnp.asarray(step.v), step.meta)
+    out = gpu_prefill.attend(
+        jnp.asarray(step.q), pages, step.meta, scoring, config=config, interpret=interpret
     )
     return np.asarray(out), np.asarray(pages)

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
 
 from jaxserve.kernels_pallas import gpu_prefill, gpu_prefill_mosaic, reference
 from jaxserve.kernels_pallas.gpu_prefill_mosaic import TILE, MosaicConfig
+from jaxserve.kernels_pallas.scoring import Scoring
 from tests.kernels_pallas.layouts import Step, make_step
+from tests.kernels_pallas.lowering import lower_for, triton_kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # from 0.11 on
 MIXED = [(40, 1), (0, 64), (7, 1), (300, 200), (0, 63), (129, 65), (5, 3), (1000, 130)]
@@ -69,11 +70,9 @@ def some_of_everything() -> Iterator[Any]:
 def test_matches_the_reference(case: dict[str, Any], options: dict[str, Any]) -> None:
     step = make(**case)
     want, want_pages = run_reference(step, **options)
-    out, pages = jax.jit(
-        partial(gpu_prefill_mosaic.paged_attention, scale=step.q.shape[-1] ** -0.5, **options)
-    )(step.q, step.k, step.v, step.kv_pages, step.meta)
+    attend = partial(gpu_prefill_mosaic.attend, scoring=Scoring(step.q.shape[-1] ** -0.5, **options))
+    out = jax.jit(attend)(step.q, jnp.asarray(want_pages, step.kv_pages.dtype), step.meta)
     np.testing.assert_allclose(np.asarray(out, np.float32), want, atol=0.02)  # padding included: zeros
-    np.testing.assert_array_equal(np.asarray(pages, np.float32)[1:], want_pages[1:])
 
 
 @pytest.mark.gpu
@@ -82,7 +81,7 @@ def test_matches_the_reference(case: dict[str, Any], options: dict[str, Any]) ->
 def test_every_cut_gives_the_same(config: MosaicConfig) -> None:
     step = make(jnp.float16, sequences=MIXED)
     want, want_pages = run_reference(step)
-    out = jax.jit(partial(gpu_prefill_mosaic.attend, scale=128**-0.5, config=config))(
+    out = jax.jit(partial(gpu_prefill_mosaic.attend, scoring=Scoring(128**-0.5), config=config))(
         step.q, jnp.asarray(want_pages, jnp.float16), step.meta
     )
     np.testing.assert_allclose(np.asarray(out, np.float32), want, atol=0.02)
@@ -104,10 +103,9 @@ def test_long_rows_interpreted(case: dict[str, Any], options: dict[str, Any]) ->
         jnp.asarray(step.q),
         jnp.asarray(want_pages, step.q.dtype),
         step.meta,
-        scale=64**-0.5,
+        Scoring(64**-0.5, **options),
         config=MosaicConfig(block_keys=64, num_programs=1),
         interpret=params.InterpretGPUParams(),
-        **options,
     )
     starts = np.asarray(step.meta.query_starts)
     for start, end in pairwise(starts):
@@ -141,13 +139,13 @@ def test_short_rows_leave_the_others_alone() -> None:
     step = make(jnp.float32, sequences=[(9, 1), (0, 70), (30, 63)], padding=11, head_dim=16)
     want, want_pages = run_reference(step)
     out = np.full_like(step.q, 7.0)
-    out = gpu_prefill.attend_short_rows(
+    out = gpu_prefill.attend(
         jnp.asarray(step.q),
         jnp.asarray(want_pages),
         step.meta,
-        jnp.asarray(out),
+        Scoring(0.25),
+        out=jnp.asarray(out),
         shorter_than=TILE,
-        scale=0.25,
         interpret=True,
     )
     assert (np.asarray(out)[1:71] == 7.0).all()
@@ -159,12 +157,10 @@ def test_short_rows_leave_the_others_alone() -> None:
 @pytest.mark.parametrize(("head_dim", "page_size"), [(64, 16), (128, 64), (128, 128)])
 def test_lowers_for_cuda(head_dim: int, page_size: int, options: dict[str, Any]) -> None:
     step = make(sequences=[(20, 100), (9, 1)], head_dim=head_dim, page_size=page_size)
-    device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):
-        traced = jax.jit(partial(gpu_prefill_mosaic.paged_attention, scale=0.25, **options)).trace(
-            step.q, step.k, step.v, step.kv_pages, step.meta
-        )
-        assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
+    call = partial(gpu_prefill_mosaic.attend, scoring=Scoring(0.25, **options))
+    lowered = lower_for("cuda", call, step.q, step.kv_pages, step.meta)
+    assert "mosaic_gpu" in lowered.as_text()
+    assert [*triton_kernels(lowered)] == ["prefill_attention_short_rows"]
 
 
 @pytest.mark.parametrize(
@@ -188,4 +184,4 @@ def test_says_what_it_supports(case: dict[str, Any], dtype: Any, is_supported: b
 def run_reference(step: Step, **options: Any) -> tuple[np.ndarray, np.ndarray]:
     """Of the step's rounded values, in float32."""
     q, k, v, kv_pages = (x.astype(np.float32) for x in (step.q, step.k, step.v, step.kv_pages))
-    return reference.paged_attention(q, k, v, kv_pages, step.meta, scale=q.shape[-1] ** -0.5, **options)
+    return reference.paged_attention(q, k, v, kv_pages, step.meta, Scoring(q.shape[-1] ** -0.5, **options))

@@ -39,28 +39,30 @@ def arguments(dtype: str, head_dim: int, group: int, with_norms: bool, padding: 
 
 @pytest.mark.parametrize("interpret", MODES)
 @pytest.mark.parametrize(
-    ("dtype", "head_dim", "group", "with_norms"),
+    ("dtype", "head_dim", "group", "with_norms", "page_dtype"),
     [
-        ("bfloat16", 128, 4, False),
-        ("bfloat16", 64, 3, True),
-        ("float32", 80, 1, True),
-        ("float16", 96, 2, False),
-        ("float32", 16, 7, False),
+        ("bfloat16", 128, 4, False, "bfloat16"),
+        ("bfloat16", 64, 3, True, "float8_e4m3fn"),
+        ("float32", 80, 1, True, "float32"),
+        ("float16", 96, 2, False, "float16"),
+        ("float32", 16, 7, False, "float8_e5m2"),
     ],
 )
 def test_as_plain_operations(
-    dtype: str, head_dim: int, group: int, with_norms: bool, interpret: bool
+    dtype: str, head_dim: int, group: int, with_norms: bool, page_dtype: str, interpret: bool
 ) -> None:
     qkv, pages, meta, rope, norms = arguments(dtype, head_dim, group, with_norms)
+    pages = pages.astype(page_dtype)
+    qkv = qkv.at[7, 0, -2:, 3].set(3e5 if page_dtype.startswith("float8") else 1.0)  # no page holds that much
     want_q, k, v = split_heads(qkv, rope, norms)
     want_pages = xla.write_kv(pages, k, v, meta)
     q, written = gpu_split.split_and_write(qkv, pages, meta, rope, norms, interpret=interpret)
     assert (q.dtype, written.dtype) == (want_q.dtype, want_pages.dtype)
-    ulp = float(jnp.finfo(dtype).eps)
+    ulp, page_ulp = float(jnp.finfo(dtype).eps), float(jnp.finfo(page_dtype).eps)
     np.testing.assert_allclose(np.float32(q), np.float32(want_q), rtol=2 * ulp, atol=8 * ulp)
     # Page 0 takes what padding tokens write.
     np.testing.assert_allclose(
-        np.float32(written[1:]), np.float32(want_pages[1:]), rtol=2 * ulp, atol=8 * ulp
+        np.float32(written[1:]), np.float32(want_pages[1:]), rtol=2 * page_ulp, atol=8 * ulp
     )
     assert np.isfinite(np.float32(written)).all()
 

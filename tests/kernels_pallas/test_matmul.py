@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from jaxserve.kernels_pallas import cpu_matmul
 from jaxserve.kernels_pallas.matmul import contract, contract_rows, from_rows, to_rows
+from jaxserve.kernels_pallas.metadata import Backend
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="XLA calls this kernel on CPUs only")
 
@@ -46,6 +49,7 @@ def test_what_is_not_a_number_shows() -> None:
     assert np.isfinite(np.delete(np.delete(out, 3, 0), 7, 1)).all()
 
 
+@pytest.mark.parametrize("backend", [pytest.param("cpu", marks=on_cpu), "xla"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("num_rows", [1, 8, 33])
 @pytest.mark.parametrize(
@@ -53,7 +57,11 @@ def test_what_is_not_a_number_shows() -> None:
     [((64,), (3, 5, 8)), ((6, 16), (40,)), ((48,), (2, 10)), ((7,), (9,)), ((5, 3), (2,))],
 )
 def test_the_door_contracts_any_axes(
-    inputs: tuple[int, ...], outputs: tuple[int, ...], num_rows: int, dtype: jnp.dtype
+    inputs: tuple[int, ...],
+    outputs: tuple[int, ...],
+    num_rows: int,
+    dtype: jnp.dtype,
+    backend: Backend,
 ) -> None:
     x = jnp.asarray(normal(num_rows, *inputs), dtype)
     weight = jnp.asarray(normal(*inputs, *outputs, seed=1), dtype)
@@ -61,7 +69,7 @@ def test_the_door_contracts_any_axes(
     want = np.asarray(x, np.float64).reshape(num_rows, size) @ np.asarray(weight, np.float64).reshape(
         size, -1
     )
-    out = jax.jit(contract, static_argnums=2)(x, weight, len(inputs))
+    out = jax.jit(partial(contract, num_axes=len(inputs), backend=backend))(x, weight)
     assert out.dtype == dtype
     assert out.shape == (num_rows, *outputs)
     tolerance = 1e-4 if dtype == jnp.float32 else 0.3
@@ -75,6 +83,6 @@ def test_the_door_contracts_any_axes(
 
 def test_rows_give_wide_logits() -> None:
     x, rows = jnp.asarray(normal(4, 32), jnp.bfloat16), jnp.asarray(normal(50, 32, seed=1), jnp.bfloat16)
-    out = contract_rows(x, rows, out_dtype=jnp.dtype(jnp.float32))
+    out = contract_rows(x, rows, backend="cpu", out_dtype=jnp.dtype(jnp.float32))
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, np.asarray(x, np.float32) @ np.asarray(rows, np.float32).T, atol=1e-4)
