@@ -125,7 +125,8 @@ def plan_answer(state: ServerState, fields: ChatRequest) -> AnswerPlan:
             'tool_choice "auto" or "none".',
             param=asked.param,
         )
-    return AnswerPlan(state, fields, choice, asked)
+    adjusted = state.answer_format.adjusted(fields, [tool.as_sent() for tool in choice.callable])
+    return AnswerPlan(state, adjusted, choice, asked_constraint(adjusted))
 
 
 def _check_served(state: ServerState, fields: ChatRequest, choice: ToolChoice) -> None:

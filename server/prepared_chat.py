@@ -43,6 +43,7 @@ async def prepare_chat(state: ServerState, request: Request) -> PreparedChat:
     fields = taken.fields
     check_stream_options(fields)
     plan = plan_answer(state, fields)
+    fields = plan.fields
     params = chat_sampling(state.llm, fields)
     _check_number(state, fields)
     shown = plan.shown_fields

@@ -41,6 +41,8 @@ class ServerSettings:
     enable_auto_tool_choice: bool = False  # tool_choice "auto", which tools alone mean, is served
     tool_call_parser: str | None = None  # how the model writes calls; none: answers have no calls
     reasoning_parser: str | None = None  # how the model marks its reasoning; none: it is content
+    tool_parser_plugin: str | None = None  # a file, written for vLLM, that registers tool parsers
+    reasoning_parser_plugin: str | None = None  # likewise, reasoning parsers
     metrics_prefix: str = "jaxserve:"
     log_requests: bool = True
 

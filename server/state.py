@@ -13,6 +13,7 @@ from jaxserve.errors import ConfigError, RequestError
 from jaxserve.server.errors import ApiError, unavailable
 from jaxserve.server.metrics import ServerMetrics
 from jaxserve.server.parsing.answer_format import AnswerFormat, make_answer_format
+from jaxserve.server.plugins.load import load_plugins
 from jaxserve.server.settings import ServerSettings
 
 _log = logging.getLogger(__name__)
@@ -38,7 +39,10 @@ class ServerState:
         metrics = ServerMetrics(settings.metrics_prefix, names[0], llm)
         llm.observe(metrics)
         _look_at_templates(llm, settings)
-        answer_format = make_answer_format(settings.tool_call_parser, settings.reasoning_parser)
+        load_plugins(settings.tool_parser_plugin, settings.reasoning_parser_plugin)
+        answer_format = make_answer_format(
+            settings.tool_call_parser, settings.reasoning_parser, llm.tokenizer
+        )
         kept = answer_format.kept_token_ids(llm.tokenizer)
         return cls(llm, settings, metrics, names, _fingerprint(llm), answer_format, kept)
 

@@ -55,9 +55,6 @@ ENGINE_FLAGS: tuple[RefusedFlag, ...] = (
 )
 
 SERVER_FLAGS: tuple[RefusedFlag, ...] = (
-    RefusedFlag(
-        ("--tool-parser-plugin",), "plug-ins are not loaded yet: --tool-call-parser has built-in parsers"
-    ),
     RefusedFlag(("--limit-mm-per-prompt",), _MULTIMODAL),
     RefusedFlag(("--allowed-local-media-path",), _MULTIMODAL),
     RefusedFlag(("--allowed-media-domains",), _MULTIMODAL),

@@ -64,6 +64,16 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--tool-call-parser", metavar="NAME", help="how the model writes tool calls, e.g. hermes")
     add("--reasoning-parser", metavar="NAME", help="how the model marks its reasoning, e.g. qwen3")
+    add(
+        "--tool-parser-plugin",
+        metavar="FILE",
+        help="Python file with tool parsers written for vLLM; --tool-call-parser takes their names",
+    )
+    add(
+        "--reasoning-parser-plugin",
+        metavar="FILE",
+        help="the same for --reasoning-parser",
+    )
     add("--ssl-keyfile", metavar="FILE")
     add("--ssl-certfile", metavar="FILE")
     add("--root-path", default="", metavar="PREFIX", help="prefix under which a proxy publishes the server")
@@ -136,11 +146,13 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
 
 def server_settings(args: argparse.Namespace) -> ServerSettings:
     """The ServerSettings of a parsed command line; ConfigError for impossible values."""
-    from jaxserve.server.parsing.answer_format import make_answer_format
+    from jaxserve.server.parsing.answer_format import check_parser_names
+    from jaxserve.server.plugins.load import load_plugins
     from jaxserve.server.settings import ServerSettings
 
-    # An unknown name stops the start before the seconds that loading takes.
-    make_answer_format(args.tool_call_parser, args.reasoning_parser)
+    # A broken plug-in or an unknown name stops the start before the seconds that loading takes.
+    load_plugins(args.tool_parser_plugin, args.reasoning_parser_plugin)
+    check_parser_names(args.tool_call_parser, args.reasoning_parser)
     return ServerSettings(
         host=args.host,
         port=args.port,
@@ -156,6 +168,8 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         enable_auto_tool_choice=args.enable_auto_tool_choice,
         tool_call_parser=args.tool_call_parser,
         reasoning_parser=args.reasoning_parser,
+        tool_parser_plugin=args.tool_parser_plugin,
+        reasoning_parser_plugin=args.reasoning_parser_plugin,
         allowed_origins=args.allowed_origins,
         shutdown_timeout=args.shutdown_timeout,
         max_body_bytes=args.max_body_bytes,

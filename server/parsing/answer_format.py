@@ -9,8 +9,16 @@ from typing import Any, Protocol
 from jaxserve.errors import RequestError
 from jaxserve.server.parsing.events import AnswerParser
 from jaxserve.server.parsing.stages import AllContent, CallsInReasoning, ReasoningThenCalls, WithoutBlanks
+from jaxserve.server.plugins.formats import (
+    adjusted_by_plugins,
+    reasoning_plugin_format,
+    tool_plugin_format,
+)
+from jaxserve.server.protocol import ChatRequest
 from jaxserve.server.reasoning_parsers.registry import find_reasoning_parser
 from jaxserve.server.reasoning_parsers.splitter import ReasoningSplitter
+from jaxserve.server.tool_parsers.abstract import ToolParserManager
+from jaxserve.server.tool_parsers.reasoning import ReasoningParserManager
 from jaxserve.server.tool_parsers.registry import find_tool_parser
 from jaxserve.text.tokenizer import Tokenizer
 
@@ -60,6 +68,11 @@ class ThoughtFormat(Protocol):
         ...
 
     @property
+    def starts(self) -> tuple[str, ...]:
+        """The marks that begin reasoning."""
+        ...
+
+    @property
     def ends(self) -> tuple[str, ...]:
         """The marks that end reasoning."""
         ...
@@ -92,6 +105,14 @@ class AnswerFormat:
         return tuple(
             sorted(i for i, token in special.items() if token and any(token in marker for marker in markers))
         )
+
+    def adjusted(self, request: ChatRequest, tools: Sequence[Mapping[str, Any]]) -> ChatRequest:
+        """The request as plug-ins want it; without plug-ins as it is.
+
+        `tools` are those that may be called; without any, the tool parser is not asked.
+        Raises RequestFailedError when a plug-in fails.
+        """
+        return adjusted_by_plugins((self.tools if tools else None, self.reasoning), request, tools)
 
     def parser(
         self,
@@ -166,9 +187,25 @@ class AnswerFormat:
         return marks[1] if marks is not None and marks[0] is None else None
 
 
-def make_answer_format(tool_call_parser: str | None, reasoning_parser: str | None) -> AnswerFormat:
-    """The format that these names stand for.  Raises ConfigError, listing the names, for one that is unknown."""
-    return AnswerFormat(
-        None if tool_call_parser is None else find_tool_parser(tool_call_parser),
-        None if reasoning_parser is None else find_reasoning_parser(reasoning_parser),
-    )
+def make_answer_format(
+    tool_call_parser: str | None, reasoning_parser: str | None, tokenizer: Tokenizer | None = None
+) -> AnswerFormat:
+    """The format that these names stand for.  A plug-in's names come before built-in ones; it needs the tokenizer.
+
+    Raises ConfigError for an unknown name, listing the names, and for a plug-in that does not fit the model.
+    """
+    tools = reasoning = None
+    if tool_call_parser is not None:
+        tools = tool_plugin_format(tool_call_parser, tokenizer) or find_tool_parser(tool_call_parser)
+    if reasoning_parser is not None:
+        reasoning = reasoning_plugin_format(reasoning_parser, tokenizer)
+        reasoning = reasoning or find_reasoning_parser(reasoning_parser)
+    return AnswerFormat(tools, reasoning)
+
+
+def check_parser_names(tool_call_parser: str | None, reasoning_parser: str | None) -> None:
+    """Raise ConfigError, listing the names, for one that is neither a plug-in's nor built in."""
+    if tool_call_parser is not None and not ToolParserManager._registry.has(tool_call_parser):
+        find_tool_parser(tool_call_parser)
+    if reasoning_parser is not None and not ReasoningParserManager._registry.has(reasoning_parser):
+        find_reasoning_parser(reasoning_parser)

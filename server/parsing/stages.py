@@ -30,7 +30,7 @@ class ReasoningThenCalls:
                 said.append(event.text)
             else:
                 events.append(event)
-        if said:
+        if said or self._is_behind:  # tokens without text are told too: plug-ins go by them
             ids = token_ids if self._is_behind else self._ids_behind(token_ids)
             self._is_behind = True
             events += self._calls.push("".join(said), ids)

@@ -23,6 +23,8 @@ _REAL_MANAGERS = (
     ("vllm.reasoning.abs_reasoning_parsers", "ReasoningParserManager"),
 )
 
+_RECORD = "__jaxserve_registered__"  # of a plug-in's module: what it registered, with each registry
+
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
@@ -52,19 +54,31 @@ def load_plugin(path: str | Path) -> Plugin:
     Raises ConfigError with the plug-in's own error, and the line of the plug-in that it came from.
     """
     registries = (ToolParserManager._registry, ReasoningParserManager._registry)
-    before = [registry.snapshot() for registry in registries]
+    before = [registry.entries() for registry in registries]
     try:
         module = _module(str(path))
     except ConfigError:
-        for registry, snapshot in zip(registries, before, strict=True):
-            registry.restore(snapshot)
+        for registry, entries in zip(registries, before, strict=True):
+            registry.restore(entries)
         raise
-    _adopt_from_real_vllm(module, *registries)
-    for registry in registries:
-        _find_lazy_classes(module, registry)
-    return Plugin(
-        module, *(_new_names(each, old, module) for each, old in zip(registries, before, strict=True))
-    )
+    if _RECORD not in vars(module):
+        _adopt_from_real_vllm(module, *registries)
+        for registry in registries:
+            _find_lazy_classes(module, registry)
+        vars(module)[_RECORD] = [
+            {name: entry for name, entry in registry.entries().items() if old.get(name) is not entry}
+            for registry, old in zip(registries, before, strict=True)
+        ]
+    for registry, entries in zip(registries, vars(module)[_RECORD], strict=True):
+        registry.put(entries)
+    return Plugin(module, *map(tuple, vars(module)[_RECORD]))
+
+
+def load_plugins(*paths: str | None) -> None:
+    """Import those plug-ins that are given.  Raises ConfigError as load_plugin does."""
+    for path in paths:
+        if path is not None:
+            load_plugin(path)
 
 
 def _module(path: str) -> ModuleType:
@@ -128,18 +142,6 @@ def _told(error: Exception, file: str | None = None) -> str:
         if file == frame.filename or (file is None and "importlib" not in frame.filename)
     ]
     return f"line {frames[-1].lineno} of {frames[-1].filename}: {what}" if frames else what
-
-
-def _new_names(
-    registry: ParserRegistry, before: tuple[dict[str, type], dict[str, tuple[str, str]]], module: ModuleType
-) -> tuple[str, ...]:
-    """What has been registered since, or by this module when it was loaded before."""
-    old = {**before[0], **before[1]}
-    return tuple(
-        name
-        for name, entry in {**registry.classes, **registry.lazy}.items()
-        if old.get(name) != entry or getattr(entry, "__module__", None) == module.__name__
-    )
 
 
 def _find_lazy_classes(module: ModuleType, registry: ParserRegistry) -> None:

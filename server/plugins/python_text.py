@@ -24,7 +24,7 @@ _CLOSING = {"[": "]", "(": ")", "{": "}"}
 _NAMED_BY = {"(": "=", "{": ":"}  # what stands between a name and its value
 _CLOSED_BRACKETS = re.compile(r"\[[^\[\](){}]*\]|\([^\[\](){}]*\)|\{[^\[\](){}]*\}")
 _JSON_NAMES = {"null": None, "true": True, "false": False}
-_RESERVED_SUFFIX = "_is_a_python_keyword_"
+_RESERVED_SUFFIX = "_pyreservedkw_"
 
 
 class UnexpectedAstError(Exception):
@@ -81,8 +81,8 @@ def make_valid_python(text: str) -> tuple[str, str] | None:
     if innermost in _NAMED_BY and not _is_last_entry_named(text, _NAMED_BY[innermost]):
         return None
     if not open_quote:
-        if text.endswith(("=", ":")):
-            return None
+        if text.endswith(("=", ":")) or (innermost in _NAMED_BY and (text[-1].isalnum() or text[-1] in "._")):
+            return None  # a number or a word may go on
         text = text.removesuffix(",")
         if innermost == "[" and not text.endswith(("[", ")")):
             return None

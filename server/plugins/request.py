@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from jaxserve.server.plugins.errors import plugin_errors
 from jaxserve.server.protocol import ChatRequest
+from jaxserve.server.tool_parsers.protocol import ChatCompletionNamedToolChoiceParam
 from jaxserve.server.tool_parsers.requests import ChatCompletionRequest
 
 
@@ -18,11 +19,29 @@ class AdjustsRequests(Protocol):
         ...
 
 
-def plugin_request(fields: ChatRequest | Mapping[str, Any]) -> ChatCompletionRequest:
-    """A chat request under vLLM's names; fields that were not said have vLLM's defaults."""
+def plugin_request(
+    fields: ChatRequest | Mapping[str, Any], tools: Sequence[Mapping[str, Any]] | None = None
+) -> ChatCompletionRequest:
+    """A chat request under vLLM's names; fields that were not said have vLLM's defaults.
+
+    `tools` are those that may be called, where the request's tool_choice allows some of its tools only.
+    """
     if isinstance(fields, ChatRequest):
-        fields = fields.model_dump(exclude_none=True)
-    return ChatCompletionRequest.model_validate(dict(fields))
+        fields = fields.model_dump(by_alias=True, exclude_none=True)
+    data = dict(fields)
+    choice = data.get("tool_choice")
+    if isinstance(choice, Mapping) and "allowed_tools" in choice:  # vLLM does not know it
+        data["tool_choice"] = choice["allowed_tools"].get("mode", "auto")
+    if tools is not None:
+        data["tools"] = list(tools) or None
+    return ChatCompletionRequest.model_validate(data)
+
+
+def is_forced(request: ChatCompletionRequest) -> bool:
+    """Whether the answer must be a tool call."""
+    return request.tool_choice == "required" or isinstance(
+        request.tool_choice, ChatCompletionNamedToolChoiceParam
+    )
 
 
 def adjusted(parser: AdjustsRequests, request: ChatCompletionRequest) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from jaxserve.errors import ConfigError
 from jaxserve.server.reasoning_parsers.reasoning_format import ReasoningFormat
 from jaxserve.server.tool_parsers.harmony import HarmonyReasoning
+from jaxserve.server.tool_parsers.reasoning import ReasoningParserManager
 
 _FORMATS: tuple[ReasoningFormat | HarmonyReasoning, ...] = (
     # Templates that do not say, or models that leave the beginning mark out.
@@ -44,7 +45,7 @@ def find_reasoning_parser(name: str) -> ReasoningFormat | HarmonyReasoning:
     try:
         return REASONING_FORMATS[name]
     except KeyError:
+        known = sorted({*REASONING_FORMATS, *ReasoningParserManager.list_registered()})
         raise ConfigError(
-            f"reasoning_parser={name!r}: there is no such parser; "
-            f"use one of {', '.join(sorted(REASONING_FORMATS))}"
+            f"reasoning_parser={name!r}: there is no such parser; use one of {', '.join(known)}"
         ) from None

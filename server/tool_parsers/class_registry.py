@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from jaxserve.errors import ConfigError
 from jaxserve.server.plugins.finder import import_plugin_module
 
 
@@ -47,11 +48,22 @@ class ParserRegistry:
             self.add(name, getattr(import_plugin_module(module), class_name), force=True)
         return self.classes[name]
 
+    def has(self, name: str) -> bool:
+        """Whether the name is registered."""
+        return name in self.classes or name in self.lazy
+
+    def found(self, name: str) -> type:
+        """`get`, for those who start a server.  Raises ConfigError with whatever is wrong."""
+        try:
+            return self.get(name)
+        except (KeyError, ImportError, AttributeError, TypeError) as error:
+            raise ConfigError(f"{self.kind} {name!r}: {type(error).__name__}: {error}") from error
+
     def add(self, name: str, cls: type, *, force: bool) -> None:
         """Register a class.  Raises KeyError for a name in use unless `force`, TypeError for no parser."""
         if not (isinstance(cls, type) and issubclass(cls, self.base)):
             raise TypeError(f"{cls!r} cannot be a {self.kind}: derive it from {self.base.__name__}")
-        if not force and (name in self.classes or name in self.lazy):
+        if not force and self.has(name):
             raise KeyError(f"{self.kind} {name!r} is registered already; give another name, or force=True")
         self.lazy.pop(name, None)
         self.classes[name] = cls
@@ -80,16 +92,25 @@ class ParserRegistry:
 
         return put if cls is None else put(cls)
 
-    def snapshot(self) -> tuple[dict[str, type], dict[str, tuple[str, str]]]:
-        """What is registered now, for `restore`."""
-        return dict(self.classes), dict(self.lazy)
+    def entries(self) -> dict[str, type | tuple[str, str]]:
+        """What is registered now: by name, the class, or its module and its name."""
+        return {**self.lazy, **self.classes}
 
-    def restore(self, snapshot: tuple[dict[str, type], dict[str, tuple[str, str]]]) -> None:
-        """Register what was registered when `snapshot` was taken, and nothing else."""
+    def put(self, entries: Mapping[str, type | tuple[str, str]]) -> None:
+        """Register what `entries` gave."""
+        for name, entry in entries.items():
+            self.classes.pop(name, None)
+            self.lazy.pop(name, None)
+            if isinstance(entry, tuple):
+                self.lazy[name] = entry
+            else:
+                self.classes[name] = entry
+
+    def restore(self, entries: Mapping[str, type | tuple[str, str]]) -> None:
+        """Register what `entries` gave, and nothing else."""
         self.classes.clear()
-        self.classes.update(snapshot[0])
         self.lazy.clear()
-        self.lazy.update(snapshot[1])
+        self.put(entries)
 
     def names(self) -> list[str]:
         """Every registered name, in order."""

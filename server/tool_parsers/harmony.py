@@ -187,6 +187,7 @@ class HarmonyReasoning:
 
     names: tuple[str, ...] = ("openai_gptoss",)
     markers: frozenset[str] = _MARKS
+    starts: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
     has_calls: bool = False
 

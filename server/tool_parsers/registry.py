@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from jaxserve.errors import ConfigError
 from jaxserve.server.tool_parsers import bare_json, json_in_tags, pythonic, token_frames
+from jaxserve.server.tool_parsers.abstract import ToolParserManager
 from jaxserve.server.tool_parsers.harmony import HarmonyCalls
 from jaxserve.server.tool_parsers.tool_format import ToolFormat
 
@@ -25,6 +26,7 @@ def find_tool_parser(name: str) -> ToolFormat | HarmonyCalls:
     try:
         return TOOL_FORMATS[name]
     except KeyError:
+        known = sorted({*TOOL_FORMATS, *ToolParserManager.list_registered()})
         raise ConfigError(
-            f"tool_call_parser={name!r}: there is no such parser; use one of {', '.join(sorted(TOOL_FORMATS))}"
+            f"tool_call_parser={name!r}: there is no such parser; use one of {', '.join(known)}"
         ) from None

@@ -67,6 +67,9 @@ class MarkedFormat:
     def reasoning_marks(self, prompt: str) -> tuple[str | None, str] | None:
         return self.marks
 
+    def adjusted(self, request: Any, tools: Any) -> Any:
+        return request
+
     def parser(self, **about: Any) -> MarkedParser:
         self.asked.append(about)
         return MarkedParser()

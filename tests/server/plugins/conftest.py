@@ -15,10 +15,10 @@ from jaxserve.server.tool_parsers.reasoning import ReasoningParserManager
 @pytest.fixture(autouse=True)
 def registries() -> Generator[None]:
     """What a test registers is gone after it."""
-    kept = [manager._registry.snapshot() for manager in (ToolParserManager, ReasoningParserManager)]
+    kept = [manager._registry.entries() for manager in (ToolParserManager, ReasoningParserManager)]
     yield
-    for manager, snapshot in zip((ToolParserManager, ReasoningParserManager), kept, strict=True):
-        manager._registry.restore(snapshot)
+    for manager, entries in zip((ToolParserManager, ReasoningParserManager), kept, strict=True):
+        manager._registry.restore(entries)
 
 
 @pytest.fixture
