@@ -21,7 +21,7 @@ from jaxserve.conversion import sources
 from jaxserve.conversion.convert import convert
 from jaxserve.conversion.sources import chunk_grid
 from jaxserve.errors import CheckpointError, ConfigError
-from jaxserve.loading import orbax_checkpoint
+from jaxserve.loading import orbax_checkpoint, orbax_restore
 from jaxserve.loading.orbax_checkpoint import OrbaxCheckpoint
 from jaxserve.loading.orbax_format import (
     MANIFEST,
@@ -226,6 +226,25 @@ def test_restored_arrays_are_their_own(copy: Path) -> None:
     for path in copy.rglob("c.*"):
         path.write_bytes(bytes(path.stat().st_size))
     assert_same(found, expected)
+
+
+def test_host_memory_is_used_again_for_devices_that_have_their_own(
+    whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With transfers that copy, as to an accelerator, buffers are few and none is filled while it is needed."""
+    expected = parameters_of(whole)
+    honest, addresses = jax.device_put, []
+
+    def transfer(value: np.ndarray, target: Any) -> jax.Array:
+        addresses.append(value.ctypes.data)
+        return honest(np.array(value), target)
+
+    monkeypatch.setattr(orbax_restore.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(orbax_restore.jax, "device_put", transfer)
+    monkeypatch.setattr(orbax_restore, "_LEAST_BUDGET", 1)
+    assert_same(parameters_of(whole), expected)
+    assert len(addresses) == len(expected)
+    assert len(set(addresses)) < len(addresses)
 
 
 AXES = st.sampled_from(["vocab", "embed", "kv_heads", "heads", "head_dim", "ffn", "group", "experts"])
