@@ -24,6 +24,7 @@ class AnswerPlan:
     fields: ChatRequest
     choice: ToolChoice
     asked: Constraint | None  # response_format or structured_outputs
+    tools: list[dict[str, Any]]  # those that the answer may call, as the request has them
 
     @property
     def shown_fields(self) -> ChatRequest:
@@ -32,13 +33,9 @@ class AnswerPlan:
         return self.fields if shown == self.fields.tools else self.fields.model_copy(update={"tools": shown})
 
     @property
-    def _callable_tools(self) -> list[dict[str, Any]]:
-        return [tool.as_sent() for tool in self.choice.callable]
-
-    @property
     def has_parts(self) -> bool:
         """Whether anything but content may be in the answer."""
-        return bool(self.choice.callable) or self.state.answer_format.reasoning is not None
+        return bool(self.tools) or self.state.answer_format.reasoning is not None
 
     async def sampling(self, params: SamplingParams, prompt: str) -> tuple[SamplingParams, bool]:
         """`params` with the answer's constraint, compiled, and the special tokens that its parts are told by.
@@ -62,7 +59,7 @@ class AnswerPlan:
             is_single_call=self.choice.is_single,
         )
         parser = self.state.answer_format.parser(
-            tools=self._callable_tools,
+            tools=self.tools,
             prompt=self._opening(prompt),
             constrained=holds_calls,
             request=self.fields,
@@ -72,7 +69,7 @@ class AnswerPlan:
 
     async def _constraint(self) -> Constraint | None:
         """What the answer must look like, but for the reasoning that may come before it."""
-        if not self.choice.callable:
+        if not self.tools:
             return self.asked
         if self.asked is None:
             grammar = self._calls(_choice_for_grammar(self.choice))
@@ -80,12 +77,19 @@ class AnswerPlan:
         if self.asked.param != "response_format":
             return self.asked
         # OpenAI's meaning: the answer has this format, unless it is a call.
+        return replace(
+            self.asked, wanted=replace(self.asked.wanted, alternative=await self._calls_if_possible())
+        )
+
+    async def _calls_if_possible(self) -> str | None:
+        """The grammar of calls, or None where none can hold them: a format alone holds the answer then, as in vLLM."""
         try:
             calls = self._calls(Mode.REQUIRED.value)
-            await self.state.llm.check_structured(StructuredOutputsParams(grammar=calls), param="tools")
-        except RequestError:  # calls that no grammar can hold: the format alone holds the answer, as in vLLM
-            return self.asked
-        return replace(self.asked, wanted=replace(self.asked.wanted, alternative=calls))
+            if calls is not None:
+                await self.state.llm.check_structured(StructuredOutputsParams(grammar=calls), param="tools")
+        except RequestError:
+            return None
+        return calls
 
     def _behind_reasoning(self, constraint: Constraint, prompt: str) -> Constraint:
         marks = self.state.answer_format.reasoning_marks(self._opening(prompt))
@@ -110,7 +114,7 @@ class AnswerPlan:
 
     def _calls(self, choice: str | dict[str, Any]) -> str | None:
         return self.state.answer_format.grammar(
-            self._callable_tools, choice, not self.choice.is_single, self.state.llm.tokenizer
+            self.tools, choice, not self.choice.is_single, self.state.llm.tokenizer
         )
 
 
@@ -125,8 +129,9 @@ def plan_answer(state: ServerState, fields: ChatRequest) -> AnswerPlan:
             'tool_choice "auto" or "none".',
             param=asked.param,
         )
-    adjusted = state.answer_format.adjusted(fields, [tool.as_sent() for tool in choice.callable])
-    return AnswerPlan(state, adjusted, choice, asked_constraint(adjusted))
+    tools = [tool.as_sent() for tool in choice.callable]
+    adjusted = state.answer_format.adjusted(fields, tools)
+    return AnswerPlan(state, adjusted, choice, asked_constraint(adjusted), tools)
 
 
 def _check_served(state: ServerState, fields: ChatRequest, choice: ToolChoice) -> None:
