@@ -92,13 +92,13 @@ class AnswerPlan:
         return calls
 
     def _behind_reasoning(self, constraint: Constraint, prompt: str) -> Constraint:
+        """The constraint for what follows the reasoning with which the answer begins, or may begin."""
         marks = self.state.answer_format.reasoning_marks(self._opening(prompt))
         if marks is None:
             return constraint
         start, end = marks
-        if start is not None:  # the answer may do without reasoning, and so it does
-            return constraint
-        return replace(constraint, wanted=replace(constraint.wanted, reasoning_end=end))
+        wanted = replace(constraint.wanted, reasoning_start=start, reasoning_end=end)
+        return replace(constraint, wanted=wanted)
 
     def _opening(self, prompt: str) -> str:
         """The text whose end tells whether the answer begins inside reasoning.
