@@ -93,7 +93,10 @@ class ToolFormat:
             return writer.finish(self._calls_in_text(writer))
         section = writer.rule(self.section.lark(writer))
         if parallel_tool_calls and self.between is not None:
-            return writer.finish(f"{section} ({writer.text(self.between)} {section})*")
+            between = writer.text(self.between)
+            # Some models end the line behind the last call, and would otherwise have to go on with another one.
+            end = f" {between}?" if self.between.isspace() else ""
+            return writer.finish(f"{section} ({between} {section})*{end}")
         return writer.finish(section)
 
     def _calls_in_text(self, writer: GrammarWriter) -> str:

@@ -91,6 +91,14 @@ def test_what_models_write_is_allowed(name):
     assert not allows(matcher(name, now), write(CALLS[:1]))
 
 
+@pytest.mark.parametrize("name", ["hermes", "longcat"])
+def test_the_line_of_the_last_call_may_end(name):
+    text = WRITERS[name](CALLS[:1])
+    assert allows(matcher(name, "required"), text + "\n")
+    assert not allows(matcher(name, "required"), text + "\n\n")
+    assert not allows(matcher(name, "required"), text + "\nDone.")
+
+
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_what_is_allowed_is_read(name):
     required = matcher(name, "required")
