@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jaxserve.text.tokenizer import Tokenizer
 
 TIME_LIMIT = 5.0  # seconds that a caller waits for a grammar, those before it in the queue included
-_CACHE_SIZE = 256  # grammars
+_CACHE_SIZE = 128  # grammars
 _NUM_FIRST_STEPS = 4
 
 

@@ -53,7 +53,10 @@ def check_lark(text: str) -> None:
 
 @cache
 def parser_limits() -> LLParserLimits:
-    """llguidance's own limits: its defaults, but for the memory of automata that live as long as their users do."""
+    """llguidance's own limits: its defaults, but for the size of automata, which live as long as the grammar is kept.
+
+    32,768 states take some 25 MB.
+    """
     from llguidance import LLParserLimits
 
-    return LLParserLimits(max_lexer_states=1 << 16, verbose_errors=False)
+    return LLParserLimits(max_lexer_states=1 << 15, verbose_errors=False)

@@ -51,8 +51,7 @@ class _Wrapper:
         """The tokens of a text as the model would write it, marks in it taken for text.  Must not raise."""
         wanted = text.encode()
         for prefix in ("", _MARK):
-            ids = self._tokenizer.backend.encode(prefix + text, add_special_tokens=False).ids
-            ids = self._without(prefix, ids)
+            ids = self._without(prefix, self._tokenizer.encode(prefix + text, add_special_tokens=False))
             if self._spells(ids, wanted):
                 return ids
         assert self.vocabulary is not None

@@ -247,7 +247,7 @@ class TestDeath:
     """What happens when a step fails on the device."""
 
     def start(self, cache_dir: str, **options: object) -> Engine:
-        client, collector = build_tiny(cache_dir, None, **options), Collector()
+        client, collector = build_tiny(cache_dir, **options), Collector()
         client.start(collector.on_outputs, collector.on_dead)
         return client, collector
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,10 +18,11 @@ from jaxserve import LLM, SamplingParams, StructuredOutputsParams
 from jaxserve.assembly import EngineParts
 from jaxserve.engine.client import InProcessClient
 from jaxserve.engine.protocol import CoreRequest
+from jaxserve.engine.runner import Runner
 from jaxserve.errors import RequestError
 from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.structured.compiler import GrammarCompiler
-from tests.engine.tiny_engine import Collector, DenseModel, build_tiny, request
+from tests.engine.tiny_engine import Collector, DenseModel, build_constrained, request
 from tests.tiny import ASCII_EOS, ASCII_MARK, ASCII_VOCAB_SIZE, ascii_tokenizer
 
 TOKENIZER = ascii_tokenizer()
@@ -46,7 +48,7 @@ def grammars() -> GrammarCompiler:
 
 @pytest.fixture(scope="module")
 def module_engine(cache_dir: str, grammars: GrammarCompiler) -> Iterator[Engine]:
-    client, collector = build_tiny(cache_dir, grammars), Collector()
+    client, collector = build_constrained(cache_dir, grammars), Collector()
     client.start(collector.on_outputs, collector.on_dead)
     yield client, collector, grammars
     client.shutdown()
@@ -156,6 +158,29 @@ def test_forced_tokens_are_not_sampled_one_by_one(engine: Engine) -> None:
     assert sampled == ahead
 
 
+def test_the_forward_pass_does_not_wait_for_masks(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def note(name: str) -> None:
+        function = getattr(Runner, name)
+
+        def noting(*args: Any) -> Any:
+            calls.append(name)
+            return function(*args)
+
+        monkeypatch.setattr(Runner, name, noting)
+
+    for name in ("dispatch", "start", "finish", "fetch"):
+        note(name)
+    run(engine, constrained(engine, "c", {"regex": "[a-z]{6}"}, seed=2))
+    # The prompt's step waits for nothing; then each forward pass is under way before the step ahead is fetched.
+    assert calls[:8] == ["start", "finish", "start", "fetch", "finish", "start", "fetch", "finish"]
+    assert "dispatch" not in calls
+    calls.clear()
+    run(engine, request("p", [1, 2, 3], max_tokens=6))
+    assert calls[:5] == ["dispatch", "dispatch", "fetch", "dispatch", "fetch"]
+
+
 def test_log_probabilities_are_the_models_own(engine: Engine, dense: DenseModel) -> None:
     core = constrained(engine, "l", {"regex": f"{FORCED}[a-z]"}, logprobs=3, prompt_logprobs=0, prompt="abc")
     (token_ids,) = run(engine, core)
@@ -179,7 +204,19 @@ def test_forced_beginnings_keep_the_prompts_log_probabilities(engine: Engine) ->
     assert [item.token_id for item in first.prompt_logprobs] == core.prompt_token_ids[1:]
 
 
-def test_preempted_sequences_go_on_where_they_were(engine: Engine, cache_dir: str) -> None:
+@pytest.fixture(scope="module")
+def small_engine(cache_dir: str, grammars: GrammarCompiler) -> Iterator[Engine]:
+    """An engine with too few pages for its sequences."""
+    client, collector = (
+        build_constrained(cache_dir, grammars, kv_cache_memory=17 * 2 * 8 * 2 * 2 * 8 * 4, max_model_len=100),
+        Collector(),
+    )
+    client.start(collector.on_outputs, collector.on_dead)
+    yield client, collector, grammars
+    client.shutdown()
+
+
+def test_preempted_sequences_go_on_where_they_were(engine: Engine, small_engine: Engine) -> None:
     cores = [
         constrained(
             engine, f"p{i}", {"regex": f"([a-e]{FORCED}){{2,4}}"}, "some prompt", seed=i, max_tokens=60
@@ -187,14 +224,67 @@ def test_preempted_sequences_go_on_where_they_were(engine: Engine, cache_dir: st
         for i in range(8)
     ]
     wanted = run(engine, *cores)
-    small, collector = (
-        build_tiny(cache_dir, engine[2], kv_cache_memory=17 * 2 * 8 * 2 * 2 * 8 * 4, max_model_len=100),
-        Collector(),
+    assert run(small_engine, *cores) == wanted
+    assert small_engine[0].stats().num_preemptions > 0
+
+
+def random_request(engine: Engine, request_id: str, rng: random.Random) -> CoreRequest:
+    params: dict[str, Any] = {
+        "temperature": rng.choice([0.0, 0.7, 1.5]),
+        "seed": rng.randrange(99),
+        "max_tokens": rng.choice([1, 3, 20, 60]),
+        "logprobs": rng.choice([None, None, None, 1]),
+        "frequency_penalty": rng.choice([0.0, 0.0, 0.0, 0.5]),
+        "ignore_eos": rng.random() < 0.1,
+    }
+    prompt = "".join(rng.choices("abc xyz", k=rng.randint(1, 30)))
+    if rng.random() < 0.3:
+        return request(request_id, TOKENIZER.encode(prompt), eos=(ASCII_EOS,), **params)
+    constraint: dict[str, Any] = rng.choice(
+        [
+            {"json": PERSON},
+            {"json": PERSON, "disable_any_whitespace": True},
+            {"json_object": True},
+            {"regex": f"([a-e]{FORCED}){{1,4}}"},
+            {"regex": "[a-z ]{5,60}"},
+            {"choice": ["yes", "no", FORCED]},
+            {"grammar": 'start: "a" <mark> /[a-c]+/ <mark>'},
+        ]
     )
-    small.start(collector.on_outputs, collector.on_dead)
-    assert run((small, collector, engine[2]), *cores) == wanted
-    assert small.stats().num_preemptions > 0
-    small.shutdown()
+    core = constrained(engine, request_id, constraint, prompt, **params)
+    b, e = TOKENIZER.encode("b"), TOKENIZER.encode("e")
+    if rng.random() < 0.15:
+        core = replace(core, bad_word_ids=((b[0],), (e[0], e[0])))
+    if rng.random() < 0.15:
+        core = replace(core, stop_token_ids=tuple(e))
+    return core
+
+
+def test_whatever_comes_and_goes_answers_stay_the_same(small_engine: Engine) -> None:
+    client, collector, _ = small_engine
+    rng = random.Random(8)
+    cores = [random_request(small_engine, f"w{i}", rng) for i in range(60)]
+    gone = set()
+    for start in range(0, len(cores), 12):
+        client.submit(cores[start : start + 12])
+        collector.wait_for_output(cores[start].request_id)
+        gone |= {core.request_id for core in cores[start + 1 : start + 12] if rng.random() < 0.2}
+        client.abort([request_id for request_id in gone if not collector.outputs.get(request_id)])
+    stayed = [core for core in cores if core.request_id not in gone]
+    collector.wait(*(core.request_id for core in stayed))
+
+    def told(core: CoreRequest) -> tuple[list[int], str | None]:
+        outputs = collector.outputs[core.request_id]
+        return collector.tokens(core.request_id), outputs[-1].finish_reason
+
+    answers = [told(core) for core in stayed]
+    assert client.stats().num_preemptions > 0
+    client.abort([*gone])
+    for core, answer in zip(stayed, answers, strict=True):
+        collector.outputs.clear()
+        client.submit([core])
+        collector.wait(core.request_id)
+        assert told(core) == answer
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 8])
@@ -280,8 +370,6 @@ def test_a_grammar_is_compiled_before_its_request_starts(engine: Engine) -> None
 def test_a_request_can_be_aborted_while_its_grammar_is_compiled(engine: Engine) -> None:
     client, collector, grammars = engine
     held = constrained(engine, "held", {"regex": "[a-c]{4}held"})
-    import threading
-
     gate = threading.Event()
     for _ in range(2):
         grammars._workers.submit(gate.wait)
@@ -294,7 +382,7 @@ def test_a_request_can_be_aborted_while_its_grammar_is_compiled(engine: Engine) 
 
 def test_the_python_api(cache_dir: str, grammars: GrammarCompiler) -> None:
     defaults = GenerationDefaults(eos_token_ids=(ASCII_EOS,))
-    parts = EngineParts(build_tiny(cache_dir, grammars), TOKENIZER, defaults, grammars)
+    parts = EngineParts(build_constrained(cache_dir, grammars), TOKENIZER, defaults, grammars)
     with LLM.from_parts(parts, seed=3) as llm:
         constraint = StructuredOutputsParams(regex=f"[ab]{{3}} {FORCED} [a-z]{{2,5}}")
         params = SamplingParams(max_tokens=60, n=3, structured_outputs=constraint)

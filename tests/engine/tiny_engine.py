@@ -55,8 +55,13 @@ def tiny_config(cache_dir: str, **options: object) -> EngineConfig:
     return EngineConfig(model="tiny", load_format="dummy", **(settings | options))  # type: ignore[arg-type]  # by name
 
 
-def build_tiny(cache_dir: str, grammars: GrammarCompiler | None = None, **options: object) -> InProcessClient:
+def build_tiny(cache_dir: str, **options: object) -> InProcessClient:
     """The unstarted client."""
+    return build_client(tiny_config(cache_dir, **options), None, TINY)
+
+
+def build_constrained(cache_dir: str, grammars: GrammarCompiler, **options: object) -> InProcessClient:
+    """The same, for requests that follow grammars."""
     return build_client(tiny_config(cache_dir, **options), None, TINY, grammars)
 
 
