@@ -72,11 +72,15 @@ class DeclaredToolParser(ToolParser):
         delta_token_ids: Sequence[int],
         request: ChatCompletionRequest | None,
     ) -> DeltaMessage | None:
-        """What is new in an answer with one more piece; None: nothing yet.  An empty `previous_text` begins anew."""
-        if self._stream is None or not previous_text:
+        """What is new in an answer with one more piece; None: nothing yet.
+
+        A `current_text` without a `previous_text` begins anew.  Without both, `delta_text` is one more piece.
+        """
+        if self._stream is None or (current_text and not previous_text):
             self._stream, self._num_read = self._new_parser(request), 0
-        events = self._stream.push(current_text[self._num_read :], delta_token_ids)
-        self._num_read = len(current_text)
+        text = current_text[self._num_read :] if current_text else delta_text
+        self._num_read += len(text)
+        events = self._stream.push(text, delta_token_ids)
         return self._told(events) if events else None
 
     def _new_parser(self, request: ChatCompletionRequest | None) -> AnswerParser:
@@ -140,4 +144,10 @@ def _function_of(delta: DeltaMessage, index: int) -> DeltaFunctionCall:
 
 
 def _as_mapping(tool: Any) -> Mapping[str, Any]:
-    return tool if isinstance(tool, Mapping) else tool.model_dump()
+    """A tool as requests have it, whatever class it came in."""
+    if isinstance(tool, Mapping):
+        return tool
+    return {
+        "type": "function",
+        "function": {"name": tool.function.name, "parameters": tool.function.parameters},
+    }

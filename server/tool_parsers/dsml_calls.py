@@ -42,6 +42,7 @@ class DsmlCall:
             yield from reader.expect('">')
             call.add(f"{before}{json_text(key)}: ")
             before = ", "
+            is_string = is_string and _takes_strings(call.schema(name), key)
             yield from self._value(reader, call, is_string)
             yield from reader.white()
         if before == ", ":
@@ -95,3 +96,14 @@ class DsmlCall:
         inner = {**schema} if isinstance(schema, Mapping) else ({} if schema else {"not": {}})
         inner.update({key: root[key] for key in ("$defs", "definitions") if key in root and key not in inner})
         return f"{writer.text(begin + 'false' + chr(34) + '>')} {writer.json(inner)} {writer.text(end + chr(10))}"
+
+
+def _takes_strings(schema: Mapping[str, Any], name: str) -> bool:
+    """Whether an argument may be a string: models call everything one sometimes."""
+    properties = schema.get("properties")
+    inner = properties.get(name) if isinstance(properties, Mapping) else None
+    if not isinstance(inner, Mapping):
+        return True
+    options = inner.get("anyOf") or inner.get("oneOf") or [inner]
+    kinds = [option.get("type", "string") for option in options if isinstance(option, Mapping)]
+    return any(kind == "string" or (isinstance(kind, list) and "string" in kind) for kind in kinds)

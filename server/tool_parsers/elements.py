@@ -145,8 +145,9 @@ class InOrder:
     def behind(self, mark: str) -> InOrder:
         """The same without the mark that it begins with."""
         first = self.elements[0]
-        assert isinstance(first, Mark)
-        assert first.text == mark
+        assert (isinstance(first, Mark) and first.text == mark) or (
+            isinstance(first, Maybe) and first.usual == mark
+        )
         return InOrder(*self.elements[1:])
 
 

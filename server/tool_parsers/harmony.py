@@ -187,7 +187,7 @@ class HarmonyReasoning:
 
     names: tuple[str, ...] = ("openai_gptoss",)
     markers: frozenset[str] = _MARKS
-    starts: tuple[str, ...] = ()
+    starts: tuple[str, ...] = ()  # no pair of marks tells reasoning from the rest
     ends: tuple[str, ...] = ()
     has_calls: bool = False
 

@@ -18,6 +18,7 @@ from jaxserve.server.tool_parsers.reader import NoCallError, Reader, Steps
 _WORD = re.compile(r"[\w.+\-]*")
 _KEY = re.compile(r"\w*")
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_ZEROS_BEFORE = re.compile(r"-?0[0-9]{1,39}")
 _NAMED = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
 _BODIES = {quote: re.compile(rf"[^\\{quote}]*") for quote in "\"'"}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "a": "\a", "v": "\v", "\n": ""}
@@ -83,29 +84,40 @@ def read_literal(reader: Reader, sink: Sink, depth: int = 0) -> Steps[None]:
 
 def _read_list(reader: Reader, sink: Sink, depth: int) -> Steps[None]:
     yield from reader.expect("[")
-    before = "["
-    while (yield from reader.white()) != "]":
+    yield from _read_items("]", reader, sink, depth, before="[")
+
+
+def _read_items(end: str, reader: Reader, sink: Sink, depth: int, before: str) -> Steps[None]:
+    """Read items up to the bracket `end`; `before` is the JSON text before the next one."""
+    while (yield from reader.white()) != end:
         sink(before)
         before = ", "
         yield from read_literal(reader, sink, depth + 1)
-        yield from _comma_before("]", reader)
-    yield from reader.expect("]")
+        yield from _comma_before(end, reader)
+    yield from reader.expect(end)
     sink("]" if before == ", " else "[]")
 
 
 def _read_dict(reader: Reader, sink: Sink, depth: int) -> Steps[None]:
+    """A dict, whose keys are strings, or a set, which becomes a list."""
     yield from reader.expect("{")
     before = "{"
-    while (first := (yield from reader.white())) != "}":
-        if first not in "\"'":
+    while (yield from reader.white()) != "}":
+        pieces: list[str] = []
+        yield from read_literal(reader, pieces.append, depth + 1)
+        first = "".join(pieces)
+        follows = yield from reader.white()
+        if follows in ",}" and before == "{":
+            sink("[" + first)
+            yield from _comma_before("}", reader)
+            yield from _read_items("}", reader, sink, depth, before=", ")
+            return
+        if not first.startswith('"'):
             raise NoCallError("a key that is no string")
-        sink(before)
-        before = ", "
-        yield from _read_string(reader, sink)
-        yield from reader.white()
         yield from reader.expect(":")
         yield from reader.white()
-        sink(": ")
+        sink(f"{before}{first}: ")
+        before = ", "
         yield from read_literal(reader, sink, depth + 1)
         yield from _comma_before("}", reader)
     yield from reader.expect("}")
@@ -164,6 +176,8 @@ def _word_as_json(word: str) -> str:
         return _NAMED[word]
     if _JSON_NUMBER.fullmatch(word) and math.isfinite(float(word)):
         return word
+    if _ZEROS_BEFORE.fullmatch(word):
+        return str(int(word))  # no literal of Python's, but what models write
     try:
         value = ast.literal_eval(word) if len(word) <= 40 else None
     except (ValueError, SyntaxError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from jaxserve.server.tool_parsers.call_draft import CallDraft
 from jaxserve.server.tool_parsers.dsml_calls import DsmlCall
-from jaxserve.server.tool_parsers.elements import Element, InOrder, Many, Mark, Maybe, One, Space
+from jaxserve.server.tool_parsers.elements import InOrder, Many, Mark, Maybe, One, Space
 from jaxserve.server.tool_parsers.gemma_calls import GemmaCall
 from jaxserve.server.tool_parsers.grammar import GrammarWriter
 from jaxserve.server.tool_parsers.json_calls import JsonArguments, Name
@@ -24,7 +24,7 @@ class _KimiName:
         """Read it."""
         call.begin()
         call_id = (yield from reader.match(re.compile(r"[\w.:\-\s]*"))).strip()
-        match = re.fullmatch(r"(?:functions\.)?([\w.\-]+)(?::\d+)?", call_id)
+        match = re.fullmatch(r"(?:functions\.)?([\w.\-]+):\d+", call_id)
         if match is None:
             raise NoCallError(f"{call_id!r} is no function's name")
         call.start(match[1], call_id)
@@ -38,44 +38,43 @@ class _KimiName:
         return f"{writer.text(f'functions.{writer.tool.name}:')} /[0-9]{{1,3}}/"
 
 
-def _framed_list(names: tuple[str, ...], start: str, call: Element, end: str) -> ToolFormat:
-    """Calls in frames, in one frame for all."""
-    section = InOrder(Mark(start), Space(), Many(call, separator="", end=end, usual=""))
-    return ToolFormat(names, section, (start,))
+def _framed_list(
+    name: str, start: str, call: InOrder, end: str, between: str = "", edge: str = ""
+) -> ToolFormat:
+    """Calls in frames, in one frame for all.
+
+    A frame of one call is found without the frame around it too, so that a bad call takes no good one with it.
+    """
+    begin = next(call.marks())
+    calls = Many(call, separator="", end=end, usual=between, usual_before_end=edge)
+    return ToolFormat((name,), InOrder(Maybe(start, usual=start), Space(edge), calls), (start, begin))
 
 
 _DEEPSEEK_START, _DEEPSEEK_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 
 FORMATS = (
     # DeepSeek V3 and R1: the arguments in a block of code
-    ToolFormat(
-        ("deepseek_v3",),
+    _framed_list(
+        "deepseek_v3",
+        _DEEPSEEK_START,
         InOrder(
-            Mark(_DEEPSEEK_START),
-            Space(),
-            Many(
-                InOrder(
-                    Mark("<｜tool▁call▁begin｜>"),
-                    Mark("function"),
-                    Mark("<｜tool▁sep｜>"),
-                    Name(),
-                    Space("\n"),
-                    Mark("```json"),
-                    Space("\n"),
-                    JsonArguments(),
-                    Space("\n"),
-                    Mark("```"),
-                    Mark("<｜tool▁call▁end｜>"),
-                ),
-                separator="",
-                end=_DEEPSEEK_END,
-                usual="\n",
-            ),
+            Mark("<｜tool▁call▁begin｜>"),
+            Mark("function"),
+            Mark("<｜tool▁sep｜>"),
+            Name(),
+            Space("\n"),
+            Mark("```json"),
+            Space("\n"),
+            JsonArguments(),
+            Space("\n"),
+            Mark("```"),
+            Mark("<｜tool▁call▁end｜>"),
         ),
-        (_DEEPSEEK_START,),
+        _DEEPSEEK_END,
+        between="\n",
     ),
     _framed_list(
-        ("deepseek_v31",),
+        "deepseek_v31",
         _DEEPSEEK_START,
         InOrder(
             Mark("<｜tool▁call▁begin｜>"),
@@ -88,24 +87,17 @@ FORMATS = (
         ),
         _DEEPSEEK_END,
     ),
-    ToolFormat(
-        ("deepseek_v32",),
-        InOrder(
-            Mark("<｜DSML｜function_calls>"),
-            Space("\n"),
-            Many(
-                DsmlCall(),
-                separator="",
-                end="</｜DSML｜function_calls>",
-                usual="\n",
-                usual_before_end="\n",
-            ),
-        ),
-        ("<｜DSML｜function_calls>",),
+    _framed_list(
+        "deepseek_v32",
+        "<｜DSML｜function_calls>",
+        InOrder(DsmlCall()),
+        "</｜DSML｜function_calls>",
+        between="\n",
+        edge="\n",
     ),
     # Moonshot Kimi K2
     _framed_list(
-        ("kimi_k2",),
+        "kimi_k2",
         "<|tool_calls_section_begin|>",
         InOrder(
             Mark("<|tool_call_begin|>"),

@@ -71,6 +71,15 @@ def test_text_comes_out_as_it_is():
     assert "".join(delta.content or "" for delta in deltas) == text
 
 
+def test_pieces_can_be_given_without_the_text_before_them():
+    text, same, told = f"a {WRITERS['granite4'](CALLS)} b", parser("granite4"), []
+    for character in text:
+        delta = same.extract_tool_calls_streaming("", "", character, [], [], [], REQUEST)
+        told += [] if delta is None else [delta]
+    assert "".join(delta.content or "" for delta in told) == "a  b"
+    assert same.streamed_args_for_tool == ['{"city": "Tokyo", "days": 2}', "{}"]
+
+
 def test_one_object_reads_one_answer_after_the_other():
     same = parser("mistral")
     for _ in range(2):

@@ -16,7 +16,7 @@ from tests.server.tool_parsers.writers import COERCED, WRITERS
 
 DECLARED = {name: entry for name, entry in TOOL_FORMATS.items() if isinstance(entry, ToolFormat)}
 ONE_EACH = sorted({entry.names[0] for entry in DECLARED.values()})
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=15, deadline=None)
 
 
 def test_every_format_has_a_writer():

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.server.tool_parsers.replaying import Answer, Call, answer, pieces, read
 
 from jaxserve.server.parsing.answer_format import make_answer_format
+from tests.server.tool_parsers.replaying import Answer, Call, answer, pieces, read
 
 RECORDED = Path(__file__).parents[2] / "data" / "vllm" / "forced"
 CHECKED = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDED.glob("forced-*.json"))}

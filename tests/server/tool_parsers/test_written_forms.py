@@ -119,7 +119,9 @@ def test_literals_of_python_and_of_json():
         ("'''a 'b' \"\"\n'''", "a 'b' \"\"\n"),
         ("''", ""),
         ("[True, False, None, true, false, null]", [True, False, None, True, False, None]),
-        ("[1, -2, 1.5e3, 1_000, .5, +4, 0x10,]", [1, -2, 1.5e3, 1000, 0.5, 4, 16]),
+        ("[1, -2, 1.5e3, 1_000, .5, +4, 0x10, 07,]", [1, -2, 1.5e3, 1000, 0.5, 4, 16, 7]),
+        ("{'a', \"b\", 1}", ["a", "b", 1]),
+        ("{1}", [1]),
         ("{'a': {\"b\": []}, 'c': {}, }", {"a": {"b": []}, "c": {}}),
     ):
         content, calls = said("pythonic", f"[f(x = {literal} , y=1)]")
@@ -153,11 +155,11 @@ def test_a_good_call_survives_a_bad_one_behind_it():
 def test_kimi_names_are_ids():
     parser = make_answer_format("kimi_k2", None).parser(tools=TOOLS)
     frame = "<|tool_call_begin|>{}<|tool_call_argument_begin|>{{}}<|tool_call_end|>"
-    names = ("functions.f:0", "g:1", "functions.ns.h:2", "functions.f:0")
+    names = ("functions.f:0", "g:1", "functions.ns.h:2", "functions.f:0", "functions.bad.3", "functions.k:4")
     text = "".join(frame.format(name) for name in names)
     events = parser.push(f"<|tool_calls_section_begin|>{text}<|tool_calls_section_end|>", ())
     starts = [event for event in events if isinstance(event, CallStart)]
-    assert [start.name for start in starts] == ["f", "g", "ns.h", "f"]
+    assert [start.name for start in starts] == ["f", "g", "ns.h", "f", "k"]
     assert [start.id for start in starts[:3]] == list(names[:3])
     assert starts[3].id.startswith("chatcmpl-tool-")  # one that was there already
 
@@ -186,9 +188,16 @@ def test_deepseek_says_which_arguments_are_strings():
     argument = '<｜DSML｜parameter name="{}" string="{}">{}</｜DSML｜parameter>\n'
     inner = "".join(
         argument.format(*one)
-        for one in (("a", "true", ' 5 "q"\n<b>'), ("b", "false", " [1, null] "), ("c", "false", "no JSON"))
+        for one in (
+            ("a", "true", ' 5 "q"\n<b>'),
+            ("b", "false", " [1, null] "),
+            ("c", "false", "no JSON"),
+            ("n", "true", "5"),
+        )
     )
     text = f'<｜DSML｜function_calls>\n<｜DSML｜invoke name="f">\n{inner}</｜DSML｜invoke>\n</｜DSML｜function_calls>'
-    content, calls = said("deepseek_v32", text)
-    assert content == ""
-    assert calls[0].value == {"a": ' 5 "q"\n<b>', "b": [1, None], "c": "no JSON"}
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    out = whole(make_answer_format("deepseek_v32", None).parser(tools=tools), text)
+    assert out.content == ""
+    assert out.calls[0].value == {"a": ' 5 "q"\n<b>', "b": [1, None], "c": "no JSON", "n": 5}
