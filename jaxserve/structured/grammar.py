@@ -17,7 +17,7 @@ from jaxserve.structured.lark import (
     lark_token,
 )
 from jaxserve.structured.limits import check_lark, check_length, check_regex
-from jaxserve.structured.schema import close_objects, read_json
+from jaxserve.structured.schema import check_counted_names, close_objects, read_json
 from jaxserve.structured.structural_tag import structural_tag_grammars
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def _by_kind(
             schema = close_objects(schema)
         text = lark_json(schema, options)
         check_length("JSON schema", text)
+        check_counted_names(schema)
         return text
 
     if kind == "json":

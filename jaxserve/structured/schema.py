@@ -43,6 +43,28 @@ def subschemas(schema: Schema, pointer: str = "") -> Iterator[tuple[str, Schema]
                     yield f"{pointer}/{key}/{escaped}", item
 
 
+def check_counted_names(schema: Schema) -> None:
+    """Refuse objects that must have several properties of free names: a grammar cannot see to it that they differ.
+
+    Raises RequestError naming the place.
+    """
+    todo = [("", schema)]
+    while todo:
+        pointer, part = todo.pop()
+        todo += subschemas(part, pointer)
+        if not isinstance(part, Mapping):
+            continue
+        least, required = part.get("minProperties"), part.get("required", ())
+        if not isinstance(least, int) or not isinstance(required, list | tuple):
+            continue
+        may_have_others = part.get("additionalProperties", True) is not False or "patternProperties" in part
+        if may_have_others and least - len(set(map(str, required))) > 1:
+            raise RequestError(
+                f"the JSON schema cannot be used: at {pointer or 'its top'}: minProperties of {least} is not supported "
+                f"where more than one of the properties may have any name, since names could repeat."
+            )
+
+
 def find(root: Schema, reference: object) -> Schema | None:
     """The schema that a reference into the same document ("#/$defs/x") points to, if it is there."""
     if not isinstance(reference, str) or not reference.startswith("#"):

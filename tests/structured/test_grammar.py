@@ -85,6 +85,13 @@ def test_objects_can_be_closed() -> None:
         check(json={"allOf": [OBJECT, {"properties": {"b": {}}}]}, disable_additional_properties=True)
 
 
+def test_properties_can_be_counted_where_their_names_differ() -> None:
+    two = {"type": "object", "minProperties": 2, "additionalProperties": {"type": "integer"}}
+    assert follows('{"a":1,"b":2}', json={**two, "properties": {"a": {}}, "required": ["a"]})
+    assert follows('{"a":1}', json={**two, "minProperties": 1})
+    assert not follows("{}", json={**two, "minProperties": 1})
+
+
 def test_reasoning_comes_before_the_constraint() -> None:
     token = {"choice": ["yes", "no"], "reasoning_end": "<tool_call>"}
     assert follows("I think: <|im_start|> so<tool_call>yes", **token)
@@ -132,6 +139,7 @@ def test_an_alternative_stands_beside_the_constraint() -> None:
         ({"json": {"type": "integer", "minimum": 2, "maximum": 1}}, "Unsatisfiable schema"),
         ({"json": {"oneOf": [{"type": "string"}, {"maxLength": 3}]}}, "oneOf"),
         ({"json": {"const": float("nan")}}, "cannot be read"),
+        ({"json": {"items": {"type": "object", "minProperties": 2}}}, "at /items: minProperties of 2"),
         ({"json": {"const": {1}}}, "set is no JSON"),
         ({"json": {"const": "\ud800"}}, "lone surrogates"),
         ({"json": {}, "whitespace_pattern": "["}, "unclosed character class"),
