@@ -108,6 +108,7 @@ class GrammarCompiler:
     ) -> Future[None]:
         """Compile a constraint for later.  The future raises RequestError (param as given) saying what is wrong."""
         checked: Future[None] = Future()
+        checked.set_running_or_notify_cancel()  # whoever leaves cancels nothing: others may want it
 
         def finish(
             compiling: Future[CompiledGrammar],

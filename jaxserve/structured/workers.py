@@ -30,6 +30,7 @@ class Workers:
     def submit(self, function: Callable[[], T]) -> Future[T]:
         """Call it on one of the threads.  Whoever waits for another call's future there must have submitted it."""
         future: Future[T] = Future()
+        future.set_running_or_notify_cancel()  # nobody can cancel it
 
         def call() -> None:
             try:

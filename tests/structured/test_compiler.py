@@ -94,7 +94,7 @@ async def test_the_door_checks_a_constraint() -> None:
     llm.shutdown()
 
 
-async def test_the_door_does_not_wait_for_ever() -> None:
+async def test_the_door_does_not_wait_for_ever(caplog: pytest.LogCaptureFixture) -> None:
     llm = new_llm(ScriptedClient())
     compiler = llm._admission.grammars
     compiler.time_limit = 0.05
@@ -107,6 +107,7 @@ async def test_the_door_does_not_wait_for_ever() -> None:
     held.set()
     compiler.time_limit = 10
     await llm.check_structured(YES_OR_NO)
+    assert not caplog.records, "who has left disturbs nobody"
     llm.shutdown()
 
 
