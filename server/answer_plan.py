@@ -35,7 +35,8 @@ class AnswerPlan:
     @property
     def has_parts(self) -> bool:
         """Whether anything but content may be in the answer."""
-        return bool(self.tools) or self.state.answer_format.reasoning is not None
+        calls, reasoning = self.state.answer_format.tools, self.state.answer_format.reasoning
+        return bool(self.tools) or reasoning is not None or (calls is not None and calls.tells_reasoning)
 
     async def sampling(self, params: SamplingParams, prompt: str) -> tuple[SamplingParams, bool]:
         """`params` with the answer's constraint, compiled, and the special tokens that its parts are told by.

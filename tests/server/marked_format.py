@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from jaxserve.server.parsing.events import CallArguments, CallStart, Content, Event, Reasoning
@@ -55,8 +56,8 @@ class MarkedParser:
 class MarkedFormat:
     """Stands in for AnswerFormat; notes what it was asked for."""
 
-    tools: Any = "marked"
-    reasoning: Any = "marked"
+    tools: Any = field(default_factory=lambda: SimpleNamespace(tells_reasoning=False))
+    reasoning: Any = field(default_factory=lambda: SimpleNamespace(starts=("§think¶",), ends=("¶",)))
     grammar_text: str | None = None
     marks: tuple[str | None, str] | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from tests.scripted import saying
 from tests.server.serving import QUESTION, say, serving
+from tests.tiny import byte_tokenizer
 
 THINKING_TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -70,3 +72,15 @@ async def test_what_the_template_does_not_read_is_named():
         assert (await served.chat(reasoning_effort="low")).status == 200
         refused = await served.chat(chat_template_kwargs={"enable_thinkin": True})
         assert refused.error["param"] == "chat_template_kwargs.enable_thinkin"
+
+
+HARMONY = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Paris."
+
+
+@pytest.mark.parametrize("fields", [{}, {"tools": [{"function": {"name": "f"}}]}])
+async def test_a_tool_parser_that_tells_reasoning_too(fields: dict[str, Any]):
+    marks = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>")
+    options: dict[str, Any] = {"tool_call_parser": "openai", "enable_auto_tool_choice": True}
+    tokens = byte_tokenizer(special=marks).encode(HARMONY, add_special_tokens=False)
+    with serving(saying(tokens), special_tokens=marks, **options) as served:
+        assert await told(served, max_tokens=99, **fields) == ("Hm.", "Paris.")
