@@ -15,7 +15,7 @@ class BlankFilter:
     """
 
     def __init__(self) -> None:
-        self._blank = ""  # with which a stretch of content begins, until more comes
+        self._blank: list[str] = []  # with which a stretch of content begins, until more comes
         self._is_blank = True  # nothing else has come since the last event of another kind, or the beginning
         self._has_others = False  # there was one
 
@@ -24,15 +24,17 @@ class BlankFilter:
         kept: list[Event] = []
         for event in events:
             if not isinstance(event, Content):
-                self._blank, self._is_blank, self._has_others = "", True, True
+                self._blank.clear()
+                self._is_blank, self._has_others = True, True
                 append_event(kept, event)
-            elif self._is_blank and (self._blank + event.text).isspace():
-                self._blank += event.text
+            elif self._is_blank and event.text.isspace():
+                self._blank.append(event.text)
             else:
-                append_event(kept, Content(self._blank + event.text))
-                self._blank, self._is_blank = "", False
+                append_event(kept, Content("".join((*self._blank, event.text))))
+                self._blank.clear()
+                self._is_blank = False
         return kept
 
     def finish(self) -> list[Event]:
         """What was held back, if the answer is nothing else."""
-        return [Content(self._blank)] if self._blank and not self._has_others else []
+        return [Content("".join(self._blank))] if self._blank and not self._has_others else []

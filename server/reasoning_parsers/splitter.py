@@ -41,7 +41,7 @@ class ReasoningSplitter:
         self._is_content = is_content
         self._reader = Reader()
         self._events: list[Event] = []
-        self._blank = ""  # white space with which the reasoning begins, until more comes
+        self._blank: list[str] = []  # white space with which the reasoning begins, until more comes
         self._has_thought = False
         self._sink: Callable[[str], None] = self._think if is_inside else self._say  # of text at this place
         self._steps: Steps[None] = self._read()
@@ -122,12 +122,12 @@ class ReasoningSplitter:
 
     def _think(self, text: str) -> None:
         self._reader.settle()
-        text, self._blank = self._blank + text, ""
-        if not self._has_thought and text.isspace():
-            self._blank = text
+        if not self._has_thought and (not text or text.isspace()):
+            self._blank.append(text)
         elif text:
+            append_event(self._events, Reasoning("".join((*self._blank, text))))
+            self._blank.clear()
             self._has_thought = True
-            append_event(self._events, Reasoning(text))
 
     def _forget(self, text: str) -> None:
         pass

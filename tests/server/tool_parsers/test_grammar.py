@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from llguidance import LLMatcher, LLTokenizer
 
 from jaxserve.errors import RequestError
 from jaxserve.server.parsing.answer_format import make_answer_format
+from jaxserve.structured.vocabulary import build_vocabulary
 from tests.server.tool_parsers.replaying import whole
-from tests.server.tool_parsers.test_formats import ONE_EACH
+from tests.server.tool_parsers.test_formats import DECLARED, ONE_EACH
 from tests.server.tool_parsers.writers import WRITERS
-from tests.tiny import byte_tokenizer
+from tests.tiny import EOS, byte_tokenizer
 
 WEATHER = {
     "type": "object",
@@ -129,6 +131,25 @@ def test_strict_tools_under_auto(name):
     assert allows(auto, write(CALLS))
     assert not allows(auto, write([("get_weather", {"city": "Paris", "unit": "kelvin"})]))
     assert allows(matcher(name, "auto", strict=True, parallel=False), write(CALLS[:1]))
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_models_with_tokens_for_the_marks(name):
+    marks = (mark for mark in sorted(DECLARED[name].markers) if re.fullmatch(r"<[^<>]+>|\[[^\[\]]+\]", mark))
+    tokenizer = byte_tokenizer(added=tuple(marks))
+    vocabulary = build_vocabulary(tokenizer, tokenizer.vocab_size, [EOS])
+    if name == "mistral":  # this is its later form then
+        text = '[TOOL_CALLS]get_weather[ARGS]{"city": "Paris", "unit": "celsius"}[TOOL_CALLS]now[ARGS]{}'
+    else:
+        text = WRITERS[name](CALLS)
+    strict = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
+    for choice, before in (("required", ""), ("auto", "" if DECLARED[name].begins_at_start else "I look. ")):
+        grammar = make_answer_format(name, None).grammar(strict, choice, True, tokenizer)
+        assert grammar is not None
+        made = LLMatcher(vocabulary, grammar, log_level=0)
+        ids = tokenizer.encode(before + text, add_special_tokens=False)
+        assert made.try_consume_tokens(ids) == len(ids), made.get_error() or grammar
+        assert made.is_accepting()
 
 
 def test_control_tokens_are_tokens():
