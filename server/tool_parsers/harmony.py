@@ -123,7 +123,8 @@ class HarmonyParser:
 
     def _say(self, text: str) -> None:
         self._reader.settle()
-        append_event(self._events, Content(text))
+        if text:
+            append_event(self._events, Content(text))
 
     def _think(self, text: str) -> None:
         self._reader.settle()

@@ -56,6 +56,12 @@ def test_without_tools_a_call_is_content():
     assert (out.reasoning, out.content) == ("Hm. {x}", "Done.")
 
 
+def test_what_follows_a_call_that_was_announced_too_early_is_kept():
+    text = CALL.replace("}<|call|>", "") + THOUGHT
+    out = whole(make_answer_format("openai", None).parser(tools=TOOLS, constrained=True), text)
+    assert (out.reasoning, out.content, out.calls) == ("Hm. {x}", "", [Call("f", '{"a": 1')])
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), cuts=replaying.cuts, constrained=st.booleans())
 def test_pieces_do_not_matter(data, cuts, constrained):
