@@ -32,10 +32,30 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertsConfig:
+    """A mixture of experts: several feed-forwards side by side, of which every token takes its own few."""
+
+    num_experts: int  # E
+    num_per_token: int
+    intermediate_size: int  # F of one expert
+    renormalize: bool  # whether the weights of a token's experts are scaled to a sum of 1
+    layers: tuple[bool, ...]  # whether each layer has experts, or else a feed-forward like other models
+
+    def __post_init__(self) -> None:
+        for name in ("num_experts", "num_per_token", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model config: {name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_per_token > self.num_experts:
+            raise ConfigError(
+                f"model config: {self.num_per_token} experts a token, but there are {self.num_experts}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """The numbers a checkpoint decides.  None of them has a default: the config reader fills all."""
 
-    family: str  # key of jaxserve.models.registry: "llama", "mistral", "qwen2", "qwen3"
+    family: str  # key of jaxserve.models.registry: "llama", "mistral", "qwen2", "qwen3", …
     num_layers: int
     hidden_size: int  # D
     intermediate_size: int  # F
@@ -54,6 +74,7 @@ class ModelConfig:
     mlp_bias: bool
     qk_norm: bool
     hidden_act: Literal["silu"]
+    experts: ExpertsConfig | None  # of models that have them in some layers
 
     def __post_init__(self) -> None:
         for name in (
@@ -75,6 +96,14 @@ class ModelConfig:
             raise ConfigError(
                 f"model config: {len(self.layer_windows)} layer_windows for {self.num_layers} layers"
             )
+        if self.experts is not None and len(self.experts.layers) != self.num_layers:
+            raise ConfigError(
+                f"model config: experts.layers speaks of {len(self.experts.layers)} layers of {self.num_layers}"
+            )
+
+    def experts_of(self, layer: int) -> ExpertsConfig | None:
+        """The experts of a layer, None if it has a feed-forward like other models'."""
+        return self.experts if self.experts is not None and self.experts.layers[layer] else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,12 +104,9 @@ def _dot_tile(_context, x, w, out, stride, count, out_stride, rows, outputs):
 
 
 @njit
-def _run_unit(control, unit):
-    num_rows, num_outputs, row_bytes = control[_M], control[_N], 4 * control[_K]
-    count, out_bytes = control[_K] // LANES, 4 * control[_N]
-    first = unit * control[_UNIT]
-    last = min(num_outputs, first + control[_UNIT])
-    x, w, out = control[_X], control[_W], control[_OUT]
+def multiply_outputs(x, w, out, num_rows, num_inputs, first, last, out_bytes):
+    """out[m, n] = x[m] . w[n] for m < num_rows, first <= n < last; addresses, rows of out lie `out_bytes` apart."""
+    row_bytes, count = 4 * num_inputs, num_inputs // LANES
     whole_rows = num_rows // _MANY_ROWS * _MANY_ROWS
     n = first
     while whole_rows and n + _MANY_OUTPUTS <= last:
@@ -141,6 +138,15 @@ def _run_unit(control, unit):
         for rest in range(n, last):
             place = out + m * out_bytes + 4 * rest
             _dot_tile(x + m * row_bytes, w + rest * row_bytes, place, row_bytes, count, out_bytes, 1, 1)
+
+
+@njit
+def _run_unit(control, unit):
+    first = unit * control[_UNIT]
+    last = min(control[_N], first + control[_UNIT])
+    multiply_outputs(
+        control[_X], control[_W], control[_OUT], control[_M], control[_K], first, last, 4 * control[_N]
+    )
 
 
 @njit

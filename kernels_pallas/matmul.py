@@ -51,14 +51,20 @@ def has_numba() -> bool:
     return find_spec("numba") is not None
 
 
-def to_rows(weight: jax.Array, num_axes: int) -> jax.Array:
-    """A weight whose first `num_axes` axes are contracted, with these moved behind the others."""
-    return jnp.transpose(weight, (*range(num_axes, weight.ndim), *range(num_axes)))
+def to_rows(weight: jax.Array, num_axes: int, num_kept: int = 0) -> jax.Array:
+    """A weight whose first `num_axes` axes are contracted, with these moved behind the others.
+
+    Where a weight is several, the `num_kept` axes that tell them apart stand before all, and stay there.
+    """
+    behind = num_kept + num_axes
+    axes = (*range(num_kept), *range(behind, weight.ndim), *range(num_kept, behind))
+    return jnp.transpose(weight, axes)
 
 
-def from_rows(rows: jax.Array, num_axes: int) -> jax.Array:
+def from_rows(rows: jax.Array, num_axes: int, num_kept: int = 0) -> jax.Array:
     """The reverse of `to_rows`.  XLA drops the pair of them, so that a program reads what is stored."""
-    return jnp.transpose(rows, (*range(rows.ndim - num_axes, rows.ndim), *range(rows.ndim - num_axes)))
+    outputs = rows.ndim - num_axes
+    return jnp.transpose(rows, (*range(num_kept), *range(outputs, rows.ndim), *range(num_kept, outputs)))
 
 
 def precision_of(dtype: jnp.dtype) -> jax.lax.Precision | None:

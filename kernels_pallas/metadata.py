@@ -46,3 +46,8 @@ class AttentionMetadata:
     kind: StepKind
     tile_size: int
     backend: Backend = "xla"  # whose kernels, see attention.backend_of
+
+    @property
+    def is_live(self) -> jax.Array:
+        """[T] bool, whether each token belongs to a sequence; the others are padding."""
+        return self.kv_lens[self.token_rows] > 0

@@ -49,3 +49,28 @@ def paged_attention(
             weights = np.exp(scores - scores.max())
             out[t, head] = weights / weights.sum() @ values
     return out.astype(q.dtype), kv_pages
+
+
+def grouped_matmul(x: np.ndarray, weight: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Same arguments and result as grouped_matmul.grouped_matmul, but for the backend."""
+    out = np.zeros((x.shape[0], int(np.prod(weight.shape[2:]))), np.float32)
+    start = 0
+    for matrix, size in zip(weight, sizes, strict=True):
+        rows = slice(start, start + size)
+        out[rows] = x[rows].astype(np.float32) @ matrix.astype(np.float32).reshape(x.shape[1], -1)
+        start += size
+    return out.astype(x.dtype)
+
+
+def mixture(
+    x: np.ndarray, ids: np.ndarray, weights: np.ndarray, gate_up: np.ndarray, down: np.ndarray
+) -> np.ndarray:
+    """The sum of experts.mixture's parts, [T, D] float32, for ids and weights [T, C]."""
+    out = np.zeros(x.shape, np.float32)
+    for token, row in enumerate(x.astype(np.float32)):
+        for expert, weight in zip(ids[token], weights[token], strict=True):
+            if 0 <= expert < len(down):
+                gate, up = np.einsum("d,dgf->gf", row, gate_up[expert].astype(np.float32))
+                hidden = (gate / (1 + np.exp(-gate)) * up).astype(x.dtype).astype(np.float32)
+                out[token] += weight * (hidden @ down[expert].astype(np.float32))
+    return out

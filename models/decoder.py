@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxserve.config import ModelConfig
+from jaxserve.config import ExpertsConfig, ModelConfig
 from jaxserve.errors import ConfigError
 from jaxserve.kernels_pallas.attention import StepScratch, start_step
 from jaxserve.kernels_pallas.heads import RopeTable
 from jaxserve.kernels_pallas.matmul import contract, contract_rows
 from jaxserve.kernels_pallas.metadata import AttentionMetadata, Backend
+from jaxserve.models.experts import ExpertsMLP
 from jaxserve.models.layers import Attention, GatedMLP, RMSNorm, parameter, take_rows
 from jaxserve.models.rope import rope_table
 
@@ -22,11 +23,15 @@ from jaxserve.models.rope import rope_table
 class DecoderLayer(nnx.Module):
     """Attention, then feed-forward, each behind a norm and beside a residual."""
 
-    def __init__(self, config: ModelConfig, window: int | None, dtype: jnp.dtype) -> None:
+    def __init__(
+        self, config: ModelConfig, window: int | None, experts: ExpertsConfig | None, dtype: jnp.dtype
+    ) -> None:
         self.attention_norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
         self.attention = Attention(config, window, dtype)
         self.mlp_norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
-        self.mlp = GatedMLP(config, dtype)
+        self.mlp = (
+            GatedMLP(config, dtype) if experts is None else ExpertsMLP(config.hidden_size, experts, dtype)
+        )
 
     def __call__(
         self,
@@ -47,7 +52,10 @@ class DecoderLayer(nnx.Module):
         if rows is not None:
             x = take_rows(x, rows)
         x, normed = self.mlp_norm.add(x, attended, meta.backend)
-        return x, self.mlp(normed, meta.backend), kv_pages, scratch
+        if isinstance(self.mlp, GatedMLP):
+            return x, self.mlp(normed, meta.backend), kv_pages, scratch
+        is_live = meta.is_live if rows is None else take_rows(meta.is_live, rows)
+        return x, self.mlp(normed, is_live, meta.backend), kv_pages, scratch
 
 
 @partial(jax.jit, static_argnums=0)
@@ -75,6 +83,7 @@ class DecoderModel(nnx.Module):
 
     fixed: ClassVar[dict[str, Any]] = {}  # ModelConfig fields with one possible value in this family
     may_slide: ClassVar[bool] = False  # whether layers may have a sliding window
+    has_experts: ClassVar[bool] = False  # whether layers have experts
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype) -> None:
         """Raises ConfigError where the config asks for what the family does not have."""
@@ -89,10 +98,18 @@ class DecoderModel(nnx.Module):
                 f"model config: layer_windows is {config.layer_windows}; "
                 f"family {config.family!r} has no windows"
             )
+        if self.has_experts != (config.experts is not None):
+            raise ConfigError(
+                f"model config: experts is {config.experts}; "
+                f"family {config.family!r} {'cannot do without' if self.has_experts else 'has none'}"
+            )
         self.config = config
         self.embedding = parameter((config.vocab_size, config.hidden_size), ("vocab", "embed"), dtype)
         # Unrolled: scanning over stacked layers makes XLA copy every weight slice, at twice a step's time.
-        self.layers = nnx.List(DecoderLayer(config, window, dtype) for window in config.layer_windows)
+        self.layers = nnx.List(
+            DecoderLayer(config, window, config.experts_of(layer), dtype)
+            for layer, window in enumerate(config.layer_windows)
+        )
         self.norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
         tied = config.tie_word_embeddings
         head_shape = (config.hidden_size, config.vocab_size)

@@ -94,6 +94,31 @@ def mlp_rows(config: ModelConfig, layer: int, *, bias: bool) -> Iterator[WeightR
         yield WeightRow((*path, "down_bias"), {f"{name}.down_proj.bias": (embed,)}, _as_is)
 
 
+def expert_rows(
+    config: ModelConfig, layer: int, block: str, *, gate: str, up: str, down: str
+) -> Iterator[WeightRow]:
+    """The router as [D, E], all experts' gates and ups as [E, D, 2, F] and their downs as [E, F, D].
+
+    In the checkpoint each expert has matrices of its own, called `gate`, `up` and `down`, under the layer's `block`.
+    """
+    assert config.experts is not None
+    embed, ffn, count = config.hidden_size, config.experts.intermediate_size, config.experts.num_experts
+    name, path = f"model.layers.{layer}.{block}", ("layers", layer, "mlp")
+
+    def names(*parts: str) -> list[str]:
+        return [f"{name}.experts.{expert}.{part}.weight" for expert in range(count) for part in parts]
+
+    def stack_pairs(*matrices: np.ndarray) -> np.ndarray:
+        return np.moveaxis(np.stack(matrices).reshape(count, 2, ffn, embed), -1, 1)
+
+    def stack(*matrices: np.ndarray) -> np.ndarray:
+        return np.moveaxis(np.stack(matrices), -1, 1)
+
+    yield WeightRow((*path, "router"), {f"{name}.gate.weight": (count, embed)}, np.transpose)
+    yield WeightRow((*path, "expert_gate_up"), dict.fromkeys(names(gate, up), (ffn, embed)), stack_pairs)
+    yield WeightRow((*path, "expert_down"), dict.fromkeys(names(down), (embed, ffn)), stack)
+
+
 def _norm_row(path: ParameterPath, name: str, size: int) -> WeightRow:
     return WeightRow(path, {f"{name}.weight": (size,)}, _as_is)
 

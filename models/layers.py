@@ -22,8 +22,18 @@ def parameter(shape: tuple[int, ...], axes: tuple[str, ...], dtype: jnp.dtype) -
 
 _STORED_ROWS = 512  # activations of as many rows are written to memory between two products
 
-# Leading axes of a weight, by its name, that products contract: the engine stores weights as they are read.
-CONTRACTED_AXES = {"qkv": 1, "o": 2, "gate_up": 1, "down": 1, "lm_head": 1}
+# How many leading axes of a weight, by its name, products contract, and behind how many others they stand
+# (matmul.to_rows): the engine stores weights as they are read.
+CONTRACTED_AXES = {
+    "qkv": (1, 0),
+    "o": (2, 0),
+    "gate_up": (1, 0),
+    "down": (1, 0),
+    "lm_head": (1, 0),
+    "router": (1, 0),
+    "expert_gate_up": (1, 1),
+    "expert_down": (1, 1),
+}
 
 
 def take_rows(x: jax.Array, rows: jax.Array) -> jax.Array:

@@ -104,10 +104,10 @@ def load_weights(
 
     def fill(row: WeightRow) -> tuple[ParameterPath, nnx.Variable[Any]]:
         parameter = parameters[row.parameter]
-        value = build_parameter(row, read)
+        # Narrowed one by one: a layer's experts are hundreds of tensors, which some files give four bytes a number.
+        value = build_parameter(row, lambda name: read(name).astype(parameter.dtype, copy=False))
         assert value.shape == parameter.shape, f"{row.parameter}: {value.shape} built for {parameter.shape}"
-        # Keeping the strides leaves the transposition to the transfer, which is much faster at it than numpy.
-        value = value.astype(parameter.dtype, order="K", copy=False)
+        # Transposed by the strides alone, which the transfer is much faster at making good than numpy.
         array = place(row.parameter, value) if place is not None else _copy(value, _spec(parameter).sharding)
         return row.parameter, parameter.replace(array)
 

@@ -12,8 +12,10 @@ from jaxserve.errors import ConfigError
 from jaxserve.models.decoder import DecoderModel
 from jaxserve.models.llama import Llama, llama_weights
 from jaxserve.models.mistral import Mistral, mistral_weights
+from jaxserve.models.mixtral import Mixtral, mixtral_weights
 from jaxserve.models.qwen2 import Qwen2, qwen2_weights
 from jaxserve.models.qwen3 import Qwen3, qwen3_weights
+from jaxserve.models.qwen3_moe import Qwen3Moe, qwen3_moe_weights
 from jaxserve.models.weight_table import WeightTable
 
 
@@ -30,6 +32,8 @@ FAMILIES = {
     "mistral": Family(Mistral, mistral_weights),
     "qwen2": Family(Qwen2, qwen2_weights),
     "qwen3": Family(Qwen3, qwen3_weights),
+    "mixtral": Family(Mixtral, mixtral_weights),
+    "qwen3_moe": Family(Qwen3Moe, qwen3_moe_weights),
 }
 
 

@@ -31,6 +31,7 @@ from jaxserve.engine.sampling_rows import (
 from jaxserve.engine.settle import Settings
 from jaxserve.engine.weight_pack import WeightPack
 from jaxserve.engine.xla_options import LIBRARY_ROWS
+from jaxserve.kernels_pallas import experts
 from jaxserve.kernels_pallas.attention import HOPPER_TOKENS, backend_of, make_ready
 from jaxserve.kernels_pallas.matmul import from_rows
 from jaxserve.kernels_pallas.metadata import Backend
@@ -75,6 +76,8 @@ class ProgramBook:
         model = settings.model
         self._backend: Backend = backend_of(settings.platform, settings.dtype, model.head_dim)
         make_ready(self._backend, settings.dtype)
+        if model.experts is not None:
+            experts.make_ready(self._backend, settings.dtype)
         contracted = _contracted_axes(abstract_state) if self._backend == "cpu" else {}
         self._pack = WeightPack.plan(leaves, contracted)
         self._leaf_specs = [_spec(leaf.shape, leaf.dtype) for leaf in leaves]
@@ -143,7 +146,7 @@ class ProgramBook:
         """A model that can do nothing but `logits`: its other parameters are shapes without values."""
         leaves: list[jax.Array | jax.ShapeDtypeStruct] = [*self._leaf_specs]
         axes = self._pack.contracted.get(self._head)
-        leaves[self._head] = head if axes is None else from_rows(head, axes)
+        leaves[self._head] = head if axes is None else from_rows(head, *axes)
         return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, leaves))
 
     def _lower_forward(self, shape: ForwardShape) -> jax.stages.Lowered:
@@ -288,8 +291,8 @@ def logprobs_to_tuple(logprobs: Logprobs) -> tuple[jax.Array, ...]:
     return (logprobs.logprob, logprobs.rank, logprobs.top_ids, logprobs.top_logprobs)
 
 
-def _contracted_axes(abstract_state: nnx.State) -> dict[int, int]:
-    """Of each leaf that products read: how many of its leading axes they contract."""
+def _contracted_axes(abstract_state: nnx.State) -> dict[int, tuple[int, int]]:
+    """Of each leaf that products read: which of its axes they contract, as matmul.to_rows wants to know it."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(abstract_state)]
     names = [[str(getattr(key, "key", getattr(key, "name", ""))) for key in path] for path in paths]
     known = [next((name for name in path if name in CONTRACTED_AXES), None) for path in names]

@@ -171,7 +171,7 @@ def _plan_memory(
     # The MLP counts as float32, as XLA may keep it: 8192 tokens of Llama 8B asked an H100 for 1.69 GiB a step, where
     # a compilation without tuning says 0.72 (jax 0.11.2, 2026-11-23).  This makes 2.18 GiB, and 1.43 of 1B.
     activations = max_num_batched_tokens * (
-        3 * model.intermediate_size * 4 + 6 * model.hidden_size * itemsize
+        _feed_forward_bytes(model, itemsize, is_fused=platform == "gpu") + 6 * model.hidden_size * itemsize
     )
     activations += max_num_seqs * model.vocab_size * 4 * 4
     activations += (
@@ -230,6 +230,17 @@ def _plan_memory(
         bits = _PAGE_COUNT_BITS if on_cpu else _ACCELERATOR_PAGE_COUNT_BITS
         num_pages = max(_round_down(num_pages, bits), pages_of_one)
     return MemoryPlan(available, weights, activations, sampler_state, page, num_pages)
+
+
+def _feed_forward_bytes(model: ModelConfig, itemsize: int, *, is_fused: bool) -> int:
+    """What a token takes of the widest feed-forward there is."""
+    dense, experts = 3 * model.intermediate_size * 4, model.experts
+    if experts is None:
+        return dense
+    # Kernels that compute gate and up at once write their product alone, though with rows that fill up tiles.
+    hidden = experts.intermediate_size * (2 * itemsize if is_fused else 3 * 4)
+    sparse = experts.num_per_token * (hidden + 2 * model.hidden_size * itemsize)
+    return sparse if all(experts.layers) else max(dense, sparse)
 
 
 def _round_down(count: int, bits: int) -> int:

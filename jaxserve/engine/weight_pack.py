@@ -37,20 +37,21 @@ class WeightPack:
 
     specs: tuple[jax.ShapeDtypeStruct, ...]  # of the arguments
     places: tuple[tuple[int, int | None], ...]  # of each leaf: its argument, and its row there
-    contracted: Mapping[int, int] = field(
+    contracted: Mapping[int, tuple[int, int]] = field(
         default_factory=dict
-    )  # leaves stored output by output: axes contracted
+    )  # leaves stored output by output: what matmul.to_rows is told of their axes
 
     @classmethod
-    def plan(cls, leaves: Sequence[_HasShape], contracted: Mapping[int, int] | None = None) -> WeightPack:
+    def plan(
+        cls, leaves: Sequence[_HasShape], contracted: Mapping[int, tuple[int, int]] | None = None
+    ) -> WeightPack:
         """Decide from the leaves' shapes and dtypes alone.
 
-        `contracted` names leaves to store output by output (matmul.to_rows), with the number of their leading axes
-        that products contract.
+        `contracted` names leaves to store output by output, with what matmul.to_rows is to be told of their axes.
         """
         contracted = contracted or {}
         leaves = [
-            jax.eval_shape(lambda x, axes=contracted[i]: to_rows(x, axes), _spec(leaf))
+            jax.eval_shape(lambda x, axes=contracted[i]: to_rows(x, *axes), _spec(leaf))
             if i in contracted
             else leaf
             for i, leaf in enumerate(leaves)
@@ -76,7 +77,7 @@ class WeightPack:
         rows: list[list[jax.Array]] = [[] for _ in self.specs]
         for index, (leaf, (argument, _)) in enumerate(zip(leaves, self.places, strict=True)):
             axes = self.contracted.get(index)
-            rows[argument].append(leaf if axes is None else to_rows(leaf, axes))
+            rows[argument].append(leaf if axes is None else to_rows(leaf, *axes))
         return tuple(jnp.stack(group) if len(group) > 1 else group[0] for group in rows)
 
     def leaf(self, arguments: Sequence[jax.Array], index: int) -> jax.Array:
@@ -93,7 +94,7 @@ class WeightPack:
             if keep_stacks and row is not None and leaves[index].ndim == 1:
                 leaves[index] = StackedRow(arguments[argument], jnp.full((1,), row, jnp.int32))
         for index, axes in self.contracted.items():
-            leaves[index] = from_rows(leaves[index], axes)
+            leaves[index] = from_rows(leaves[index], *axes)
         return leaves
 
 

@@ -53,6 +53,12 @@ class Fields:
             raise self.error(f"{key} is {value!r}; it must be a list of strings")
         return value
 
+    def integers(self, key: str) -> list[int]:
+        value = self._of_type(list, "a list of whole numbers", key, None)
+        if not all(isinstance(item, Integral) and not isinstance(item, bool) for item in value):
+            raise self.error(f"{key} is {value!r}; it must be a list of whole numbers")
+        return [int(item) for item in value]
+
     def token_ids(self, key: str) -> tuple[int, ...]:
         """One id or a list of them as a tuple, empty where the key is missing or null."""
         value = self.values.get(key)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,13 @@ _LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# Of layers with experts, by architecture: the block's name, that of each matrix of an expert.
+_EXPERT_NAMES = {
+    "llama": ("block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}),
+    "qwen3moe": ("mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}),
+}
+_EXPERT_TENSOR = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight")
+_ROUTER_TENSOR = re.compile(r"blk\.(\d+)\.ffn_gate_inp\.weight")
 _LAYER_TENSOR = re.compile(r"blk\.(\d+)\.([a-z_]+)\.(weight|bias)")
 
 
@@ -52,6 +60,22 @@ def hugging_face_name(name: str) -> str:
     if match is None or match[2] not in _LAYER_NAMES:
         return name
     return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.{match[3]}"
+
+
+def hugging_face_tensors(tensor: GGUFTensor, architecture: str) -> Iterator[tuple[str, GGUFTensor]]:
+    """The tensor under its Hugging Face name; if it holds all experts of a layer, the matrix of each under its own."""
+    block, parts = _EXPERT_NAMES.get(architecture, ("", {}))
+    if parts and (match := _ROUTER_TENSOR.fullmatch(tensor.name)):
+        yield f"model.layers.{match[1]}.{block}.gate.weight", tensor
+    elif parts and len(tensor.shape) == 3 and (match := _EXPERT_TENSOR.fullmatch(tensor.name)):
+        count, *shape = tensor.shape
+        size = tensor.num_bytes // count
+        for expert in range(count):
+            name = f"model.layers.{match[1]}.{block}.experts.{expert}.{parts[match[2]]}.weight"
+            start = tensor.start + expert * size
+            yield name, replace(tensor, shape=tuple(shape), start=start, num_bytes=size)
+    else:
+        yield hugging_face_name(tensor.name), tensor
 
 
 def unpermute_rows(rows: np.ndarray, num_heads: int) -> np.ndarray:
@@ -102,12 +126,12 @@ class GGUFCheckpoint:
             if tensor.kind in unreadable:
                 what = f"tensor {tensor.name!r} is stored as {tensor.kind.name}"
                 raise CheckpointError(f"{path}: {what}, which is no supported kind of weights")
-            name = hugging_face_name(tensor.name)
-            if name in self._by_name:
-                both = f"{self._by_name[name].name!r} and {tensor.name!r}"
-                raise CheckpointError(f"{path}: tensors {both} are the same one by different names")
-            if tensor.name != _ROPE_FACTORS:
-                self._by_name[name] = tensor
+            for name, part in hugging_face_tensors(tensor, header.fields["general.architecture"]):
+                if name in self._by_name:
+                    both = f"{self._by_name[name].name!r} and {tensor.name!r}"
+                    raise CheckpointError(f"{path}: tensors {both} are the same one by different names")
+                if tensor.name != _ROPE_FACTORS:
+                    self._by_name[name] = part
         self._heads_of_permuted = self._find_permuted()
 
     @property

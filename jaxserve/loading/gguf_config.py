@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxserve.config import ModelConfig, RopeScaling
+from jaxserve.config import ExpertsConfig, ModelConfig, RopeScaling
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.loading.fields import Fields
 from jaxserve.loading.gguf_rope import rope_scaling_from_gguf
 
-_SUPPORTED = ("llama", "qwen2", "qwen3")
+_SUPPORTED = ("llama", "qwen2", "qwen3", "qwen3moe")
 _CHAT_END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>")
+_SOFTMAX = 1  # expert_gating_func
 _CONTROL = 3  # tokenizer.ggml.token_type of a token that stands for no text
 
 
@@ -37,8 +38,6 @@ def model_config_from_gguf(
     if arch not in _SUPPORTED:
         raise general.error(f"architecture {arch!r} is not supported; supported: {', '.join(_SUPPORTED)}")
     read = Fields(_without_prefix(fields, arch), f"{where}: {arch}.*")
-    if read.integer("expert_count", absent=0):
-        raise read.error("expert_count is set: mixtures of experts are not supported")
     num_layers = read.integer("block_count")
     num_heads = _same_in_all_layers(read, "attention.head_count")
     hidden_size = read.integer("embedding_length")
@@ -49,9 +48,9 @@ def model_config_from_gguf(
     assert rope_factors is not None or "rope_freqs.weight" not in tensor_names, "rope_factors were not given"
     scaling = rope_scaling_from_gguf(read, theta, head_dim, rope_factors)
     try:
+        experts = _experts(read, arch, num_layers)
         return ModelConfig(
-            # llama.cpp converts Mistral to the architecture "llama"; without a window the two are the same.
-            family="mistral" if arch == "llama" and window else arch,
+            family=_family(arch, experts, window),
             num_layers=num_layers,
             hidden_size=hidden_size,
             intermediate_size=_same_in_all_layers(read, "feed_forward_length"),
@@ -68,8 +67,9 @@ def model_config_from_gguf(
             qkv_bias="blk.0.attn_q.bias" in tensor_names,
             o_bias="blk.0.attn_output.bias" in tensor_names,
             mlp_bias="blk.0.ffn_gate.bias" in tensor_names,
-            qk_norm=arch == "qwen3",
+            qk_norm=arch in ("qwen3", "qwen3moe"),
             hidden_act="silu",
+            experts=experts,
         )
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from error
@@ -95,6 +95,39 @@ def generation_defaults_from_gguf(fields: Mapping[str, Any]) -> GenerationDefaul
         if kind == _CONTROL and token in _CHAT_END_TOKENS
     ]
     return GenerationDefaults(tuple(dict.fromkeys(ids)))
+
+
+def _family(arch: str, experts: ExpertsConfig | None, window: int | None) -> str:
+    """llama.cpp converts Mistral and Mixtral to the architecture "llama"; without a window Mistral is the same."""
+    if arch == "llama":
+        return "mixtral" if experts else "mistral" if window else arch
+    return "qwen3_moe" if arch == "qwen3moe" else arch
+
+
+def _experts(read: Fields, arch: str, num_layers: int) -> ExpertsConfig | None:
+    """Those of all layers: llama.cpp knows no layer without in these architectures."""
+    if arch != "qwen3moe":
+        count = read.integer("expert_count", absent=0)
+        if count == 0:
+            return None
+        if arch != "llama":
+            raise read.error(f"expert_count is {count}; architecture {arch!r} has no experts")
+    for key, plain in (("expert_shared_count", 0), ("expert_gating_func", _SOFTMAX)):
+        if read.integer(key, absent=plain) != plain:
+            raise read.error(f"{key} is {read.values[key]}, which is not supported; only {plain} is")
+    if read.number("expert_weights_scale", absent=1.0) not in (0.0, 1.0):  # 0: that there is none
+        raise read.error(
+            f"expert_weights_scale is {read.values['expert_weights_scale']}; only 1 is supported"
+        )
+    return ExpertsConfig(
+        num_experts=read.integer("expert_count"),
+        num_per_token=read.integer("expert_used_count"),
+        intermediate_size=_same_in_all_layers(
+            read, "feed_forward_length" if arch == "llama" else "expert_feed_forward_length"
+        ),
+        renormalize=read.boolean("expert_weights_norm", absent=True),
+        layers=(True,) * num_layers,
+    )
 
 
 def _without_prefix(fields: Mapping[str, Any], arch: str) -> dict[str, Any]:

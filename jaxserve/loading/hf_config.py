@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jaxserve.config import ModelConfig
+from jaxserve.config import ExpertsConfig, ModelConfig
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.loading.fields import Fields
+from jaxserve.loading.hf_experts import mixtral_experts, no_experts, qwen3_moe_experts
 from jaxserve.loading.hf_rope import rope_from_hf
 
 SAMPLING_KEYS = {  # generation_config.json -> SamplingParams
@@ -70,6 +71,7 @@ def model_config_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
             mlp_bias=architecture.has_mlp_bias and fields.boolean("mlp_bias", absent=False),
             qk_norm=architecture.qk_norm,
             hidden_act="silu",
+            experts=architecture.experts(fields, num_layers),
         )
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from error
@@ -118,6 +120,17 @@ def _mistral_windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
     return (window,) * num_layers
 
 
+def _mixtral_windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
+    """One window for all layers, if there is one."""
+    return ((_window(fields) if fields.has("sliding_window") else None),) * num_layers
+
+
+def _qwen3_moe_windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
+    """One window for all layers where use_sliding_window says so, whatever max_window_layers says."""
+    slides = fields.boolean("use_sliding_window", absent=False)
+    return _mixtral_windows(fields, num_layers) if slides else (None,) * num_layers
+
+
 def _qwen_windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
     """layer_types says which layers slide; before it was invented, all from max_window_layers on did."""
     slides = fields.boolean("use_sliding_window", absent=False) and fields.has("sliding_window")
@@ -163,6 +176,7 @@ class _Architecture:
     head_dim_from_hidden: bool = True
     kv_heads_may_be_absent: bool = False
     rope_theta_absent: float | None = None
+    experts: Callable[[Fields, int], ExpertsConfig | None] = no_experts
 
 
 _ARCHITECTURES = {
@@ -183,6 +197,14 @@ _ARCHITECTURES = {
         has_attention_bias=True,
         qk_norm=True,
         head_dim_from_hidden=False,
+    ),
+    "MixtralForCausalLM": _Architecture(family="mixtral", windows=_mixtral_windows, experts=mixtral_experts),
+    "Qwen3MoeForCausalLM": _Architecture(
+        family="qwen3_moe",
+        windows=_qwen3_moe_windows,
+        has_attention_bias=True,
+        qk_norm=True,
+        experts=qwen3_moe_experts,
     ),
 }
 

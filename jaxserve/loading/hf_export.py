@@ -8,6 +8,7 @@ from jaxserve.config import ModelConfig, RopeScaling
 from jaxserve.errors import CheckpointError
 from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.loading.hf_config import architecture_of, model_config_from_hf
+from jaxserve.loading.hf_experts import experts_to_hf
 
 
 def hf_config_of(config: ModelConfig, where: str) -> dict[str, Any]:
@@ -41,6 +42,8 @@ def hf_config_of(config: ModelConfig, where: str) -> dict[str, Any]:
             for layer_window in config.layer_windows
         ],
     }
+    if config.experts is not None:
+        written |= experts_to_hf(config.experts)
     read_back = model_config_from_hf(written, where)
     if read_back != config:
         names = [name for name in config.__slots__ if getattr(read_back, name) != getattr(config, name)]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from jaxserve.config import EngineConfig
+from jaxserve.config import EngineConfig, ExpertsConfig
 from jaxserve.engine import programs as programs_module
 from jaxserve.engine.client import weights_bytes
 from jaxserve.engine.programs import PROMPT_LOGPROBS, ProgramBook
@@ -32,6 +32,17 @@ MODEL = replace(
     num_kv_heads=2,
     head_dim=64,
     hidden_size=128,
+)
+WITH_EXPERTS = replace(
+    MODEL,
+    family="mixtral",
+    experts=ExpertsConfig(
+        num_experts=8,
+        num_per_token=2,
+        intermediate_size=64,
+        renormalize=True,
+        layers=(True,) * NUM_LAYERS,
+    ),
 )
 H100 = "NVIDIA H100 80GB HBM3"
 
@@ -57,7 +68,8 @@ class JaxForCuda:
 
 @pytest.fixture
 def book(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ProgramBook:
-    """Programs of a small engine on a pretend H100; the parameter is options of EngineConfig."""
+    """Programs of a small engine on a pretend H100; the parameter is options of EngineConfig and the model."""
+    options, model = request.param
     device = SimpleNamespace(
         platform="gpu",
         device_kind=H100,
@@ -71,12 +83,12 @@ def book(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pro
             max_num_seqs=4,
             max_num_batched_tokens=64,
             gpu_memory_utilization=0.5,
-            **request.param,
+            **options,
         )
-        settings = settle(config, MODEL, weights_bytes(MODEL))
-        assert (settings.platform, settings.dtype) == ("gpu", request.param.get("dtype", "bfloat16"))
+        settings = settle(config, model, weights_bytes(model))
+        assert (settings.platform, settings.dtype) == ("gpu", options.get("dtype", "bfloat16"))
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # products ask while they are traced
-        book = ProgramBook(settings, *abstract_model(MODEL, jnp.dtype(settings.dtype)))
+        book = ProgramBook(settings, *abstract_model(model, jnp.dtype(settings.dtype)))
     monkeypatch.setattr(programs_module, "jax", JaxForCuda())
     return book
 
@@ -90,7 +102,10 @@ def on_h100() -> Iterator[None]:
 
 @pytest.mark.usefixtures("on_h100")
 @pytest.mark.parametrize(
-    "book", [{}, {"kv_cache_dtype": "fp8"}], indirect=True, ids=["defaults", "fp8 pages"]
+    "book",
+    [({}, MODEL), ({"kv_cache_dtype": "fp8"}, MODEL), ({}, WITH_EXPERTS)],
+    indirect=True,
+    ids=["defaults", "fp8 pages", "experts"],
 )
 def test_every_program_lowers(book: ProgramBook) -> None:
     texts = {program.name: program.lower().as_text() for program in book}
@@ -104,7 +119,12 @@ def test_every_program_lowers(book: ProgramBook) -> None:
 
 
 @pytest.mark.usefixtures("on_h100")
-@pytest.mark.parametrize("book", [{"dtype": "float32"}], indirect=True, ids=["float32"])
+@pytest.mark.parametrize(
+    "book",
+    [({"dtype": "float32"}, MODEL), ({"dtype": "float32"}, WITH_EXPERTS)],
+    indirect=True,
+    ids=["float32", "experts"],
+)
 def test_float32_is_multiplied_as_float32(book: ProgramBook) -> None:
     kinds = ("forward_decode_4", "forward_mixed_64", "sample_greedy_logprobs_4", PROMPT_LOGPROBS)
     chosen = [program for program in book if program.name in kinds]

@@ -39,6 +39,7 @@ TINY = ModelConfig(
     mlp_bias=False,
     qk_norm=False,
     hidden_act="silu",
+    experts=None,
 )
 
 

@@ -13,6 +13,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from safetensors.numpy import save_file
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, WIDTH, FFN, VOCAB = 2, 4, 2, 64, 256, 512, 40
+EXPERTS, EXPERT_FFN = 3, 256
 HF_CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -109,6 +110,21 @@ def gguf_shapes(*, biases: bool = False, qk_norm: bool = False) -> dict[str, tup
             shapes |= {prefix + f"attn_{x}.bias": (KV_HEADS * HEAD_DIM,) for x in "kv"}
         if qk_norm:
             shapes |= {prefix + f"attn_{x}_norm.weight": (HEAD_DIM,) for x in "qk"}
+    return shapes
+
+
+def gguf_expert_shapes(ffn: int) -> dict[str, tuple[int, ...]]:
+    """Of the small model with experts of width `ffn`, in place of its feed-forwards."""
+    shapes = {name: shape for name, shape in gguf_shapes().items() if not name.startswith("ffn", 6)}
+    shapes |= {f"blk.{layer}.ffn_norm.weight": (WIDTH,) for layer in range(LAYERS)}
+    for layer in range(LAYERS):
+        prefix = f"blk.{layer}.ffn_"
+        shapes |= {
+            prefix + "gate_inp.weight": (EXPERTS, WIDTH),
+            prefix + "gate_exps.weight": (EXPERTS, ffn, WIDTH),
+            prefix + "up_exps.weight": (EXPERTS, ffn, WIDTH),
+            prefix + "down_exps.weight": (EXPERTS, WIDTH, ffn),
+        }
     return shapes
 
 

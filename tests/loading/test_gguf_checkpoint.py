@@ -14,7 +14,12 @@ from jaxserve.errors import CheckpointError
 from jaxserve.loading.checkpoint import TensorInfo
 from jaxserve.loading.fetch import FETCHABLE_MODELS, models_directory
 from jaxserve.loading.gguf_checkpoint import GGUFCheckpoint, hugging_face_name, unpermute_rows
+from jaxserve.models.loading import check_tensors
+from jaxserve.models.registry import family_of
 from tests.loading.builders import (
+    EXPERT_FFN,
+    EXPERTS,
+    FFN,
     HEAD_DIM,
     HEADS,
     KV_HEADS,
@@ -22,6 +27,7 @@ from tests.loading.builders import (
     VOCAB,
     WIDTH,
     finish,
+    gguf_expert_shapes,
     gguf_shapes,
     gguf_writer,
     hf_shapes,
@@ -144,6 +150,44 @@ def test_plain_floats_are_views_of_the_file(tmp_path: Path) -> None:
     assert not tensor.flags.owndata
     assert not tensor.flags.writeable
     assert tensor.flags.aligned
+
+
+@pytest.mark.parametrize(
+    ("architecture", "ffn", "block", "parts"),
+    [
+        ("llama", FFN, "block_sparse_moe", ("w1", "w3", "w2")),
+        ("qwen3moe", EXPERT_FFN, "mlp", ("gate_proj", "up_proj", "down_proj")),
+    ],
+)
+def test_stacked_experts_are_read_one_by_one(
+    tmp_path: Path, architecture: str, ffn: int, block: str, parts: tuple[str, str, str]
+) -> None:
+    """Each with its own bytes, whatever kind of blocks they are stored as; and they are all that the model wants."""
+    path = tmp_path / "m.gguf"
+    writer = gguf_writer(path, architecture)
+    writer.add_expert_count(EXPERTS)
+    writer.add_expert_used_count(2)
+    writer.add_expert_feed_forward_length(ffn)
+    shapes = gguf_expert_shapes(ffn)
+    if architecture == "qwen3moe":
+        shapes |= {f"blk.{n}.attn_{x}_norm.weight": (HEAD_DIM,) for n in range(LAYERS) for x in "qk"}
+    values = {}
+    for number, (name, shape) in enumerate(shapes.items()):
+        kind = (Kind.Q8_0, Kind.Q4_K, Kind.Q6_K)[number % 3] if "exps" in name else Kind.F32
+        raw = random_blocks(shape, kind, seed=number)
+        writer.add_tensor(name, raw, raw_dtype=kind)
+        values[name] = gguf.dequantize(raw, kind).astype(np.float32)
+    finish(writer)
+    checkpoint = GGUFCheckpoint(path)
+    table = family_of(checkpoint.config).weights(checkpoint.config)
+    check_tensors(table, checkpoint.tensors, "m.gguf")
+    for layer in range(LAYERS):
+        router = checkpoint.read(f"model.layers.{layer}.{block}.gate.weight")
+        np.testing.assert_array_equal(router, values[f"blk.{layer}.ffn_gate_inp.weight"])
+        for expert in range(EXPERTS):
+            for part, stacked in zip(parts, ("gate", "up", "down"), strict=True):
+                got = checkpoint.read(f"model.layers.{layer}.{block}.experts.{expert}.{part}.weight")
+                np.testing.assert_array_equal(got, values[f"blk.{layer}.ffn_{stacked}_exps.weight"][expert])
 
 
 def test_truncated(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxserve.config import ModelConfig, RopeScaling
+from jaxserve.config import ExpertsConfig, ModelConfig, RopeScaling
 from jaxserve.errors import CheckpointError
 from jaxserve.loading.gguf_config import generation_defaults_from_gguf, model_config_from_gguf
 
@@ -29,6 +29,7 @@ LLAMA = {
     "tokenizer.ggml.token_type": [3, 3, 1, 3, 1, 1],
     "tokenizer.ggml.eos_token_id": 1,
 }
+EXPERTS: dict[str, Any] = {"expert_count": 8, "expert_used_count": 2}
 TENSORS = ("token_embd.weight", "output.weight", "blk.0.attn_q.weight")
 
 
@@ -97,6 +98,24 @@ def test_qwens() -> None:
     assert (qwen3.family, qwen3.head_dim, qwen3.qk_norm) == ("qwen3", 128, True)
 
 
+def test_experts() -> None:
+    mixtral = read(**EXPERTS)
+    assert mixtral.family == "mixtral"
+    assert mixtral.experts == ExpertsConfig(
+        num_experts=8, num_per_token=2, intermediate_size=8192, renormalize=True, layers=(True, True)
+    )
+    qwen3 = read(as_arch("qwen3moe"), **EXPERTS, expert_feed_forward_length=768, expert_weights_norm=False)
+    assert (qwen3.family, qwen3.qk_norm, qwen3.intermediate_size) == ("qwen3_moe", True, 8192)
+    assert qwen3.experts is not None
+    assert (qwen3.experts.intermediate_size, qwen3.experts.renormalize) == (768, False)
+    with pytest.raises(CheckpointError, match="required key expert_count is missing"):
+        read(as_arch("qwen3moe"))
+    with pytest.raises(CheckpointError, match="required key expert_feed_forward_length is missing"):
+        read(as_arch("qwen3moe"), **EXPERTS)
+    with pytest.raises(CheckpointError, match="expert_count is 8; architecture 'qwen3' has no experts"):
+        read(as_arch("qwen3"), **EXPERTS)
+
+
 def test_mistral_is_llama_with_a_window() -> None:
     config = read(attention__sliding_window=4096)
     assert (config.family, config.layer_windows) == ("mistral", (4096, 4096))
@@ -138,7 +157,13 @@ def test_missing_key_is_named(key: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"expert_count": 8}, "mixtures of experts"),
+        ({"expert_count": 8}, "required key expert_used_count is missing"),
+        (
+            {**EXPERTS, "expert_shared_count": 1},
+            "expert_shared_count is 1, which is not supported; only 0 is",
+        ),
+        ({**EXPERTS, "expert_gating_func": 2}, "expert_gating_func is 2, which is not supported; only 1 is"),
+        ({**EXPERTS, "expert_weights_scale": 2.5}, "expert_weights_scale is 2.5; only 1 is supported"),
         ({"attention__value_length": 32}, "attention.value_length is 32; only 64"),
         ({"rope__dimension_count": 32}, "rope.dimension_count is 32; only 64"),
         ({"attention__key_length": 63}, "heads are 63 wide"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jaxserve.config import RopeScaling
+from jaxserve.config import ExpertsConfig, RopeScaling
 from jaxserve.errors import CheckpointError
 from jaxserve.loading.hf_config import generation_defaults_from_hf, model_config_from_hf
 
@@ -87,7 +87,50 @@ QWEN3 = {  # Qwen3-0.6B
     "use_sliding_window": False,
     "vocab_size": 151936,
 }
-ALL = [LLAMA, MISTRAL, QWEN2, QWEN3]
+MIXTRAL = {  # Mixtral-8x7B-v0.1
+    "architectures": ["MixtralForCausalLM"],
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "num_attention_heads": 32,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "num_local_experts": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "vocab_size": 32000,
+}
+QWEN3_MOE = {  # Qwen3-30B-A3B
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "attention_bias": False,
+    "decoder_sparse_step": 1,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 48,
+    "mlp_only_layers": [],
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+ALL = [LLAMA, MISTRAL, QWEN2, QWEN3, MIXTRAL, QWEN3_MOE]
 
 
 def read(config: dict[str, Any], **changes: Any) -> Any:
@@ -174,6 +217,62 @@ def test_qwen3() -> None:
     assert read(QWEN3, attention_bias=True).qkv_bias
     with pytest.raises(CheckpointError, match="required key head_dim is missing"):
         read(without(QWEN3, "head_dim"))
+
+
+def test_mixtral() -> None:
+    config = read(MIXTRAL)
+    assert (config.family, config.head_dim, config.layer_windows) == ("mixtral", 128, (None,) * 32)
+    assert config.experts == ExpertsConfig(
+        num_experts=8, num_per_token=2, intermediate_size=14336, renormalize=True, layers=(True,) * 32
+    )
+    assert read(MIXTRAL, sliding_window=4096).layer_windows == (4096,) * 32
+    assert read(without(MIXTRAL, "sliding_window")) == config
+
+
+def test_qwen3_moe() -> None:
+    config = read(QWEN3_MOE)
+    assert (config.family, config.head_dim, config.qk_norm) == ("qwen3_moe", 128, True)
+    assert config.experts == ExpertsConfig(
+        num_experts=128, num_per_token=8, intermediate_size=768, renormalize=True, layers=(True,) * 48
+    )
+    renamed = without(QWEN3_MOE, "num_experts", "mlp_only_layers")
+    assert read(renamed, num_local_experts=128, mlp_only_layers=None) == config
+    assert read(without(QWEN3_MOE, "head_dim")).head_dim == 64
+    assert read(QWEN3_MOE, use_sliding_window=True, sliding_window=99).layer_windows == (99,) * 48
+    assert not read(QWEN3_MOE, norm_topk_prob=False).experts.renormalize
+
+
+def test_some_layers_have_no_experts() -> None:
+    layers = read(QWEN3_MOE, num_hidden_layers=6, decoder_sparse_step=2, mlp_only_layers=[3]).experts.layers
+    assert layers == (False, True, False, False, False, True)
+    with pytest.raises(CheckpointError, match="decoder_sparse_step is 0"):
+        read(QWEN3_MOE, decoder_sparse_step=0)
+    with pytest.raises(
+        CheckpointError, match=r"mlp_only_layers is \['3'\]; it must be a list of whole numbers"
+    ):
+        read(QWEN3_MOE, mlp_only_layers=["3"])
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        (MIXTRAL, "num_local_experts"),
+        (MIXTRAL, "num_experts_per_tok"),
+        (QWEN3_MOE, "num_experts"),
+        (QWEN3_MOE, "num_experts_per_tok"),
+        (QWEN3_MOE, "moe_intermediate_size"),
+        (QWEN3_MOE, "norm_topk_prob"),
+        (QWEN3_MOE, "decoder_sparse_step"),
+    ],
+)
+def test_what_experts_need_to_know_is_asked_for(config: dict[str, Any], key: str) -> None:
+    with pytest.raises(CheckpointError, match=f"required key {key} is missing"):
+        read(without(config, key))
+
+
+def test_more_experts_a_token_than_there_are() -> None:
+    with pytest.raises(CheckpointError, match=r"config.json: .*9 experts a token, but there are 8"):
+        read(MIXTRAL, num_experts_per_tok=9)
 
 
 @pytest.mark.parametrize("config", ALL, ids=lambda config: config["architectures"][0])

@@ -1,17 +1,20 @@
 """Makes the golden files beside it: tiny random models of every family, and the logits transformers gives.
 
-Run by hand, with torch and transformers installed: python tests/models/make_goldens.py
+Run by hand, with torch and transformers installed: python tests/models/make_goldens.py [NAME …]
 """
 
 from __future__ import annotations
 
 import json
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from safetensors.numpy import load_file
 
 NUM_TOKENS = 40
 SIZES = {
@@ -67,19 +70,60 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_yarn": ("Qwen2", {"rope_parameters": YARN}),
     "qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
     "qwen3_biases": ("Qwen3", {"head_dim": 8, "attention_bias": True}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 2}),
+    "mixtral_window": (
+        "Mixtral",
+        {
+            "num_local_experts": 3,
+            "num_experts_per_tok": 1,
+            "sliding_window": 6,
+            "head_dim": 16,
+            "num_hidden_layers": 2,
+        },
+    ),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {
+            "head_dim": 16,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 16,
+            "norm_topk_prob": True,
+            "tie_word_embeddings": True,
+            "num_hidden_layers": 2,
+        },
+    ),
+    # Layer 1 and 3 would have experts, but 3 is told not to.
+    "qwen3_moe_mixed": (
+        "Qwen3Moe",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "norm_topk_prob": False,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [3],
+            "num_hidden_layers": 4,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 7,
+        },
+    ),
 }
 
 
 def main() -> None:
-    """Write goldens/NAME.npz for every case: config.json, weights (float16, exact), token ids and logits."""
+    """Write goldens/NAME.npz for each case named, or all: config.json, weights (float16, exact), token ids, logits."""
     directory = Path(__file__).with_name("goldens")
     directory.mkdir(exist_ok=True)
     for seed, (name, (family, extra)) in enumerate(CASES.items()):
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         torch.manual_seed(seed)
         config = getattr(transformers, f"{family}Config")(**{**SIZES, **extra})
         config._attn_implementation = "eager"
         model = getattr(transformers, f"{family}ForCausalLM")(config).to(torch.float32).eval()
-        weights = randomise(model)
+        randomise(model)
         token_ids = torch.randint(config.vocab_size, (1, NUM_TOKENS))
         with torch.no_grad():
             logits = model(token_ids).logits[0]
@@ -92,14 +136,13 @@ def main() -> None:
             config=json.dumps(saved),
             token_ids=token_ids[0].numpy().astype(np.int32),
             logits=logits.numpy(),
-            **{f"weight:{key}": value for key, value in weights.items()},
+            **{f"weight:{key}": value for key, value in stored_weights(model).items()},
         )
         print(path.name, path.stat().st_size, "bytes, logits up to", float(logits.abs().max()))
 
 
-def randomise(model: torch.nn.Module) -> dict[str, np.ndarray]:
+def randomise(model: torch.nn.Module) -> None:
     """Set weights large enough that every part shows in the logits; float16 holds them."""
-    weights = {}
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape)
         if name.endswith("norm.weight"):
@@ -108,11 +151,18 @@ def randomise(model: torch.nn.Module) -> dict[str, np.ndarray]:
             value = 0.5 * noise
         else:
             value = noise * (1.5 / parameter.shape[-1] ** 0.5)
-        half = value.to(torch.float16)
-        parameter.data = half.to(torch.float32)
-        weights[name] = half.numpy()
+        parameter.data = value.to(torch.float16).to(torch.float32)
     model.tie_weights()
-    return weights
+
+
+def stored_weights(model: Any) -> dict[str, np.ndarray]:
+    """The weights under the names that checkpoints have for them: transformers keeps experts under others."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return {
+            name: value.astype(np.float16)
+            for name, value in load_file(Path(folder, "model.safetensors")).items()
+        }
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ def test_there_are_goldens_of_every_family() -> None:
     assert {read_golden(name).checkpoint.config.family for name in NAMES} == {
         "llama",
         "mistral",
+        "mixtral",
         "qwen2",
         "qwen3",
+        "qwen3_moe",
     }

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxserve.config import ModelConfig
+from jaxserve.config import ExpertsConfig, ModelConfig
 from jaxserve.errors import ConfigError
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
+from jaxserve.models.experts import ExpertsMLP
 from jaxserve.models.loading import abstract_model, dummy_model
 from jaxserve.models.registry import build_model
 from tests.models.golden import NAMES, read_golden
 
 KNOWN_AXES = {"vocab", "embed", "heads", "kv_heads", "group", "head_dim", "gate_up", "ffn"}
+KNOWN_AXES |= {"routes", "expert", "expert_ffn"}
 DTYPE = jnp.dtype("float32")
 
 
@@ -45,14 +47,15 @@ def test_axes_survive_loading(name: str) -> None:
     assert {path: value.get_metadata()["axes"] for path, value in nnx.to_flat_state(state)} == expected
 
 
-def test_axes_tell_sizes() -> None:
+@pytest.mark.parametrize("name", ["llama3_rope", "qwen3_moe_mixed"])
+def test_axes_tell_sizes(name: str) -> None:
     """An axis of one name has one size throughout the model, or laying a mesh over it would be wrong."""
-    config = config_of("llama3_rope")
+    config = config_of(name)
     sizes: dict[str, set[int]] = {}
     for _, parameter in nnx.to_flat_state(abstract_model(config, DTYPE)[1]):
         for axis, size in zip(parameter.get_metadata()["axes"], parameter.shape, strict=True):
             sizes.setdefault(axis, set()).add(size)
-    assert sizes == {
+    expected = {
         "vocab": {config.vocab_size},
         "embed": {config.hidden_size},
         "heads": {config.num_heads},
@@ -62,6 +65,15 @@ def test_axes_tell_sizes() -> None:
         "gate_up": {2},
         "ffn": {config.intermediate_size},
     }
+    if config.experts is not None:
+        count = config.experts.num_experts
+        expected |= {"expert": {count}, "routes": {count}, "expert_ffn": {config.experts.intermediate_size}}
+    assert sizes == expected
+
+
+def test_layers_with_and_without_experts() -> None:
+    model = nnx.merge(*dummy_model(config_of("qwen3_moe_mixed"), DTYPE, seed=0))
+    assert [isinstance(layer.mlp, ExpertsMLP) for layer in model.layers] == [False, True, False, False]
 
 
 def test_shapes_of_a_large_model_cost_no_memory() -> None:
@@ -100,9 +112,10 @@ def test_logits_tied_and_untied_agree(dtype: str) -> None:
     np.testing.assert_allclose(logits, untied.logits(hidden), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe"])
 @pytest.mark.parametrize("rows", [(3, 0), (5, 1, 1, 2, 0, 0, 0)])  # fewer than there are tokens, and more
-def test_rows_that_are_asked_for_are_those_of_a_whole_pass(rows: tuple[int, ...]) -> None:
-    config = config_of("qwen3")
+def test_rows_that_are_asked_for_are_those_of_a_whole_pass(rows: tuple[int, ...], name: str) -> None:
+    config = config_of(name)
     model = nnx.merge(*dummy_model(config, DTYPE, seed=1))
     tokens, pages = jnp.arange(6), (jnp.zeros((2, 8, config.num_kv_heads, 2, config.head_dim)),)
     pages *= config.num_layers
@@ -124,6 +137,24 @@ def test_rows_that_are_asked_for_are_those_of_a_whole_pass(rows: tuple[int, ...]
     jax.tree.map(np.testing.assert_array_equal, written_by_some, written)
 
 
+EXPERTS = ExpertsConfig(
+    num_experts=2, num_per_token=1, intermediate_size=8, renormalize=True, layers=(True,) * 3
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_per_token": 3}, "3 experts a token, but there are 2"),
+        ({"num_per_token": 0}, "num_per_token is 0; it must be at least 1"),
+        ({"intermediate_size": 0}, "intermediate_size is 0"),
+    ],
+)
+def test_impossible_experts_are_refused(change: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(EXPERTS, **change)
+
+
 def test_unknown_family_is_refused() -> None:
     with pytest.raises(ConfigError, match="'gpt2' is unknown; known families: llama, mistral, qwen2, qwen3"):
         build_model(replace(config_of("llama"), family="gpt2"), DTYPE)
@@ -137,6 +168,8 @@ def test_unknown_family_is_refused() -> None:
         ("mistral_full", {"mlp_bias": True}, "mlp_bias is True"),
         ("qwen2_yarn", {"qkv_bias": False}, "qkv_bias is False; in family 'qwen2' it is True"),
         ("qwen3", {"qk_norm": False}, "qk_norm is False"),
+        ("mixtral", {"experts": None}, "experts is None; family 'mixtral' cannot do without"),
+        ("qwen3", {"experts": EXPERTS}, "family 'qwen3' has none"),
     ],
 )
 def test_what_a_family_does_not_have_is_refused(name: str, change: dict[str, object], message: str) -> None:

@@ -140,6 +140,39 @@ def test_fused_weights_hold_the_heads_in_order(dtype: str) -> None:
     np.testing.assert_array_equal(attention.o[...], np.moveaxis(o, 0, -1))
 
 
+@pytest.mark.parametrize(
+    ("name", "block", "parts"),
+    [
+        ("mixtral", "block_sparse_moe", ("w1", "w3", "w2")),
+        ("qwen3_moe", "mlp", ("gate_proj", "up_proj", "down_proj")),
+    ],
+)
+def test_experts_are_stacked_in_order(name: str, block: str, parts: tuple[str, str, str]) -> None:
+    checkpoint = read_golden(name).checkpoint
+    model = nnx.merge(*load_model(checkpoint, DTYPE, progress=False))
+    mlp = model.layers[1].mlp
+    weights = {
+        key.removeprefix(f"model.layers.1.{block}."): value for key, value in checkpoint.weights.items()
+    }
+    np.testing.assert_array_equal(mlp.router[...].T, weights["gate.weight"])
+    for expert in range(mlp.expert_down.shape[0]):
+        gate, up, down = (weights[f"experts.{expert}.{part}.weight"] for part in parts)
+        np.testing.assert_array_equal(mlp.expert_gate_up[expert, :, 0].T, gate)
+        np.testing.assert_array_equal(mlp.expert_gate_up[expert, :, 1].T, up)
+        np.testing.assert_array_equal(mlp.expert_down[expert].T, down)
+
+
+def test_missing_and_surplus_experts_are_named() -> None:
+    checkpoint = read_golden("mixtral").checkpoint
+    surplus = "model.layers.0.block_sparse_moe.experts.4.w1.weight"
+    missing = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
+    checkpoint.weights[surplus] = checkpoint.weights["model.layers.0.block_sparse_moe.experts.0.w1.weight"]
+    del checkpoint.weights[missing]
+    message = refusal(checkpoint)
+    assert f"are missing (1): {missing}" in message
+    assert f"has no place for (1): {surplus}" in message
+
+
 def test_place_gets_every_parameter_in_its_dtype(untied: MemoryCheckpoint) -> None:
     _, abstract = abstract_model(untied.config, jnp.dtype("bfloat16"))
     placed: dict[tuple[str | int, ...], np.dtype] = {}
