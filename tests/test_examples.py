@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxserve.bench.server_process import free_port
+from jaxserve.engine.protocol import CoreRequest
 from tests.bench.fake_server import WORDS, fake_server
+from tests.scripted import Script
+from tests.server.serving import listening, serving
 
-CHAT = Path(__file__).parent.parent / "examples" / "chat.py"
+EXAMPLES = Path(__file__).parent.parent / "examples"
+CHAT, TOOL_CALLING = EXAMPLES / "chat.py", EXAMPLES / "tool_calling.py"
 
 
 def test_chat_prints_the_plain_and_the_streamed_answer() -> None:
@@ -36,3 +42,58 @@ def test_chat_says_when_nobody_answers() -> None:
     done = subprocess.run([sys.executable, CHAT, url], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == f"Nobody answers at {url}: start the server first (make serve)\n"
+
+
+def a_weather_model(request: CoreRequest) -> Sequence[int]:
+    """Calls where a question is new, and answers from the result where there is one."""
+    prompt = bytes(i for i in request.prompt_token_ids if i < 256).decode()
+    is_dallas = "Dallas in fahrenheit" in prompt
+    if prompt.endswith("Now answer my question in one sentence.\nassistant\n"):
+        result = prompt[prompt.rindex("temperature") :]
+        return list(f"It is {result[result.index(' ') + 1 : result.index(',')]} degrees.".encode())
+    place, unit = ("Dallas", "fahrenheit") if is_dallas else ("San Francisco", "celsius")
+    call = f'{{"name": "get_weather", "arguments": {{"location": "{place}", "unit": "{unit}"}}}}'
+    return list(f"<tool_call>\n{call}\n</tool_call>".encode())
+
+
+def a_forgetful_model(request: CoreRequest) -> Sequence[int]:
+    """The same, but what the tool says is lost on it."""
+    said = bytes(a_weather_model(request))
+    return list(said.replace(b"17", b"71"))
+
+
+async def run_tool_calling(script: Script) -> tuple[int | None, str, str]:
+    flags = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
+    with serving(script, info={"max_model_len": 4096}, **flags) as served:
+        async with listening(served) as url:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                TOOL_CALLING,
+                f"{url}/v1",
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_tool_calling_asks_calls_and_answers() -> None:
+    code, out, err = await run_tool_calling(a_weather_model)
+    assert (code, err) == (0, "")
+    san_francisco = "{'location': 'San Francisco', 'temperature': 17, 'unit': 'celsius', 'sky': 'clear'}"
+    dallas = "{'location': 'Dallas', 'temperature': 88, 'unit': 'fahrenheit', 'sky': 'cloudy'}"
+    assert out.splitlines() == [
+        'required: get_weather {"location": "San Francisco", "unit": "celsius"}',
+        f"get_weather gives {san_francisco}",
+        "with its result, auto: It is 17 degrees.",
+        'by name, streamed: get_weather {"location": "Dallas", "unit": "fahrenheit"}',
+        f"get_weather gives {dallas}",
+        "with its result, streamed: It is 88 degrees.",
+    ]
+
+
+async def test_tool_calling_fails_where_the_result_is_not_used() -> None:
+    code, out, err = await run_tool_calling(a_forgetful_model)
+    assert code == 1
+    assert "It is 71 degrees." in out
+    assert err == "failed: the answer does not use the tool's result\n"
