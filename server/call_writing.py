@@ -49,8 +49,10 @@ def _written(source: str, name: str, arguments: str) -> str:
         template.render([question, {"role": "assistant", **answer}], add_generation_prompt=False)
         for answer in ({"content": "Said."}, {"tool_calls": [call]})
     )
-    end_of_turn = said[said.rindex("Said.") + len("Said.") :]
-    return called.removeprefix(opened).removesuffix(end_of_turn).strip()
+    before, _, end_of_turn = said.rpartition("Said.")
+    # Some templates write empty thoughts before everything that an assistant says.
+    begin = before if called.startswith(before) else opened
+    return called.removeprefix(begin).removesuffix(end_of_turn).strip()
 
 
 @functools.cache

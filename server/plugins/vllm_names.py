@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from jaxserve.server.plugins.vllm_parsers import PARSER_MODULES, parser_classes
+
 VERSION = "0.33.0"  # the newest vLLM whose places of these names are listed
 
 _SERVER = "jaxserve.server"
@@ -147,7 +149,7 @@ MODULES: Mapping[str, Mapping[str, tuple[str, str]]] = MappingProxyType(
 
 _PACKAGES = frozenset(
     parent
-    for name in MODULES
+    for name in (*MODULES, *PARSER_MODULES)
     for parent in [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
 )
 
@@ -159,7 +161,7 @@ def is_vllm(module: str) -> bool:
 
 def is_served(module: str) -> bool:
     """Whether plug-ins may import a module of vLLM's."""
-    return module in MODULES or module in _PACKAGES
+    return module in MODULES or module in PARSER_MODULES or module in _PACKAGES
 
 
 def members(module: str) -> Iterator[tuple[str, Any]]:
@@ -168,3 +170,4 @@ def members(module: str) -> Iterator[tuple[str, Any]]:
         call = attribute.endswith("()")
         value = getattr(importlib.import_module(home), attribute.removesuffix("()"))
         yield name, value() if call else value
+    yield from parser_classes(module)

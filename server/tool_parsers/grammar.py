@@ -94,16 +94,16 @@ class GrammarWriter:
             return f"{self.free_text()} {written}"
         return self.rule(f"{ANY_TEXT} {lark_literal(mark)}", "[lazy]")
 
-    def plain_string(self, schema: Mapping[str, Any], end: str) -> str:
+    def plain_string(self, schema: Mapping[str, Any], end: str, without: str = "") -> str:
         """A string that is written as it is, up to and including the mark `end`.
 
-        Length and pattern are held to by leaving out the character that the mark begins with; `format` is taken for
-        the remark that it is in JSON Schema.
+        Length and pattern are held to by leaving out the character that the mark begins with, and `without`;
+        `format` is taken for the remark that it is in JSON Schema.
         """
         fewest, most, pattern = schema.get("minLength", 0), schema.get("maxLength", ""), schema.get("pattern")
         if not fewest and most == "" and pattern is None:
             return self.free_text_before(end)
-        characters = f"[^{re.escape(end[0])}]"
+        characters = f"[^{re.escape(end[0] + without)}]"
         regex = lark_regex(f"{characters}{{{fewest},{most}}}")
         if pattern is not None:
             start = "" if pattern.startswith("^") else f"{characters}*"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from jaxserve.errors import ConfigError
-from jaxserve.server.tool_parsers import bare_json, json_in_tags, pythonic, token_frames
+from jaxserve.server.tool_parsers import bare_json, json_in_tags, pythonic, token_frames, xml_tags
 from jaxserve.server.tool_parsers.abstract import ToolParserManager
 from jaxserve.server.tool_parsers.harmony import HarmonyCalls
 from jaxserve.server.tool_parsers.tool_format import ToolFormat
@@ -15,6 +15,7 @@ _FORMATS: tuple[ToolFormat | HarmonyCalls, ...] = (
     *bare_json.FORMATS,
     *pythonic.FORMATS,
     *token_frames.FORMATS,
+    *xml_tags.FORMATS,
     HarmonyCalls(),
 )
 

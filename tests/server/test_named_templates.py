@@ -162,7 +162,8 @@ def test_the_familys_parser_reads_what_the_template_writes(name: str, text: str)
     for end in ENDS:
         answer = answer.removesuffix(end)
     events = []
-    parser = make_answer_format(parser_name, None).parser(tools=TOOLS, prompt=asked)
+    thinks = re.search(r"reasoning parser: ([\w-]+)", template.source) if "<think>" in answer else None
+    parser = make_answer_format(parser_name, thinks and thinks[1]).parser(tools=TOOLS, prompt=asked)
     for piece in (answer[: len(answer) // 2], answer[len(answer) // 2 :]):
         events += parser.push(piece, [])
     events += parser.finish()

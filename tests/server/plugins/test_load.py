@@ -14,6 +14,7 @@ import pytest
 from jaxserve.errors import ConfigError
 from jaxserve.server.plugins.errors import plugin_errors
 from jaxserve.server.plugins.load import Plugin, load_plugin
+from jaxserve.server.plugins.request import plugin_request
 from jaxserve.server.tool_parsers.abstract import ToolParser, ToolParserManager
 from jaxserve.server.tool_parsers.reasoning import ReasoningParser, ReasoningParserManager
 
@@ -216,6 +217,33 @@ def test_registration_as_documented(load: Load) -> None:
         "class_name='Probe')\n"
     )
     assert ToolParserManager.get_tool_parser("documented").__name__ == "Probe"
+
+
+def test_deriving_from_vllms_own_parsers(load: Load) -> None:
+    """They are the built-in formats' classes; what a plug-in changes is changed."""
+    plugin = load(
+        """
+from vllm.entrypoints.openai.tool_parsers import Hermes2ProToolParser as Old
+from vllm.entrypoints.openai.protocol import ChatCompletionRequest
+from vllm.tool_parsers import ToolParserManager
+from vllm.tool_parsers.hermes_tool_parser import Hermes2ProToolParser
+from vllm.tool_parsers.qwen3coder_tool_parser import Qwen3CoderToolParser
+assert Old is Hermes2ProToolParser
+
+@ToolParserManager.register_module("shouting_hermes")
+class Shouting(Hermes2ProToolParser):
+    def extract_tool_calls(self, model_output, request):
+        found = super().extract_tool_calls(model_output, request)
+        for call in found.tool_calls:
+            call.function.name = call.function.name.upper()
+        return found
+"""
+    )
+    assert plugin.tool_parsers == ("shouting_hermes",)
+    parser = ToolParserManager.get_tool_parser("shouting_hermes")(None)
+    request = plugin_request({"messages": []})
+    found = parser.extract_tool_calls('<tool_call>{"name": "f", "arguments": {}}</tool_call>', request)
+    assert [call.function.name for call in found.tool_calls] == ["F"]
 
 
 def test_reasoning_parsers(load: Load) -> None:

@@ -16,7 +16,9 @@ from tests.server.tool_parsers.writers import WRITERS
 from tests.tiny import byte_tokenizer
 
 CALLS: list[tuple[str, dict[str, Any]]] = [("get_weather", {"city": "Tokyo", "days": 2}), ("now", {})]
-REQUEST = ChatCompletionRequest(messages=[])
+PROPERTIES = {"city": {"type": "string"}, "days": {"type": "integer"}}
+WEATHER = FunctionDefinition(name="get_weather", parameters={"type": "object", "properties": PROPERTIES})
+REQUEST = ChatCompletionRequest(messages=[], tools=[ChatCompletionToolsParam(function=WEATHER)])
 
 
 def parser(name: str, tools: list[ChatCompletionToolsParam] | None = None) -> ToolParser:

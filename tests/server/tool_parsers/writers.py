@@ -116,6 +116,64 @@ def gemma(start: str, quote: str, end: str) -> Writer:
     return write
 
 
+def plain(value: Any) -> str:
+    """A value as text: strings as they are."""
+    return value if isinstance(value, str) else dumps(value)
+
+
+def functions(start: str, end: str, wrap: str) -> Writer:
+    """A writer of elements whose names are in the tags."""
+
+    def write(calls: Calls) -> str:
+        return "\n".join(
+            f"{start}\n<function={name}>\n"
+            + "".join(
+                f"<parameter={key}>{wrap}{plain(v)}{wrap}</parameter>\n" for key, v in arguments.items()
+            )
+            + f"</function>\n{end}"
+            for name, arguments in calls
+        )
+
+    return write
+
+
+def glm(calls: Calls) -> str:
+    """Keys and values in turns."""
+    return "\n".join(
+        f"<tool_call>{name}\n"
+        + "".join(
+            f"<arg_key>{key}</arg_key>\n<arg_value>{plain(v)}</arg_value>\n" for key, v in arguments.items()
+        )
+        + "</tool_call>"
+        for name, arguments in calls
+    )
+
+
+def elements(
+    call: tuple[str, str],
+    argument: tuple[str, str],
+    space: str,
+    around: tuple[str, str, str],
+    xml: bool = False,
+) -> Writer:
+    """A writer of elements whose names are attributes."""
+
+    def text(value: Any) -> str:
+        said = plain(value)
+        return f"<![CDATA[{said}]]>" if xml and isinstance(value, str) and set("<&") & set(said) else said
+
+    def write(calls: Calls) -> str:
+        inner = around[1].join(
+            f'{call[0]}"{name}">{space}'
+            + "".join(f'{argument[0]}"{key}">{text(v)}{argument[1]}{space}' for key, v in arguments.items())
+            + call[1]
+            for name, arguments in calls
+        )
+        return f"{around[0]}{inner}{around[2]}"
+
+    return write
+
+
 hermes = tagged("<tool_call>\n", "\n</tool_call>")
 
 # By the first name of a registered format: one for each.
@@ -136,6 +194,28 @@ WRITERS: dict[str, Writer] = {
     "pythonic": pythonic("[", "]"),
     "llama4_pythonic": pythonic("[", "]"),
     "olmo3": pythonic("<function_calls>", "</function_calls>", "\n"),
+    "qwen3_coder": functions("<tool_call>", "</tool_call>", "\n"),
+    "seed_oss": functions("<seed:tool_call>", "</seed:tool_call>", ""),
+    "glm45": glm,
+    "minimax_m2": elements(
+        ("<invoke name=", "</invoke>"),
+        ("<parameter name=", "</parameter>"),
+        "\n",
+        ("<minimax:tool_call>\n", "\n", "\n</minimax:tool_call>"),
+    ),
+    "step3": elements(
+        ("<steptml:invoke name=", "</steptml:invoke>"),
+        ("<steptml:parameter name=", "</steptml:parameter>"),
+        "",
+        (
+            "<｜tool_calls_begin｜><｜tool_call_begin｜>function<｜tool_sep｜>",
+            "<｜tool_call_end｜><｜tool_call_begin｜>function<｜tool_sep｜>",
+            "<｜tool_call_end｜><｜tool_calls_end｜>",
+        ),
+    ),
+    "minicpm5": elements(
+        ("<function name=", "</function>"), ("<param name=", "</param>"), "", ("", "", ""), xml=True
+    ),
     "deepseek_v3": deepseek_v3,
     "deepseek_v31": deepseek_v31,
     "deepseek_v32": deepseek_v32,
@@ -146,4 +226,4 @@ WRITERS: dict[str, Writer] = {
 }
 
 # Formats whose arguments are no JSON text: values may differ by what the format cannot say.
-COERCED = frozenset(("functiongemma",))
+COERCED = frozenset(("functiongemma", "qwen3_coder", "seed_oss", "glm45", "minimax_m2", "step3", "minicpm5"))
