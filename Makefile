@@ -10,14 +10,16 @@ ARGS ?=
 EXTRAS ?= dev
 
 BIN := $(VENV)/bin
+GPU_VENV ?= .venv-gpu-check
+GPU_BIN := $(GPU_VENV)/bin
 comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint format models clean
+.PHONY: help install serve test lint format models gpu-check clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 	@echo "  Variables: PYTHON=$(PYTHON) MODEL=$(MODEL) PORT=$(PORT) HOST=$(HOST) ARGS=… EXTRAS=$(EXTRAS)"
 
 install: $(STAMP)  ## Create .venv and install jaxserve into it
@@ -42,8 +44,11 @@ format: install  ## Let ruff put the code into shape
 models: install  ## Fetch the two small models of the real-model tests (590 MB)
 	$(BIN)/python -m jaxserve.loading.fetch smollm2 qwen2.5-coder-0.5b
 
+gpu-check: $(GPU_VENV)/.installed  ## Compile the steps for an H100 without a GPU, and check what became of them (an environment of 1.9 GB)
+	$(GPU_BIN)/python -W ignore -m tests.gpu_compile.check
+
 clean:  ## Remove the environment and caches
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(GPU_VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # Installed again only when pyproject.toml changes.
 $(STAMP): pyproject.toml
@@ -53,4 +58,13 @@ $(STAMP): pyproject.toml
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { \
 	  echo "make: $(PYTHON) cannot make an environment; on Debian and Ubuntu: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@touch $@
+
+# An environment of its own: beside the plug-in JAX would ask every other test for a GPU's driver.
+$(GPU_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	version=$$($(GPU_BIN)/python -c 'from importlib.metadata import version; print(version("jax"))') && \
+	$(GPU_BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  "jax-cuda13-plugin==$$version" "jax-cuda13-pjrt==$$version" nvidia-cuda-nvcc
 	@touch $@

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
+from jax.sharding import AbstractMesh
 
 from jaxserve.config import EngineConfig, ExpertsConfig
-from jaxserve.engine import programs as programs_module
-from jaxserve.engine.client import weights_bytes
 from jaxserve.engine.programs import PROMPT_LOGPROBS, ProgramBook
-from jaxserve.engine.settle import settle
-from jaxserve.models.loading import abstract_model
+from tests.engine.pretend_gpu import pretend_book
 from tests.engine.tiny_engine import TINY
-from tests.kernels_pallas.lowering import triton_kernels
+from tests.kernels_pallas.lowering import DEVICES, triton_kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
@@ -44,63 +39,25 @@ WITH_EXPERTS = replace(
         layers=(True,) * NUM_LAYERS,
     ),
 )
-H100 = "NVIDIA H100 80GB HBM3"
 
 
-class LowersForCuda:
-    """Stands for jax.jit's result: what it lowers, it lowers for CUDA."""
-
-    def __init__(self, function: Any, **options: Any) -> None:
-        self._jitted = jax.jit(function, **options)
-
-    def lower(self, *specs: Any) -> jax.stages.Lowered:
-        return self._jitted.trace(*specs).lower(lowering_platforms=("cuda",))
-
-
-class JaxForCuda:
-    """jax, but for jit."""
-
-    jit = LowersForCuda
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(jax, name)
+def lower(jitted: Any, *specs: Any) -> jax.stages.Lowered:
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=DEVICES["cuda"])):
+        return jitted.trace(*specs).lower(lowering_platforms=("cuda",))
 
 
 @pytest.fixture
-def book(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ProgramBook:
+def book(request: pytest.FixtureRequest) -> Iterator[ProgramBook]:
     """Programs of a small engine on a pretend H100; the parameter is options of EngineConfig and the model."""
     options, model = request.param
-    device = SimpleNamespace(
-        platform="gpu",
-        device_kind=H100,
-        compute_capability="9.0",
-        memory_stats=lambda: {"bytes_limit": 2**30},
+    config = EngineConfig(
+        model="tiny", max_num_seqs=4, max_num_batched_tokens=64, gpu_memory_utilization=0.5, **options
     )
-    with monkeypatch.context() as patch:
-        patch.setattr(jax, "devices", lambda: [device])
-        config = EngineConfig(
-            model="tiny",
-            max_num_seqs=4,
-            max_num_batched_tokens=64,
-            gpu_memory_utilization=0.5,
-            **options,
-        )
-        settings = settle(config, model, weights_bytes(model))
+    with pretend_book(config, model, lower, memory=2**30) as (settings, book):
         assert (settings.platform, settings.dtype) == ("gpu", options.get("dtype", "bfloat16"))
-        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # products ask while they are traced
-        book = ProgramBook(settings, *abstract_model(model, jnp.dtype(settings.dtype)))
-    monkeypatch.setattr(programs_module, "jax", JaxForCuda())
-    return book
+        yield book
 
 
-@pytest.fixture
-def on_h100() -> Iterator[None]:
-    device = AbstractDevice(device_kind=H100, num_cores=132, platform="gpu")
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):
-        yield
-
-
-@pytest.mark.usefixtures("on_h100")
 @pytest.mark.parametrize(
     "book",
     [({}, MODEL), ({"kv_cache_dtype": "fp8"}, MODEL), ({}, WITH_EXPERTS)],
@@ -118,7 +75,6 @@ def test_every_program_lowers(book: ProgramBook) -> None:
             assert text.count("func.func private @_run_layer") <= 3, name
 
 
-@pytest.mark.usefixtures("on_h100")
 @pytest.mark.parametrize(
     "book",
     [({"dtype": "float32"}, MODEL), ({"dtype": "float32"}, WITH_EXPERTS)],

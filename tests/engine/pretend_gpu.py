@@ -1,0 +1,62 @@
+"""The programs of an engine that believes it has an H100, on a machine that has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from jaxserve.config import EngineConfig, ModelConfig
+from jaxserve.engine import programs
+from jaxserve.engine.client import weights_bytes
+from jaxserve.engine.programs import ProgramBook
+from jaxserve.engine.settle import Settings, settle
+from jaxserve.models.loading import abstract_model
+
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+@contextmanager
+def pretend_book(
+    config: EngineConfig,
+    model: ModelConfig,
+    lower: Callable[..., jax.stages.Lowered],
+    *,
+    memory: int,
+) -> Iterator[tuple[Settings, ProgramBook]]:
+    """What ProgramBook gives on a GPU of `memory` bytes.
+
+    `lower` stands for `jitted.lower`: it gets what jax.jit returned, and the arguments.
+    """
+    device = SimpleNamespace(
+        platform="gpu",
+        device_kind=H100,
+        compute_capability="9.0",
+        memory_stats=lambda: {"bytes_limit": memory},
+    )
+
+    class Jitted:
+        def __init__(self, function: Any, **options: Any) -> None:
+            self._jitted = jax.jit(function, **options)
+
+        def lower(self, *specs: Any) -> jax.stages.Lowered:
+            return lower(self._jitted, *specs)
+
+    class OtherJax:
+        """jax, but for jit."""
+
+        jit = Jitted
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(jax, name)
+
+    with mock.patch.object(jax, "devices", return_value=[device]):
+        settings = settle(config, model, weights_bytes(model))
+        book = ProgramBook(settings, *abstract_model(model, jnp.dtype(settings.dtype)))
+        with mock.patch.object(programs, "jax", OtherJax()):
+            yield settings, book
