@@ -161,11 +161,11 @@ class EngineCore:
 
     def _fetch(self, pending: PendingStep) -> StepResult:
         """Wait for a step, and note who had to wait for whom."""
-        is_late, asked_at = pending.is_ready, time.monotonic()
+        asked_at = time.monotonic()
         result = self._runner.fetch(pending)
         now = time.monotonic()
         if self._resumed_at and self._in_flight:  # the device has the next step to go on with
-            self._pace.observe(is_late=is_late, worked=asked_at - self._resumed_at, waited=now - asked_at)
+            self._pace.observe(worked=asked_at - self._resumed_at, waited=now - asked_at)
             self._scheduler.burst_steps = self._pace.steps
         self._resumed_at = now if self._in_flight else 0.0
         return result

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 MAX_BURST = 8  # what comes out of a burst comes at once, and a new request waits for its end
-_LATE = 4  # times in a row that the device was found waiting, before bursts grow
-_EARLY = 32  # and times that the host waited for longer than it worked, before they shrink
-_SPARE = 1.5  # times the host's work that its waiting must exceed: half the burst would leave some of it
+_GROW_BELOW = (
+    0.5  # times the host's work that its waiting should last: less, and a hiccup leaves the device idle
+)
+_SHRINK_ABOVE = 4.0  # half as long a burst would then still leave it waiting for more than it works
+_HURRIED = 4  # plans in a row that leave too little, before bursts grow
+_IDLE = 32  # and that leave too much, before they shrink
 
 
 class Pace:
-    """Doubles and halves the bursts' length, by who waits for whom.
+    """Doubles and halves the bursts' length, by how long the host waits for the device.
 
     Answers do not depend on it: a token is a function of its sequence alone.
     """
 
     def __init__(self) -> None:
         self.steps = 1
-        self._late = 0
-        self._early = 0
+        self._hurried = 0
+        self._idle = 0
 
-    def observe(self, *, is_late: bool, worked: float, waited: float) -> None:
-        """One turn of the loop: whether the device had finished before the host came to ask, and the host's seconds."""
-        if is_late:
-            self._late, self._early = self._late + 1, 0
-            if self._late >= _LATE:
-                self.steps, self._late = min(2 * self.steps, MAX_BURST), 0
-            return
-        self._late = 0
-        self._early = self._early + 1 if waited > _SPARE * worked else 0
-        if self._early >= _EARLY:
-            self.steps, self._early = max(self.steps // 2, 1), 0
+    def observe(self, worked: float, waited: float) -> None:
+        """One plan's turn: the host's seconds, of planning and of waiting for the oldest plan to come back."""
+        self._hurried = self._hurried + 1 if waited < _GROW_BELOW * worked else 0
+        self._idle = self._idle + 1 if waited > _SHRINK_ABOVE * worked else 0
+        if self._hurried >= _HURRIED:
+            self.steps, self._hurried = min(2 * self.steps, MAX_BURST), 0
+        if self._idle >= _IDLE:
+            self.steps, self._idle = max(self.steps // 2, 1), 0

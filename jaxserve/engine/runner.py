@@ -77,11 +77,6 @@ class PendingStep:
     num_prompt_logprobs: list[int]  # per entry
     stuck: tuple[int, ...] = ()  # entries whose masks leave no token
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the device is through with it."""
-        return all(array.is_ready() for array in self.sampled[-1]) if self.sampled else True  # type: ignore[attr-defined]  # of every Array that is not traced
-
 
 class Runner:
     """Owns the weights, the KV pages and the sampler state on the device, and a host row for every slot.

@@ -72,7 +72,7 @@ def test_bursts_give_the_same_tokens_and_logprobs(
     engine: Engine, cache_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Hurried(Pace):
-        def observe(self, *, is_late: bool, worked: float, waited: float) -> None:
+        def observe(self, worked: float, waited: float) -> None:
             self.steps = self.steps % 8 + 1
 
     monkeypatch.setattr(core, "Pace", Hurried)

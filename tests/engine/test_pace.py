@@ -1,40 +1,47 @@
-"""Bursts grow while the device waits for the host, and shrink when they need not be so long."""
+"""Bursts grow while the device waits for the host or nearly does, and shrink when they need not be so long."""
 
 from __future__ import annotations
 
 from jaxserve.engine.pace import MAX_BURST, Pace
 
+WORKED = 0.007
 
-def late(pace: Pace, times: int) -> None:
+
+def turns(pace: Pace, times: int, waited: float) -> None:
     for _ in range(times):
-        pace.observe(is_late=True, worked=0.007, waited=0.0)
+        pace.observe(WORKED, waited)
 
 
-def early(pace: Pace, times: int, waited: float) -> None:
-    for _ in range(times):
-        pace.observe(is_late=False, worked=0.007, waited=waited)
-
-
-def test_one_late_step_is_no_reason() -> None:
+def test_a_few_hurried_plans_are_no_reason() -> None:
     pace = Pace()
     for _ in range(50):
-        late(pace, 3)
-        early(pace, 1, waited=0.001)
+        turns(pace, 3, waited=0.0)
+        turns(pace, 1, waited=WORKED)
     assert pace.steps == 1
 
 
 def test_a_slow_host_gets_longer_bursts_up_to_the_limit() -> None:
     pace = Pace()
-    late(pace, 4)
+    turns(pace, 4, waited=0.3 * WORKED)
     assert pace.steps == 2
-    late(pace, 100)
+    turns(pace, 100, waited=0.0)
     assert pace.steps == MAX_BURST
 
 
 def test_a_device_that_is_busy_for_longer_gets_shorter_ones() -> None:
     pace = Pace()
-    late(pace, 100)
-    early(pace, 100, waited=0.007)  # half as long would leave the device waiting
+    turns(pace, 100, waited=0.0)
+    turns(pace, 100, waited=3 * WORKED)  # half as long would leave little to wait for
     assert pace.steps == MAX_BURST
-    early(pace, 200, waited=0.020)
+    turns(pace, 200, waited=5 * WORKED)
     assert pace.steps == 1
+
+
+def test_each_burst_settles() -> None:
+    """A host whose work does not grow with the burst, before a device of 1.2 times its time a step."""
+    pace = Pace()
+    lengths = []
+    for _ in range(200):
+        pace.observe(WORKED, max(0.0, 1.2 * WORKED * pace.steps - WORKED))
+        lengths.append(pace.steps)
+    assert set(lengths[-150:]) == {2}
