@@ -69,14 +69,24 @@ class DsmlCall:
         schema = writer.tool.schema
         required = set(schema.get("required") or ())
         properties = schema.get("properties") or {}
-        if not properties and schema.get("additionalProperties") is not False:
-            raise writer.refuse("its parameters name no properties, and this format must know them")
         arguments = [
             writer.rule(self._argument(writer, name, inner)) + ("" if name in required else "?")
             for name, inner in properties.items()
         ]
+        if not properties and schema.get("additionalProperties") is not False:
+            arguments = [writer.rule(self._any_argument(writer)) + "*"]
         begin = f'{_CALL}{writer.tool.name}">\n'
         return " ".join([writer.text(begin), *arguments, writer.text(_END_OF_CALL)])
+
+    def _any_argument(self, writer: GrammarWriter) -> str:
+        """An argument that no schema names."""
+        texts = [writer.text(text) for text in (_ARGUMENT, '" string="', 'true">', 'false">', "\n")]
+        argument, is_string, true, false, line_end = texts
+        value = (
+            f"({true} {writer.free_text_before(_END_OF_ARGUMENT)}"
+            f" | {false} {writer.json({})} {writer.text(_END_OF_ARGUMENT)})"
+        )
+        return f"{argument} /[A-Za-z_][A-Za-z0-9_]*/ {is_string} {value} {line_end}"
 
     def _argument(self, writer: GrammarWriter, name: str, schema: Mapping[str, Any] | bool) -> str:
         begin = f'{_ARGUMENT}{name}" string="'

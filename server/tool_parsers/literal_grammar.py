@@ -105,9 +105,9 @@ class LiteralWriter:
         """The named arguments of a call, in the schema's order."""
         schema = self._resolved(schema)
         self._check(schema)
-        if "properties" not in schema and schema.get("additionalProperties") is not False:
-            raise self._writer.refuse("its parameters name no properties, and this format must know them")
-        return self._members(schema, self._style.key)
+        if "properties" in schema:
+            return self._members(schema, self._style.key)
+        return self._free_members(schema, self._style.key)
 
     def value(self, schema: Mapping[str, Any] | bool) -> str:
         """A value that a schema describes."""
@@ -164,18 +164,17 @@ class LiteralWriter:
         writer = self._writer
         if "properties" in schema:
             return f"{writer.text('{')} {self._members(schema, self._style.inner_key)} {writer.text('}')}"
-        if schema.get("additionalProperties") is False:
-            return writer.text("{}")
-        value = writer.rule(self.value(schema.get("additionalProperties", True)))
-        member = f"{self._any_key()} {value}"
-        more = f"({writer.text(self._style.separator)} {member})*"
-        return f"{writer.text('{')} ({member} {more})? {writer.text('}')}"
+        return f"{writer.text('{')} {self._free_members(schema, self._style.inner_key)} {writer.text('}')}"
 
-    def _any_key(self) -> str:
-        """The key of a property that no schema names, with what follows it."""
-        sample = self._style.inner_key("k")
-        before, after = sample.split("k")
-        return f"{self._writer.text(before)} /[A-Za-z_][A-Za-z0-9_]*/ {self._writer.text(after)}"
+    def _free_members(self, schema: Mapping[str, Any], key: Callable[[str], str]) -> str:
+        """Any number of properties that no schema names."""
+        writer = self._writer
+        if schema.get("additionalProperties") is False:
+            return '""'
+        before, after = key("k").split("k")
+        any_key = f"{writer.text(before)} /[A-Za-z_][A-Za-z0-9_]*/ {writer.text(after)}"
+        member = writer.rule(f"{any_key} {self.value(schema.get('additionalProperties', True))}")
+        return f"({member} ({writer.text(self._style.separator)} {member})*)?"
 
     def _members(self, schema: Mapping[str, Any], key: Callable[[str], str]) -> str:
         """Properties in the schema's order, with separators; those that are not required may be left out."""

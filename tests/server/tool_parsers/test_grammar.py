@@ -165,17 +165,21 @@ def test_a_tool_that_is_not_there_is_refused():
     assert refused.value.param == "tool_choice"
 
 
-def test_free_arguments_where_no_schema_holds_them():
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_free_arguments_where_no_schema_holds_them(name):
     tools = [
         {"type": "function", "function": {"name": "held", "strict": True, "parameters": WEATHER}},
         {"type": "function", "function": {"name": "free"}},
     ]
-    grammar = make_answer_format("hermes", None).grammar(tools, "auto", True, NO_SPECIALS)
-    assert grammar is not None
-    made = LLMatcher(BYTES, grammar, log_level=0)
-    write = WRITERS["hermes"]
-    assert allows(made, write([("free", {"any": [1, None]})]))
-    assert not allows(made, write([("held", {"any": [1, None]})]))
+    write = WRITERS[name]
+    for choice in ("auto", "required"):
+        grammar = make_answer_format(name, None).grammar(tools, choice, True, NO_SPECIALS)
+        assert grammar is not None
+        made = LLMatcher(BYTES, grammar, log_level=0)
+        assert made.get_error() == "", grammar
+        for free in ({"any": [1, None], "other": "x"}, {"any": "x"}, {}):
+            assert allows(made, write([("free", free)])), free
+        assert not allows(made, write([("held", {"any": [1, None]})]))
 
 
 def test_the_unnamed_properties_of_a_schema_that_says_so_are_allowed():
