@@ -55,8 +55,8 @@ def check_choices(recording: Recording, outputs: list[RequestOutput]) -> None:
     for output, choice in zip(outputs, recording.choices, strict=True):
         answer = output.outputs[0]
         prompt = recording.body["prompt"] if recording.body.get("echo") else ""
-        assert prompt + answer.text == choice["text"]
-        assert (answer.finish_reason, answer.stop_reason) == (choice["finish_reason"], choice["stop_reason"])
+        assert prompt + answer.text == choice.text
+        assert (answer.finish_reason, answer.stop_reason) == (choice.finish_reason, choice.stop_reason)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def check_choices(recording: Recording, outputs: list[RequestOutput]) -> None:
     ],
 )
 def test_smollm2_texts(smollm2: LLM, name: str):
-    recording = load(name)
+    recording = load(f"smollm2/{name}")
     outputs = ask(smollm2, recording)
     check_choices(recording, outputs)
     usage = recording.answer["usage"]
@@ -85,7 +85,7 @@ def test_smollm2_texts(smollm2: LLM, name: str):
 
 @pytest.mark.parametrize("name", ["comp-logprobs-0", "comp-echo-logprobs"])
 def test_smollm2_completion_logprobs(smollm2: LLM, name: str):
-    recording = load(name)
+    recording = load(f"smollm2/{name}")
     outputs = ask(smollm2, recording)
     check_choices(recording, outputs)
     theirs = recording.answer["choices"][0]["logprobs"]
@@ -100,7 +100,7 @@ def test_smollm2_completion_logprobs(smollm2: LLM, name: str):
 
 
 def test_smollm2_chat_logprobs(smollm2: LLM):
-    recording = load("chat-logprobs-top5-stream")
+    recording = load("smollm2/chat-logprobs-top5-stream")
     outputs = ask(smollm2, recording)
     check_choices(recording, outputs)
     assert recording.chunks is not None
@@ -122,7 +122,7 @@ def test_smollm2_chat_logprobs(smollm2: LLM):
 
 @pytest.mark.parametrize("name", ["chat-prompt-logprobs", "comp-prompt-logprobs"])
 def test_smollm2_prompt_logprobs(smollm2: LLM, name: str):
-    recording = load(name)
+    recording = load(f"smollm2/{name}")
     outputs = ask(smollm2, recording)
     check_choices(recording, outputs)
     answer = recording.answer
