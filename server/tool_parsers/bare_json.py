@@ -72,17 +72,6 @@ class _MistralCalls:
         return (self.late if writer.has_token("[ARGS]") else self.early).lark(writer)
 
 
-# What a model without a format of its own is asked for when it must call: [{"name": …, "parameters": {…}}, …]
-PLAIN_LIST = ToolFormat(
-    ("json",),
-    InOrder(
-        Mark("["),
-        Space(),
-        Many(JsonCall(("name",), ("parameters", "arguments"), needs_arguments=True), end="]"),
-    ),
-    begins_at_start=("[",),
-)
-
 FORMATS = (
     # Llama 3 and 4: {"name": …, "parameters": {…}}; {…}, sometimes behind <|python_tag|>
     ToolFormat(

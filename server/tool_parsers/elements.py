@@ -15,7 +15,7 @@ The machine (`CallParser`) looks for `begins` in the text and lets `section` rea
 it looks for the next one.  Whatever a section reads and then does not like (`NoCallError`) becomes content again, up
 to where it stopped liking it.  Calls that a section has completed before stay.
 
-A new element is a frozen dataclass with four methods:
+A new element is a frozen dataclass with three methods:
 
 - `read(reader, call)`, a generator: `yield` means "I need more text".  It reads through `Reader`'s methods
   (`yield from reader.expect("<x>")`), never keeps positions over a yield, and tells `CallDraft` what it finds: `begin`
