@@ -8,17 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jaxserve.errors import RequestError
+from jaxserve.server.tool_parsers.coercion import canonical_type, json_type
 from jaxserve.server.tool_parsers.protocol import ChatCompletionNamedToolChoiceParam
-
-_TYPE_NAMES = {
-    "string": ("str", "text", "varchar", "char", "enum"),
-    "integer": ("int", "int32", "int64", "uint", "uint32", "uint64", "long", "short", "unsigned"),
-    "number": ("float", "float32", "float64", "double"),
-    "boolean": ("bool",),
-    "object": ("dict",),
-    "array": ("arr", "list", "sequence"),
-}
-_CANONICAL_TYPE = {alias: name for name, aliases in _TYPE_NAMES.items() for alias in aliases}
 
 
 def find_tool_properties(tools: Iterable[Any] | None, tool_name: str) -> dict[str, Any]:
@@ -67,8 +58,7 @@ def coerce_to_schema_type(value: str, schema_type: str | Sequence[str]) -> Any:
     read as JSON, and stays a text where it is none.
     """
     given = [schema_type] if isinstance(schema_type, str) else schema_type
-    names = {each.strip().lower() for each in given}
-    types = {_CANONICAL_TYPE.get(each, each) for each in names}
+    types = {canonical_type(each) for each in given}
     for kind, read in _READERS.items():
         if kind in types:
             try:
@@ -129,29 +119,12 @@ def _types(schema: Any) -> set[str]:
     types = {each for each in (stated if isinstance(stated, list) else [stated]) if isinstance(each, str)}
     values = schema.get("enum")
     if isinstance(values, list):
-        types |= {_type_of(value) for value in values}
+        types |= {json_type(value) for value in values}
     for key in ("anyOf", "oneOf", "allOf"):
         choices = schema.get(key)
         if isinstance(choices, list):
             types.update(*(extract_types_from_schema(choice) for choice in choices))
     return types
-
-
-def _type_of(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "boolean"
-        case int():
-            return "integer"
-        case float():
-            return "number"
-        case str():
-            return "string"
-        case list():
-            return "array"
-    return "object"
 
 
 def _functions(tools: Iterable[Any] | None) -> list[tuple[str, dict[str, Any] | None]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxserve.server.parsing.events import CallArguments, CallStart
+from jaxserve.server.tool_parsers.protocol import make_tool_call_id
 from jaxserve.server.tool_parsers.reader import Reader
 
 # A call is announced when it is complete.  When so many characters of its arguments have come and were in
@@ -16,7 +16,7 @@ HELD_CHARACTERS = 1000
 
 def uuid_id(name: str, index: int) -> str:
     """The id that vLLM gives a call."""
-    return f"chatcmpl-tool-{uuid.uuid4().hex}"
+    return make_tool_call_id()
 
 
 class CallDraft:

@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxserve.server.tool_parsers.grammar import json_text
 from jaxserve.server.tool_parsers.json_scanner import is_json
+from jaxserve.structured.schema import find
 
 TEXT = frozenset(("string",))
 _ALIASES = {  # that tools are described with, though JSON Schema does not know them
@@ -32,11 +33,35 @@ def canonical_type(name: str) -> str:
     return _NAME_OF.get(name, name)
 
 
+def json_type(value: Any) -> str:
+    """JSON Schema's name of the type of a value that was JSON; of an integer, "integer"."""
+    names = {
+        type(None): "null",
+        bool: "boolean",
+        int: "integer",
+        float: "number",
+        str: "string",
+        list: "array",
+    }
+    return names.get(type(value), "object")
+
+
 def property_types(schema: Mapping[str, Any], name: str) -> frozenset[str]:
     """The types that a property may have in an object that `schema` describes; none if it does not say."""
     properties = resolved(schema, schema).get("properties")
     inner = properties.get(name) if isinstance(properties, Mapping) else None
     return _types(inner, schema, 0)
+
+
+def resolved(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a schema that is a reference refers to; empty if that is nowhere."""
+    for _ in range(_DEEPEST):
+        reference = schema.get("$ref")
+        if not isinstance(reference, str):
+            return schema
+        target = find(root, reference)
+        schema = target if isinstance(target, Mapping) else {}
+    return {}
 
 
 def as_json(text: str, types: frozenset[str]) -> str:
@@ -120,7 +145,7 @@ def _types(schema: Any, root: Mapping[str, Any], depth: int) -> frozenset[str]:
         *(values if isinstance(values, list) else ()),
         *([schema["const"]] if "const" in schema else ()),
     ]
-    types |= {_type_of(value) for value in constants} if not types else set()
+    types |= {json_type(value) for value in constants} if not types else set()
     for key in ("anyOf", "oneOf", "allOf"):
         choices = schema.get(key)
         for choice in choices if isinstance(choices, list) else ():
@@ -128,29 +153,3 @@ def _types(schema: Any, root: Mapping[str, Any], depth: int) -> frozenset[str]:
     if types and schema.get("nullable") is True:
         types.add("null")
     return frozenset(types)
-
-
-def _type_of(value: Any) -> str:
-    names = {
-        type(None): "null",
-        bool: "boolean",
-        int: "integer",
-        float: "number",
-        str: "string",
-        list: "array",
-    }
-    return names.get(type(value), "object")
-
-
-def resolved(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a schema that is a reference refers to; empty if that is nowhere."""
-    for _ in range(_DEEPEST):
-        reference = schema.get("$ref")
-        if not isinstance(reference, str):
-            return schema
-        place: Any = root if reference.startswith("#") else None
-        for part in reference.split("/")[1:]:
-            part = part.replace("~1", "/").replace("~0", "~")
-            place = place.get(part) if isinstance(place, Mapping) else None
-        schema = place if isinstance(place, Mapping) else {}
-    return {}
