@@ -19,9 +19,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning"),
 ]
 
-# Of an answer's tokens on average.  Single ones are further off: with SmolLM2 on an H100 (jax 0.11.2, 2026-11-25) 0.0144 on
-# average, 0.108 for 99 in 100 and 0.252 at most; with transformers' own bfloat16 (CPU, torch 2.13, 8 of the 32 prompts)
-# 0.0209, 0.122 and 0.202.
+# Of an answer's tokens on average.  Single ones are further off: with SmolLM2 on an H100 (jax 0.11.2, 2026-11-25)
+# 0.0144 on average, 0.108 for 99 in 100 and 0.252 at most; with transformers' own bfloat16 (CPU, torch 2.13, 8 of the
+# 32 prompts) 0.0209, 0.122 and 0.202.
 TOLERANCE = 0.05
 MOST = 0.5
 
