@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from jaxserve.errors import RequestError
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 # White space between JSON tokens: enough to indent a deeply nested line.  Small models would otherwise write blanks
 # until their answer is cut off.
 JSON_WHITESPACE = r"[ \n\r\t]{1,64}"
+# A line that only Lark has.  llguidance's own test for it takes time in the square of the number of empty lines.
+_LARK_LINE = re.compile(r"^[^\S\n]*(?:%llguidance\b|start\s*:)", re.MULTILINE)
 
 
 def grammar_text(
@@ -157,22 +161,28 @@ def _schema(schema: str | Mapping[str, Any] | bool | None) -> Mapping[str, Any] 
 
 def _lark(text: str) -> str:
     """The text as Lark: itself, or translated from GBNF."""
-    from llguidance.gbnf_to_lark import any_to_lark, is_lark_syntax
-
     check_length("grammar", text)
-    if not is_lark_syntax(text):
+    if _LARK_LINE.search(text) is None:
         if "::=" not in text:
             raise RequestError(
                 "the grammar has neither a rule `start: …` (Lark) nor a rule `root ::= …` (GBNF)."
             )
-        try:
-            text = any_to_lark(text)
-        except RecursionError:
-            raise
-        except Exception as error:  # the translator raises plain Exception for what it cannot read
-            raise RequestError(f"the grammar cannot be read as GBNF: {error}.") from error
+        check_length("GBNF grammar", text)
+        text = _lark_from_gbnf(text)
     check_lark(text)
     return text
+
+
+@lru_cache(maxsize=16)  # a request asks twice: when it is checked and when it is submitted
+def _lark_from_gbnf(text: str) -> str:
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    try:
+        return gbnf_to_lark(text)
+    except RecursionError:
+        raise
+    except Exception as error:  # the translator raises plain Exception for what it cannot read
+        raise RequestError(f"the grammar cannot be read as GBNF: {error}.") from error
 
 
 def _said(kind: str) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 MAX_CHARACTERS = 1 << 20  # of a schema, a grammar, all choices
 MAX_REGEX_CHARACTERS = 1 << 16
+MAX_GBNF_CHARACTERS = 1 << 16  # its translation is Python, which takes a second for so many
 MAX_REPETITIONS = 1 << 16  # {n} in a regex
 # Of one Lark text.  Terminals are put together into one automaton, which takes time in the square of their number
 # where they are nested; a second for a thousand.
@@ -23,14 +24,15 @@ MAX_SECONDS = 2.0  # of processor time to compile one
 STACK_BYTES = 256 << 20
 
 _REPETITION = re.compile(r"\{(?:\d*,)?(\d+),?\}")
+# Written so that no two neighbours match the same character: a search takes time in the length of the text alone.
 _DEFINITION = re.compile(
-    r"^[ \t]*[?!]?_*([A-Z])[A-Z0-9_-]*[ \t]*(?:\[[^\]\n]*\]|\.\d+)?[ \t]*:", re.MULTILINE
+    r"^[ \t]*[?!]?_*[A-Z][A-Z0-9_-]*[ \t]*(?:(?:\[[^\]\n]*\]|\.\d+)[ \t]*)?:", re.MULTILINE
 )
 
 
 def check_length(what: str, *texts: str) -> None:
     """Refuse what is longer than the limit for its kind.  Raises RequestError."""
-    limit = MAX_REGEX_CHARACTERS if what == "regex" else MAX_CHARACTERS
+    limit = {"regex": MAX_REGEX_CHARACTERS, "GBNF grammar": MAX_GBNF_CHARACTERS}.get(what, MAX_CHARACTERS)
     length = sum(map(len, texts))
     if length > limit:
         raise RequestError(f"the {what} has {length} characters; at most {limit} are taken.")

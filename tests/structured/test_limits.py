@@ -46,6 +46,9 @@ REFUSED = {
     },
     "terminals in terminals": {"grammar": f'start: T0\n{TERMINALS}\nT2000: "a"'},
     "groups in groups": {"grammar": "start: " + "(" * 5000 + '"a"' + ")" * 5000},
+    "a terminal with a megabyte of spaces behind it": {"grammar": 'start: "a"\nA' + " " * 1_000_000},
+    "a megabyte of empty lines": {"grammar": "\n" * 1_000_000 + 'root ::= "a"'},
+    "a long GBNF grammar": {"grammar": "root ::= " + '"a" ' * 100_000},
 }
 TAKEN = {
     "a regex that would backtrack": ({"regex": "(a|a)*(a|aa)*b"}, "aaaab"),
