@@ -26,14 +26,16 @@ if TYPE_CHECKING:
 TIME_LIMIT = 5.0  # seconds that a caller waits for a grammar, those before it in the queue included
 _CACHE_SIZE = 128  # grammars
 _NUM_FIRST_STEPS = 4
+_MOST_FORCED = 4096  # tokens taken ahead of an answer; what else is forced is found out behind them
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledGrammar:
-    """A matcher at the grammar's beginning, to be copied by whoever wants to advance it, or what is wrong."""
+    """A matcher behind what every answer begins with, to be copied by whoever wants to advance it, or what is wrong."""
 
     matcher: LLMatcher | None
     error: str = ""
+    forced: tuple[int, ...] = ()  # the tokens that every answer begins with, which the matcher has taken
     seconds: float = 0.0  # of processor time that it took
 
 
@@ -147,10 +149,19 @@ class GrammarCompiler:
         return self._vocabulary
 
 
+def take_forced(matcher: LLMatcher) -> list[int]:
+    """Advance over the tokens that the grammar forces next, up to some thousand; stops at an error of the matcher."""
+    taken: list[int] = []
+    while len(taken) < _MOST_FORCED and (forced := matcher.compute_ff_tokens()):
+        forced = forced[: _MOST_FORCED - len(taken)]
+        taken += forced
+        if not matcher.consume_tokens(forced):
+            break
+    return taken
+
+
 def _first_steps(matcher: LLMatcher, vocabulary: LLTokenizer) -> str:
-    """Try the beginning of an answer: the error that it runs into, if any."""
-    matcher.compute_bitmask()
-    matcher.compute_ff_tokens()  # kept in the matcher, and so by its copies
+    """Try what may come next: the error that it runs into, if any."""
     copy = matcher.deep_copy()
     for _ in range(_NUM_FIRST_STEPS):
         if copy.is_stopped():
@@ -160,16 +171,19 @@ def _first_steps(matcher: LLMatcher, vocabulary: LLTokenizer) -> str:
         if copy.is_error() or token_id in vocabulary.eos_tokens:
             break
         copy.consume_token(token_id)
-    return matcher.get_error() or copy.get_error()
+    return copy.get_error()
 
 
 def _compile(vocabulary: LLTokenizer, grammar: str) -> CompiledGrammar:
-    """Compile, and take the first step, in which many a bad grammar fails."""
+    """Compile, and take the first steps, in which many a bad grammar fails."""
     from llguidance import LLMatcher
 
     start = time.thread_time()
     matcher = LLMatcher(vocabulary, grammar, limits=parser_limits(), log_level=0)
     error = matcher.get_error() or _first_steps(matcher, vocabulary)
+    # Here rather than for every answer: it takes milliseconds for a thousand tokens.
+    forced = () if error else tuple(take_forced(matcher))
+    error = error or matcher.get_error() or (_first_steps(matcher, vocabulary) if forced else "")
     if error:
         return CompiledGrammar(None, error)
     seconds = (
@@ -177,4 +191,5 @@ def _compile(vocabulary: LLTokenizer, grammar: str) -> CompiledGrammar:
     )  # of the processor: what else the machine does is not held against it
     if seconds > MAX_SECONDS:
         return CompiledGrammar(None, f"it is too complex: it took {seconds:.1f} s to compile")
-    return CompiledGrammar(matcher, seconds=seconds)
+    matcher.compute_ff_tokens()  # kept in the matcher, and so by its copies
+    return CompiledGrammar(matcher, forced=forced, seconds=seconds)

@@ -6,14 +6,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from jaxserve.structured.blame import reason
-from jaxserve.structured.compiler import CompiledGrammar, GrammarCompiler
+from jaxserve.structured.compiler import CompiledGrammar, GrammarCompiler, take_forced
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 # A grammar that compiles in less is compiled again for an answer that ran into a limit which it shares with others.
 _QUICK = 0.05  # seconds
-_MOST_FORCED = 4096  # tokens ahead
 
 
 class ConstraintError(ValueError):
@@ -37,14 +36,14 @@ class TokenConstraint:
         # Under ignore_eos no token ends the answer: the grammar does, when nothing can follow.
         self.ends_itself = not set(self.end_token_ids) & set(own_end_ids)
         self._never_taken = {*self.end_token_ids, *own_end_ids}
-        self.forced: list[int] = []
+        self.forced = list(compiled.forced)
         self.is_complete = False  # nothing can follow but the end
         self._compiler = compiler
         self._grammar = grammar
         self._may_start_over = compiled.seconds < _QUICK
         self._matcher = compiled.matcher.deep_copy()
-        self._accepted: list[int] = []
-        self._take_forced()
+        self._accepted = list(compiled.forced)
+        self._look_for_end()
 
     @property
     def matcher(self) -> LLMatcher:
@@ -99,8 +98,8 @@ class TokenConstraint:
         self.is_complete = not self.forced and self._matcher.is_stopped()
 
     def _take_forced(self) -> None:
-        while len(self.forced) < _MOST_FORCED and (forced := self._matcher.compute_ff_tokens()):
-            self._accepted += forced
-            if not self._matcher.consume_tokens(forced):
-                self.recover()
-            self.forced += forced
+        assert not self.forced
+        self.forced = take_forced(self._matcher)
+        self._accepted += self.forced
+        if self._matcher.is_error():
+            self.recover()

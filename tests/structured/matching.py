@@ -29,4 +29,9 @@ def follows(text: str, **constraint: Any) -> bool:
     assert compiled.matcher is not None, compiled.error
     matcher = compiled.matcher.deep_copy()
     token_ids = TOKENIZER.encode(text, add_special_tokens=False)
-    return matcher.try_consume_tokens(token_ids) == len(token_ids) and matcher.is_accepting()
+    first, rest = token_ids[: len(compiled.forced)], token_ids[len(compiled.forced) :]
+    return (
+        first == list(compiled.forced)
+        and matcher.try_consume_tokens(rest) == len(rest)
+        and matcher.is_accepting()
+    )

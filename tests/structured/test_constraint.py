@@ -50,6 +50,25 @@ def test_what_ends_the_answer_is_never_taken(compiler: GrammarCompiler) -> None:
     assert begin(compiler, StructuredOutputsParams(regex="abc"), ()).take_forced(1, 9) == list(b"ab")
 
 
+def test_what_every_answer_begins_with_is_found_when_the_grammar_is_compiled(
+    compiler: GrammarCompiler,
+) -> None:
+    compiled = compiler.compile(compiler.text(StructuredOutputsParams(regex="abc[de]"))).result(10)
+    assert compiled.forced == tuple(b"abc")
+
+
+def test_very_many_forced_tokens_are_taken_piece_by_piece(compiler: GrammarCompiler) -> None:
+    constraint = begin(compiler, StructuredOutputsParams(regex="a{9000}"))
+    assert len(constraint.forced) < 9000  # each of many answers would keep them all
+    num_tokens = 0
+    while not constraint.is_complete:
+        num_tokens += len(constraint.take_forced(least=1, most=10_000))
+        if not constraint.is_complete:
+            constraint.accept(ord("a"))
+            num_tokens += 1
+    assert num_tokens == 9000
+
+
 def test_a_token_that_is_not_allowed_is_an_error(compiler: GrammarCompiler) -> None:
     constraint = begin(compiler, StructuredOutputsParams(regex="[ab]{3}"))
     with pytest.raises(ConstraintError, match="cannot be followed"):
