@@ -17,7 +17,7 @@ from jaxserve.server.generation import Envelope, start
 from jaxserve.server.intake import name_request
 from jaxserve.server.logprobs import prompt_logprobs
 from jaxserve.server.prepared_chat import prepare_chat
-from jaxserve.server.respond import json_response
+from jaxserve.server.respond import whole_response
 from jaxserve.server.sse import event, sse_response
 from jaxserve.server.state import ServerState
 
@@ -34,7 +34,7 @@ async def chat_completions(state: ServerState, request: Request) -> Response:
     headers = {**taken.headers, **headers}
     if not fields.stream:
         (output,) = await final_outputs(streams)
-        return json_response(_whole(choices, output), headers)
+        return await whole_response([output], lambda: _whole(choices, output), headers)
     items = merged_outputs(streams)
     first = await anext(items)  # a failure before any text is still a plain error with its own status
     return sse_response(_events(choices, first, items), headers, answer_id)

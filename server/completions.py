@@ -16,7 +16,7 @@ from jaxserve.server.fan_in import Item, final_outputs, merged_outputs
 from jaxserve.server.generation import Envelope, start
 from jaxserve.server.intake import name_request
 from jaxserve.server.prepared_completion import prepare_completion
-from jaxserve.server.respond import json_response
+from jaxserve.server.respond import whole_response
 from jaxserve.server.sse import event, sse_response
 from jaxserve.server.state import ServerState
 
@@ -33,7 +33,8 @@ async def completions(state: ServerState, request: Request) -> Response:
     streams, headers = start(state, fields, prompts, params, answer_id, uuid.uuid4().hex[:8])
     headers = {**taken.headers, **headers}
     if not fields.stream:
-        return json_response(_whole(choices, await final_outputs(streams)), headers)
+        finals = await final_outputs(streams)
+        return await whole_response(finals, lambda: _whole(choices, finals), headers)
     items = merged_outputs(streams)
     first = await anext(items)  # a failure before any text is still a plain error with its own status
     return sse_response(_events(choices, first, items), headers, answer_id)

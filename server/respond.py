@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 from quart import Response
 
+from jaxserve.outputs import RequestOutput
 from jaxserve.server.errors import ApiError
+
+# Positions with log-probabilities that an answer may have before writing it would hold up the event loop: a hundred
+# with 20 candidates each take some 20 ms.
+LONG_ANSWER = 100
 
 _encoder = msgspec.json.Encoder()
 
@@ -17,6 +24,22 @@ def json_response(answer: Any, headers: dict[str, str] | None = None) -> Respons
     return Response(_encoder.encode(answer), 200, headers, content_type="application/json")
 
 
+async def whole_response(
+    outputs: Sequence[RequestOutput], make: Callable[[], Any], headers: dict[str, str]
+) -> Response:
+    """200 with what `make` makes of finished outputs; on another thread if they have many log-probabilities."""
+    if _num_positions(outputs) <= LONG_ANSWER:
+        return json_response(make(), headers)
+    body = await asyncio.to_thread(lambda: _encoder.encode(make()))
+    return Response(body, 200, headers, content_type="application/json")
+
+
 def error_response(error: ApiError) -> Response:
     """The error's status and its JSON object."""
     return Response(error.to_json(), error.status, error.headers, content_type="application/json")
+
+
+def _num_positions(outputs: Sequence[RequestOutput]) -> int:
+    """Positions of prompts and answers that have log-probabilities."""
+    of_prompts = sum(len(output.prompt_logprobs or ()) for output in outputs)
+    return of_prompts + sum(len(answer.logprobs or ()) for output in outputs for answer in output.outputs)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 
 from jaxserve.engine.protocol import CoreRequest
+from jaxserve.outputs import Logprob
 from jaxserve.server import ServerSettings
+from jaxserve.server import logprobs as logprobs_module
 from tests.scripted import drawing, echo, saying
 from tests.server.serving import PARIS, QUESTION, say, serving
 from tests.tiny import BOS, EOS, IM_END, byte_tokenizer
@@ -241,6 +244,28 @@ async def test_only_a_further_end_token_is_a_stop_reason():
         choice = (await served.chat(stop_token_ids=[EOS])).json["choices"][0]
         assert choice["finish_reason"] == "stop"
         assert "stop_reason" not in choice
+
+
+@pytest.mark.parametrize("door", ["chat", "complete"])
+async def test_many_logprobs_are_written_beside_the_event_loop(door: str, monkeypatch: pytest.MonkeyPatch):
+    threads: list[threading.Thread] = []
+    honest = logprobs_module._most_likely
+
+    def noting(candidates: dict[int, Logprob], count: int) -> list[tuple[int, Logprob]]:
+        threads.append(threading.current_thread())
+        return honest(candidates, count)
+
+    monkeypatch.setattr(logprobs_module, "_most_likely", noting)
+    with serving() as served:
+        fields = {"logprobs": True, "top_logprobs": 1} if door == "chat" else {"logprobs": 1}
+        ask = served.chat if door == "chat" else served.complete
+        short = (await ask(**fields, max_tokens=5)).json
+        assert set(threads) == {threading.current_thread()}
+        threads.clear()
+        long = (await ask(**fields, max_tokens=20, n=8)).json
+        assert threads
+        assert threading.current_thread() not in threads
+        assert [set(choice) for choice in long["choices"]] == [set(short["choices"][0])] * 8
 
 
 async def test_logprobs():
