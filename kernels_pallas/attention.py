@@ -33,6 +33,8 @@ def backend_of(platform: str, dtype: jax.typing.DTypeLike, head_dim: int) -> Bac
     """Whose kernels are the fastest on `platform` for models of `dtype`."""
     if platform in ("gpu", "cuda") and head_dim % 16 == 0:
         return "gpu"
+    if platform == "tpu":
+        return "tpu"
     if platform == "cpu" and has_numba():
         return "cpu"
     return "xla"
@@ -88,6 +90,12 @@ def attention(
         q, kv_pages = gpu_split.split_and_write(qkv, kv_pages, meta, rope, norms)
         return _gpu_prefill(q, kv_pages).attend(q, kv_pages, meta, scoring), kv_pages, scratch
     q, k, v = split_heads(qkv, rope, norms)
+    if meta.backend == "tpu":
+        from jaxserve.kernels_pallas import tpu_attention
+
+        if tpu_attention.supports(q, kv_pages):
+            kv_pages = tpu_attention.write_kv(kv_pages, k, v, meta)
+            return tpu_attention.attend(q, kv_pages, meta, scoring), kv_pages, scratch
     kv_pages = xla.write_kv(kv_pages, k, v, meta)
     if meta.backend == "cpu" and q.dtype == kv_pages.dtype == jnp.float32:
         from jaxserve.kernels_pallas import cpu_attention

@@ -9,7 +9,7 @@ from typing import Literal
 import jax
 
 StepKind = Literal["decode", "mixed"]
-Backend = Literal["xla", "cpu", "gpu"]
+Backend = Literal["xla", "cpu", "gpu", "tpu"]
 
 
 @partial(

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh
 
 from jaxserve.config import EngineConfig, ExpertsConfig
 from jaxserve.engine.programs import PROMPT_LOGPROBS, ProgramBook
-from tests.engine.pretend_gpu import pretend_book
+from tests.engine.pretend_device import pretend_book
 from tests.engine.tiny_engine import TINY
 from tests.kernels_pallas.lowering import DEVICES, triton_kernels
 

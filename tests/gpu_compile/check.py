@@ -48,7 +48,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 from jaxserve.config import EngineConfig, ModelConfig  # noqa: E402
 from jaxserve.engine.xla_options import compiler_options  # noqa: E402
-from tests.engine.pretend_gpu import pretend_book  # noqa: E402
+from tests.engine.pretend_device import pretend_book  # noqa: E402
 from tests.engine.tiny_engine import TINY  # noqa: E402
 
 MEMORY = 72 * 2**30

@@ -1,4 +1,4 @@
-"""The programs of an engine that believes it has an H100, on a machine that has none."""
+"""The programs of an engine that believes it has an accelerator, on a machine that has none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxserve.engine.programs import ProgramBook
 from jaxserve.engine.settle import Settings, settle
 from jaxserve.models.loading import abstract_model
 
-H100 = "NVIDIA H100 80GB HBM3"
+KINDS = {"gpu": "NVIDIA H100 80GB HBM3", "tpu": "TPU v6 lite"}
 
 
 @contextmanager
@@ -28,14 +28,15 @@ def pretend_book(
     lower: Callable[..., jax.stages.Lowered],
     *,
     memory: int,
+    platform: str = "gpu",
 ) -> Iterator[tuple[Settings, ProgramBook]]:
-    """What ProgramBook gives on a GPU of `memory` bytes.
+    """What ProgramBook gives on an H100 or a TPU of `memory` bytes.
 
     `lower` stands for `jitted.lower`: it gets what jax.jit returned, and the arguments.
     """
     device = SimpleNamespace(
-        platform="gpu",
-        device_kind=H100,
+        platform=platform,
+        device_kind=KINDS[platform],
         compute_capability="9.0",
         memory_stats=lambda: {"bytes_limit": memory},
     )
