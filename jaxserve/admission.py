@@ -149,7 +149,7 @@ class Admission:
         check_prompt(tokenized, self.info)
         params.check_vocabulary(self.info.vocab_size, self.info.max_logprobs)
         if not -(2**63) <= priority < 2**63:
-            raise RequestError("priority must be a 64-bit integer.", param="priority")
+            raise RequestError(f"priority must be a 64-bit integer, got {priority}.", param="priority")
         if params.n > MAX_N:
             raise RequestError(f"n must be at most {MAX_N}, got {params.n}.", param="n")
         stop_token_ids = tuple(dict.fromkeys(params.stop_token_ids or ()))

@@ -106,7 +106,7 @@ class SamplingParams:
         need(
             is_number(self.repetition_penalty) and 0 < self.repetition_penalty <= 1e4,
             "repetition_penalty",
-            "above 0 (1 is off)",
+            "above 0 and at most 10000 (1 is off)",
         )
         need(self.seed is None or -(2**63) <= self.seed < 2**64, "seed", "a 64-bit integer")
         need(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1")

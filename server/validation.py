@@ -120,6 +120,11 @@ def _message(error: ErrorDetails) -> str:
         return f"{where} is required."
     if kind == "literal_error":
         return f"{where} must be one of {error.get('ctx', {}).get('expected', '')}, got {_shown(value)}."
+    if kind == "string_too_short":
+        return f"{where} must not be empty."
+    if kind == "string_too_long":
+        limit = error.get("ctx", {})["max_length"]
+        return f"{where} must have at most {limit} characters, got {len(value)}."
     wanted = _WANTED.get(kind.split("_")[0])
     if wanted is None:
         return f"{where}: {error['msg']}, got {_shown(value)}."

@@ -113,10 +113,11 @@ class InProcessClient:
                     outputs = self._core.step()
                     if outputs:
                         self._on_outputs(outputs)
-        except Exception as error:  # the loop's own end: every request is told, see docs/architecture.md
+        except BaseException as error:  # the loop's own end: every request is told, see docs/architecture.md
             logger.exception("the engine cannot go on")
-            self._error = error
-            self._on_dead(error)
+            # A panic in a native library is no Exception.
+            self._error = error if isinstance(error, Exception) else EngineDeadError(repr(error))
+            self._on_dead(self._error)
         finally:
             self._guard.stop()
 

@@ -27,8 +27,8 @@ _STEPS_IN_FLIGHT = 2  # one that runs and one that waits behind it
 # Forced tokens that are run at once: the step that runs them is a mixed one, slower for all than a decode step.
 _MIN_FORCED = 3
 _STUCK = (
-    "structured_outputs leaves no token to go on with: it is at odds with allowed_token_ids, bad_words, min_tokens or "
-    "ignore_eos."
+    "what the answer must look like (structured_outputs, response_format or required tool calls) leaves no token to go "
+    "on with: it is at odds with allowed_token_ids, bad_words, min_tokens or ignore_eos."
 )
 
 

@@ -243,6 +243,10 @@ def test_nothing_compiles_after_ready(engine: Engine) -> None:
     assert engine[0].stats().compiles_after_ready == before == 0
 
 
+class Panic(BaseException):
+    """What a native library raises that has come to its wits' end: no Exception."""
+
+
 class TestDeath:
     """What happens when a step fails on the device."""
 
@@ -251,11 +255,14 @@ class TestDeath:
         client.start(collector.on_outputs, collector.on_dead)
         return client, collector
 
-    def test_everybody_is_told_at_once(self, cache_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError, Panic])
+    def test_everybody_is_told_at_once(
+        self, cache_dir: str, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+    ) -> None:
         client, collector = self.start(cache_dir)
 
         def fail(*_: object) -> None:
-            raise jax.errors.JaxRuntimeError("device lost")
+            raise error("device lost")
 
         monkeypatch.setattr(Runner, "dispatch", fail)
         client.submit([request("a", [1]), request("b", [2])])

@@ -92,7 +92,7 @@ CHAT = [
     ({"max_tokens": 10**30}, "max_tokens", "max_tokens must be at most the model's context of 512 tokens"),
     ({"min_tokens": 2**63}, "min_tokens", "min_tokens must be at most max_tokens (64)"),
     ({"seed": -(2**64)}, "seed", "seed must be a 64-bit integer"),
-    ({"priority": 2**63}, "priority", "priority must be a 64-bit integer."),
+    ({"priority": 2**63}, "priority", "priority must be a 64-bit integer, got 9223372036854775808."),
     ({"stop_token_ids": [10**30]}, "stop_token_ids", "outside the vocabulary of 262"),
     ({"truncate_prompt_tokens": -(10**30)}, "truncate_prompt_tokens", "truncate_prompt_tokens must be -1"),
     ({"logit_bias": {"5": "much"}}, "logit_bias", "logit_bias.5 must be a number, got 'much'."),

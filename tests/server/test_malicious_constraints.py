@@ -173,9 +173,17 @@ class TestTools:
             answer = await target.attack(CHAT, chat(tools=tools, tool_choice=choice))
             assert answer.status_code == 200
 
-    @pytest.mark.parametrize("name", ["", "f" * 257, "f" * MIB])
-    async def test_names_that_are_none(self, target: Target, name: str):
-        await target.is_refused(CHAT, chat(tools=[a_tool(name)]), "tools")
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("", "tools[0].function.name must not be empty"),
+            ("f" * 257, "name must have at most 256 characters, got 257"),
+            ("f" * MIB, "at most 256 characters"),
+        ],
+        ids=["empty", "long", "very long"],
+    )
+    async def test_names_that_are_none(self, target: Target, name: str, message: str):
+        await target.is_refused(CHAT, chat(tools=[a_tool(name)]), "tools", message)
 
     async def test_very_many(self, target: Target):
         await target.is_refused(CHAT, chat(tools=[a_tool()] * 10_000), "tools", "1024")
