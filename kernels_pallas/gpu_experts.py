@@ -160,13 +160,13 @@ def _plan_kernel(ids_ref: Any, *refs: Any, num_experts: int, chunk: int) -> None
         ids = jnp.where((ids >= 0) & (ids < num_experts), ids, num_experts)
         return rows, jnp.where(rows < num_rows, ids, -1)
 
+    num_high_digits = max(pl.next_power_of_2(num_experts // _MIN_TILE + 1), _MIN_TILE)
+    numbers = jnp.arange(num_high_digits * _MIN_TILE, dtype=jnp.int32)
     if sizes_ref:
-        numbers = jnp.arange(pl.next_power_of_2(num_experts + 1), dtype=jnp.int32)
         sizes = pltriton.load(sizes_ref[0].at[numbers], mask=numbers <= num_experts, other=0)
     else:
         # By the two digits of an expert's number: a matrix product is the shortest way to a histogram.
-        high_digits = max(pl.next_power_of_2(num_experts // _MIN_TILE + 1), _MIN_TILE)
-        high_digits = jnp.arange(high_digits, dtype=jnp.int32)
+        high_digits = jnp.arange(num_high_digits, dtype=jnp.int32)
 
         def count(index: jax.Array, counts: jax.Array) -> jax.Array:
             _, ids = load(index)
@@ -174,9 +174,8 @@ def _plan_kernel(ids_ref: Any, *refs: Any, num_experts: int, chunk: int) -> None
             lows = (ids[:, None] & 15) == digits[None, :]
             return counts + _dot(highs.astype(jnp.float16), lows.astype(jnp.float16))
 
-        numbers = high_digits[:, None] * _MIN_TILE + digits[None, :]
-        zeros = jnp.zeros(numbers.shape, jnp.float32)
-        sizes = lax.fori_loop(0, num_chunks, count, zeros).astype(jnp.int32)
+        zeros = jnp.zeros((num_high_digits, _MIN_TILE), jnp.float32)
+        sizes = lax.fori_loop(0, num_chunks, count, zeros).astype(jnp.int32).reshape(-1)
     first = jnp.sum(jnp.where(numbers < expert, pl.cdiv(sizes, tile_rows), 0))
     size = jnp.sum(jnp.where(numbers == expert, sizes, 0))
     behind = first + pl.cdiv(size, tile_rows)

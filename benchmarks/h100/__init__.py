@@ -1,1 +1,1 @@
-"""What one H100 does with Llama-3.1-8B and Llama-3.2-1B dimensions, beside vLLM's figures and the floor."""
+"""What one H100 does with the dimensions of Llama, Mixtral and Qwen3-MoE, beside vLLM's figures and the floor."""

@@ -20,7 +20,14 @@ from benchmarks.h100.models import HF_CONFIGS
 if TYPE_CHECKING:
     from benchmarks.h100.engine import Engine
 
-BATCHES = {"8b": (1, 8, 32, 64, 128, 256), "1b": (1, 32, 256), "tiny": (1, 4)}
+BATCHES = {
+    "8b": (1, 8, 32, 64, 128, 256),
+    "1b": (1, 32, 256),
+    "mixtral": (1, 8, 32, 64, 128, 256),
+    "qwen3moe": (1, 8, 32, 64, 128),  # beside 61 GB of weights there is no room for 256 sequences
+    "tiny": (1, 4),
+    "tinymoe": (1, 4),
+}
 KINDS = ("decode", "prefill", "e2e", "sampling", "start")
 DEFAULT_PARTS = ("decode-8b", "prefill-8b", "sampling-8b", "decode-1b", "prefill-1b", "start-8b")
 
@@ -58,6 +65,7 @@ def main() -> int:
                 compiles = engine.compiles_after_ready
                 say(f"compiles after ready: {compiles}")
                 if result is not None:
+                    result["num_layers"] = engine.model_config.num_layers
                     result |= {"load_seconds": engine.load_seconds, "compiles_after_ready": compiles}
             if result is not None:
                 path = results.results_path(args.results, device)
@@ -102,9 +110,9 @@ def _run(
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="benchmarks/h100.sh",
-        description="Measure this machine's GPU with random weights of Llama's dimensions, beside vLLM's figures.",
+        description="Measure this machine's GPU with random weights of published dimensions, beside vLLM's figures.",
         epilog=f"Parts are KIND or KIND-MODEL with KIND one of {', '.join(KINDS)} and MODEL one of "
-        f"{', '.join(HF_CONFIGS)} (default 8b); tiny is a rehearsal without a GPU. "
+        f"{', '.join(HF_CONFIGS)} (default 8b); tiny and tinymoe are rehearsals without a GPU. "
         f"Without parts: {' '.join(DEFAULT_PARTS)}.",
     )
     add = parser.add_argument

@@ -139,7 +139,7 @@ class Bench:
                 seq_id=row,
                 slot=row,
                 start=start,
-                token_ids=(7,) * count,
+                token_ids=((7 + row) % self.config.vocab_size,) * count,  # or all would take the same experts
                 samples=True,
                 num_generated=0,
                 page_offset=0,

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.h100.engine import GREEDY, SAMPLED, Engine
-from benchmarks.h100.peer import PEER, floor_ms, peer_value
+from benchmarks.h100.models import title_of
+from benchmarks.h100.peer import PEER, experts_in_use, floor_ms, peer_value
 from benchmarks.h100.tables import print_table, ratio
 
 PROMPT, OUTPUT, SHORT = 512, 128, 8  # tokens
@@ -107,7 +108,7 @@ def prefill(engine: Engine, budget: Budget, say: Callable[[str], None]) -> dict[
     speed = PREFILL_BATCH * PREFILL_PROMPT / statistics.median(walls)
     model = engine.model
     print_table(
-        f"prefill, {model}, {PREFILL_BATCH} x {PREFILL_PROMPT} tokens, tok/s",
+        f"prefill, {title_of(model)}, {PREFILL_BATCH} x {PREFILL_PROMPT} tokens, tok/s",
         ("", "jaxserve", PEER["engine"], "ratio", "aim", "GEMMs alone"),
         [
             (
@@ -132,7 +133,7 @@ def sampling(engine: Engine, batch: int, budget: Budget, say: Callable[[str], No
         return None
     share = sampled["decode_step_ms"] / greedy["decode_step_ms"]
     print_table(
-        f"sampled decode step, {engine.model}, batch {batch}: temperature 0.8, top_p 0.95, top_k 50",
+        f"sampled decode step, {title_of(engine.model)}, batch {batch}: temperature 0.8, top_p 0.95, top_k 50",
         ("", "greedy ms", "sampled ms", "sampled/greedy", "at most"),
         [("", greedy["decode_step_ms"], sampled["decode_step_ms"], f"{share:.3f}", "1.05")],
     )
@@ -140,8 +141,8 @@ def sampling(engine: Engine, batch: int, budget: Budget, say: Callable[[str], No
 
 
 def print_decode(engine: Engine, results: Sequence[dict[str, Any]]) -> None:
-    """Decode steps beside the peer's, the floor and the aim."""
-    model = engine.model
+    """Decode steps beside the peer's, the floor and the aim; of models with experts, how many the floor counts."""
+    model, experts = engine.model, engine.model_config.experts
     rows = []
     for result in results:
         batch, ours = result["batch"], result["decode_step_ms"]
@@ -157,10 +158,13 @@ def print_decode(engine: Engine, results: Sequence[dict[str, Any]]) -> None:
                 ratio(ours, floor),
                 peer_value(model, "aim_ms", batch),
                 batch * 1000 / ours,
+                *(() if experts is None else (experts_in_use(experts, batch),)),
             )
         )
     header = ("batch", "jaxserve", PEER["engine"], "faster", "floor", "of floor", "aim", "tok/s")
-    print_table(f"decode step, {model}, ms", header, rows)
+    if experts is not None:
+        header += (f"experts of {experts.num_experts} read",)
+    print_table(f"decode step, {title_of(model)}, ms", header, rows)
 
 
 def print_end_to_end(engine: Engine, results: Sequence[dict[str, Any]]) -> None:
@@ -172,4 +176,4 @@ def print_end_to_end(engine: Engine, results: Sequence[dict[str, Any]]) -> None:
             (str(result["batch"]), result["out_tok_s"], theirs, ratio(result["out_tok_s"], theirs), "1.05x")
         )
     header = ("batch", "jaxserve", PEER["engine"], "ratio", "at least")
-    print_table(f"offline, {engine.model}, {PROMPT} in, {OUTPUT} out, output tok/s", header, rows)
+    print_table(f"offline, {title_of(engine.model)}, {PROMPT} in, {OUTPUT} out, output tok/s", header, rows)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxserve.kernels_pallas.matmul import from_rows, to_rows
 from jaxserve.kernels_pallas.residual import StackedRow
 
-_SMALL = 256 * 1024  # bytes; larger ones feed matrix products, which want arrays of their own
+_SMALL = 32 * 1024  # bytes; larger ones feed matrix products, which want arrays of their own
 
 
 class _HasShape(Protocol):

@@ -74,11 +74,33 @@ def test_prefill_and_sampling(said: list[str]) -> None:
     assert found["sampled_over_greedy"] == pytest.approx(1.1)
 
 
-@pytest.mark.parametrize(("model", "weights", "kv"), [("8b", 15.0e9, 131072), ("1b", 2.47e9, 32768)])
-def test_bytes_of_the_models(model: str, weights: float, kv: int) -> None:
+# Of models with experts: a token's own, 3.35e9 of 30.5e9 parameters of Qwen3-30B-A3B less one embedding, and all.
+@pytest.mark.parametrize(
+    ("model", "batch", "weights", "kv"),
+    [
+        ("8b", 1, 15.0e9, 131072),
+        ("1b", 256, 2.47e9, 32768),
+        ("qwen3moe", 1, 2 * 3.04e9, 98304),
+        ("qwen3moe", 10_000, 2 * 30.2e9, 98304),
+        ("mixtral", 10_000, 46.7e9, 65536),
+    ],
+)
+def test_bytes_of_the_models(model: str, batch: int, weights: float, kv: int) -> None:
     config = model_config_from_hf(HF_CONFIGS[model], model)
-    assert weight_bytes(config) == pytest.approx(weights, rel=0.01)
+    assert weight_bytes(config, batch) == pytest.approx(weights, rel=0.01)
     assert kv_bytes(config) == kv
+
+
+def test_tables_of_models_with_experts_say_what_the_floor_counts(
+    said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine: Any = PretendEngine("mixtral", 0.01)
+    decode(engine, (1, 8), budget(), said.append)
+    lines = capsys.readouterr().out.splitlines()
+    title = lines.index("decode step, mixtral (16 of its 32 layers), ms")
+    assert lines[title + 1].endswith("experts of 8 read")
+    assert lines[title + 2].split()[-1] == "2.00"
+    assert lines[title + 3].split()[-1] == f"{8 * (1 - 0.75**8):.2f}"
 
 
 @pytest.mark.parametrize("model", ["8b", "1b"])
@@ -88,7 +110,7 @@ def test_no_figure_is_below_its_floor(model: str) -> None:
     for batch, peer in figures["decode_ms"].items():
         floor = floor_ms(model, config, int(batch), 580)
         # Bytes over bandwidth, which no measured floor may undercut.
-        read = weight_bytes(config) + int(batch) * 580 * kv_bytes(config)
+        read = weight_bytes(config, int(batch)) + int(batch) * 580 * kv_bytes(config)
         assert read / (PEER["bandwidth_tb_s"] * 1e9) <= floor * 1.01
         assert floor < figures["aim_ms"][batch] < peer
 

@@ -13,7 +13,6 @@ from jaxserve.kernels_pallas import cpu_grouped_matmul, reference
 from jaxserve.kernels_pallas.grouped_matmul import grouped_matmul
 from jaxserve.kernels_pallas.matmul import from_rows, has_numba, to_rows
 from jaxserve.kernels_pallas.metadata import Backend
-from tests.kernels_pallas.lowering import lower_for
 
 on_cpu = pytest.mark.skipif(
     jax.default_backend() != "cpu" or not has_numba(), reason="XLA calls this kernel on CPUs only"
@@ -83,9 +82,7 @@ def test_stored_rows_are_read_as_they_are() -> None:
 def test_lowers_for_tpu() -> None:
     """As the ragged product that XLA has there.  On others it would multiply each row with every weight."""
     shapes = jax.eval_shape(lambda: arguments(SIZES["ragged"], 64, (2, 96), "bfloat16"))
-    texts = {
-        platform: lower_for(platform, partial(grouped_matmul, backend="xla"), *shapes).as_text()
-        for platform in ("cuda", "tpu")
-    }
+    traced = jax.jit(partial(grouped_matmul, backend="xla")).trace(*shapes)
+    texts = {platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cuda", "tpu")}
     assert "ragged_dot" in texts["tpu"]
     assert "ragged_dot" not in texts["cuda"]
