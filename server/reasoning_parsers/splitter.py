@@ -45,7 +45,6 @@ class ReasoningSplitter:
         self._has_thought = False
         self._sink: Callable[[str], None] = self._think if is_inside else self._say  # of text at this place
         self._steps: Steps[None] = self._read()
-        self.is_behind = False  # the reasoning, if there was any, has ended
 
     def push(self, text: str, token_ids: Sequence[int] = ()) -> list[Event]:
         """What is certain once `text` has come too."""
@@ -91,7 +90,6 @@ class ReasoningSplitter:
                 self._sink = self._say
             elif white:
                 self._say(white)
-        self.is_behind = True
         if self._answer_marks is not None:
             yield from self._answer(*self._answer_marks)
         while True:
