@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 from jaxserve.server.plugins.schemas import get_json_schema_from_tools
-from jaxserve.server.tool_parsers.class_registry import ParserRegistry
+from jaxserve.server.tool_parsers.class_registry import ParserManager, ParserRegistry
 from jaxserve.server.tool_parsers.protocol import (
     ChatCompletionToolsParam,
     DeltaMessage,
@@ -104,8 +104,8 @@ def _builtin_names() -> list[str]:
     return builtin_tool_parsers()
 
 
-class ToolParserManager:
-    """The registry of tool parsers.  It belongs to the process, as in vLLM."""
+class ToolParserManager(ParserManager):
+    """The registry of tool parsers."""
 
     _registry: ClassVar = ParserRegistry("tool parser", ToolParser, _builtin, _builtin_names)
     tool_parsers: ClassVar[dict[str, type[ToolParser]]] = _registry.classes
@@ -115,29 +115,6 @@ class ToolParserManager:
     def get_tool_parser(cls, name: str) -> type[ToolParser]:
         """The class registered under a name.  Raises KeyError if there is none."""
         return cls._registry.get(name)
-
-    @classmethod
-    def register_module(
-        cls,
-        name: str | list[str] | None = None,
-        force: bool = True,
-        module: type[ToolParser] | None = None,
-    ) -> type[ToolParser] | Callable[[type[ToolParser]], type[ToolParser]]:
-        """Register `module`, or what this call decorates, under a name, several names or its own name.
-
-        Raises KeyError for a name in use when `force` is false, TypeError for what is no ToolParser.
-        """
-        return cls._registry.register(name, force, module)
-
-    @classmethod
-    def register_lazy_module(cls, name: str, module_path: str, class_name: str) -> None:
-        """Register a class that is imported when it is first asked for."""
-        cls._registry.add_lazy(name, module_path, class_name)
-
-    @classmethod
-    def list_registered(cls) -> list[str]:
-        """Every registered name, in order."""
-        return cls._registry.names()
 
     @classmethod
     def import_tool_parser(cls, plugin_path: str) -> None:

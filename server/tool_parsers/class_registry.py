@@ -1,9 +1,9 @@
-"""Names of parsers: the part that tool and reasoning parsers' registries share."""
+"""Names of parsers: the part that tool and reasoning parsers' registries and managers share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxserve.errors import ConfigError
 from jaxserve.server.plugins.finder import import_plugin_module
@@ -115,6 +115,32 @@ class ParserRegistry:
     def names(self) -> list[str]:
         """Every registered name, in order."""
         return sorted({*self.classes, *self.lazy, *self._builtin_names()})
+
+
+class ParserManager:
+    """What vLLM's two managers share; a subclass brings the registry, which belongs to the process, as in vLLM."""
+
+    _registry: ClassVar[ParserRegistry]
+
+    @classmethod
+    def register_module(
+        cls, name: str | list[str] | None = None, force: bool = True, module: type | None = None
+    ) -> type | Callable[[type], type]:
+        """Register `module`, or what this call decorates, under a name, several names or its own name.
+
+        Raises KeyError for a name in use when `force` is false, TypeError for what is no such parser.
+        """
+        return cls._registry.register(name, force, module)
+
+    @classmethod
+    def register_lazy_module(cls, name: str, module_path: str, class_name: str) -> None:
+        """Register a class that is imported when it is first asked for."""
+        cls._registry.add_lazy(name, module_path, class_name)
+
+    @classmethod
+    def list_registered(cls) -> list[str]:
+        """Every registered name, in order."""
+        return cls._registry.names()
 
 
 def _is_names(value: Any) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
-from jaxserve.server.tool_parsers.class_registry import ParserRegistry
+from jaxserve.server.tool_parsers.class_registry import ParserManager, ParserRegistry
 from jaxserve.server.tool_parsers.protocol import DeltaMessage
 from jaxserve.server.tool_parsers.requests import ChatCompletionRequest
 
@@ -102,8 +102,8 @@ class ReasoningParser:
         return original_tag
 
 
-class ReasoningParserManager:
-    """The registry of reasoning parsers.  It belongs to the process, as in vLLM."""
+class ReasoningParserManager(ParserManager):
+    """The registry of reasoning parsers."""
 
     _registry: ClassVar = ParserRegistry("reasoning parser", ReasoningParser)
     reasoning_parsers: ClassVar[dict[str, type[ReasoningParser]]] = _registry.classes
@@ -113,29 +113,6 @@ class ReasoningParserManager:
     def get_reasoning_parser(cls, name: str) -> type[ReasoningParser]:
         """The class registered under a name.  Raises KeyError if there is none."""
         return cls._registry.get(name)
-
-    @classmethod
-    def register_module(
-        cls,
-        name: str | list[str] | None = None,
-        force: bool = True,
-        module: type[ReasoningParser] | None = None,
-    ) -> type[ReasoningParser] | Callable[[type[ReasoningParser]], type[ReasoningParser]]:
-        """Register `module`, or what this call decorates, under a name, several names or its own name.
-
-        Raises KeyError for a name in use when `force` is false, TypeError for what is no ReasoningParser.
-        """
-        return cls._registry.register(name, force, module)
-
-    @classmethod
-    def register_lazy_module(cls, name: str, module_path: str, class_name: str) -> None:
-        """Register a class that is imported when it is first asked for."""
-        cls._registry.add_lazy(name, module_path, class_name)
-
-    @classmethod
-    def list_registered(cls) -> list[str]:
-        """Every registered name, in order."""
-        return cls._registry.names()
 
     @classmethod
     def import_reasoning_parser(cls, plugin_path: str) -> None:
