@@ -67,10 +67,13 @@ def check_counted_names(schema: Schema) -> None:
 
 def find(root: Schema, reference: object) -> Schema | None:
     """The schema that a reference into the same document ("#/$defs/x") points to, if it is there."""
-    if not isinstance(reference, str) or not reference.startswith("#"):
+    if not isinstance(reference, str):
+        return None
+    document, *parts = reference.split("/")
+    if document != "#":
         return None
     found: Any = root
-    for part in reference[1:].split("/")[1:]:
+    for part in parts:
         name = part.replace("~1", "/").replace("~0", "~")
         if isinstance(found, Mapping) and name in found:
             found = found[name]

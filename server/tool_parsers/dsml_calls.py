@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxserve.server.tool_parsers.call_draft import CallDraft
-from jaxserve.server.tool_parsers.grammar import GrammarWriter, json_text
+from jaxserve.server.tool_parsers.grammar import ANY_NAME, GrammarWriter, json_text
 from jaxserve.server.tool_parsers.json_calls import FUNCTION_NAME
 from jaxserve.server.tool_parsers.json_scanner import is_json
 from jaxserve.server.tool_parsers.reader import NoCallError, Reader, Steps
@@ -86,7 +86,7 @@ class DsmlCall:
             f"({true} {writer.free_text_before(_END_OF_ARGUMENT)}"
             f" | {false} {writer.json({})} {writer.text(_END_OF_ARGUMENT)})"
         )
-        return f"{argument} /[A-Za-z_][A-Za-z0-9_]*/ {is_string} {value} {line_end}"
+        return f"{argument} {ANY_NAME} {is_string} {value} {line_end}"
 
     def _argument(self, writer: GrammarWriter, name: str, schema: Mapping[str, Any] | bool) -> str:
         begin = f'{_ARGUMENT}{name}" string="'

@@ -24,6 +24,8 @@ _OTHER_PROPERTIES = (
     "oneOf",
 )
 
+ANY_NAME = "/[A-Za-z_][A-Za-z0-9_]*/"  # Lark for a key that no schema names
+
 
 @dataclass(frozen=True)
 class CalledTool:
@@ -117,6 +119,14 @@ class GrammarWriter:
     def has_token(self, text: str) -> bool:
         """Whether the model has a token that is written so."""
         return self._tokenizer.token_to_id(text) is not None
+
+    def required(self, schema: Mapping[str, Any]) -> set[str]:
+        """The properties that must be there.  Raises RequestError for one that the schema does not describe."""
+        required = set(schema.get("required") or ())
+        unknown = required - set(schema.get("properties") or ())
+        if unknown:
+            raise self.refuse(f"{sorted(unknown)[0]!r} is required and not among the properties")
+        return required
 
     def refuse(self, why: str) -> RequestError:
         """The error to raise for what this format cannot be held to."""

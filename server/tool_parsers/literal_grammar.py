@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxserve.server.tool_parsers.grammar import GrammarWriter, json_text
+from jaxserve.server.tool_parsers.grammar import ANY_NAME, GrammarWriter, json_text
 from jaxserve.structured.lark import lark_regex
+from jaxserve.structured.schema import find
 
 # Keywords of JSON Schema that say nothing about what is allowed, or that are looked at here.
 _KNOWN = frozenset(
@@ -105,9 +106,7 @@ class LiteralWriter:
         """The named arguments of a call, in the schema's order."""
         schema = self._resolved(schema)
         self._check(schema)
-        if "properties" in schema:
-            return self._members(schema, self._style.key)
-        return self._free_members(schema, self._style.key)
+        return self._members(schema, self._style.key)
 
     def value(self, schema: Mapping[str, Any] | bool) -> str:
         """A value that a schema describes."""
@@ -162,9 +161,12 @@ class LiteralWriter:
 
     def _object(self, schema: Mapping[str, Any]) -> str:
         writer = self._writer
-        if "properties" in schema:
-            return f"{writer.text('{')} {self._members(schema, self._style.inner_key)} {writer.text('}')}"
-        return f"{writer.text('{')} {self._free_members(schema, self._style.inner_key)} {writer.text('}')}"
+        return f"{writer.text('{')} {self._members(schema, self._style.inner_key)} {writer.text('}')}"
+
+    def _members(self, schema: Mapping[str, Any], key: Callable[[str], str]) -> str:
+        """What stands between the brackets of an object or a call."""
+        write = self._named_members if "properties" in schema else self._free_members
+        return write(schema, key)
 
     def _free_members(self, schema: Mapping[str, Any], key: Callable[[str], str]) -> str:
         """Any number of properties that no schema names."""
@@ -172,21 +174,18 @@ class LiteralWriter:
         if schema.get("additionalProperties") is False:
             return '""'
         before, after = key("k").split("k")
-        any_key = f"{writer.text(before)} /[A-Za-z_][A-Za-z0-9_]*/ {writer.text(after)}"
+        any_key = f"{writer.text(before)} {ANY_NAME} {writer.text(after)}"
         member = writer.rule(f"{any_key} {self.value(schema.get('additionalProperties', True))}")
         return f"({member} ({writer.text(self._style.separator)} {member})*)?"
 
-    def _members(self, schema: Mapping[str, Any], key: Callable[[str], str]) -> str:
+    def _named_members(self, schema: Mapping[str, Any], key: Callable[[str], str]) -> str:
         """Properties in the schema's order, with separators; those that are not required may be left out."""
         writer = self._writer
         members = [
             (name, writer.rule(f"{writer.text(key(name))} {self.value(inner)}"))
             for name, inner in schema["properties"].items()
         ]
-        required = set(schema.get("required") or ())
-        unknown = required - {name for name, _ in members}
-        if unknown:
-            raise writer.refuse(f"{sorted(unknown)[0]!r} is required and not among the properties")
+        required = writer.required(schema)
         separator = writer.text(self._style.separator)
         # What may follow when so many members were looked at, with a member before and without.
         with_before, without = '""', '""'
@@ -219,16 +218,12 @@ class LiteralWriter:
         raise self._writer.refuse("its $ref leads nowhere")
 
     def _target(self, reference: str) -> Mapping[str, Any]:
-        place: Any = self._root
-        parts = reference.split("/")
-        if parts[0] != "#":
+        if reference.split("/")[0] != "#":
             raise self._writer.refuse(f"{reference!r} lies outside the schema")
-        for part in parts[1:]:
-            part = part.replace("~1", "/").replace("~0", "~")
-            place = place.get(part) if isinstance(place, Mapping) else None
-        if not isinstance(place, Mapping):
+        target = find(self._root, reference)
+        if not isinstance(target, Mapping):
             raise self._writer.refuse(f"{reference!r} is not there")
-        return place
+        return target
 
     def _check(self, schema: Mapping[str, Any]) -> None:
         unknown = [key for key in schema if key not in _KNOWN and key not in _OF_SCALARS]

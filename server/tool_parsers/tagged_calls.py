@@ -11,7 +11,7 @@ from typing import Any
 from jaxserve.server.tool_parsers.call_draft import CallDraft
 from jaxserve.server.tool_parsers.coercion import TEXT, as_json, may_be_container, property_types, resolved
 from jaxserve.server.tool_parsers.elements import Mark
-from jaxserve.server.tool_parsers.grammar import GrammarWriter, json_text
+from jaxserve.server.tool_parsers.grammar import ANY_NAME, GrammarWriter, json_text
 from jaxserve.server.tool_parsers.json_calls import FUNCTION_NAME, NAME_CHARACTERS
 from jaxserve.server.tool_parsers.reader import NoCallError, Reader, Steps
 
@@ -73,17 +73,14 @@ class TaggedArguments:
         """The schema's properties in their order; any arguments where it names none."""
         schema = writer.tool.schema
         properties = schema.get("properties") or {}
-        required = set(schema.get("required") or ())
-        unknown = required - set(properties)
-        if unknown:
-            raise writer.refuse(f"{sorted(unknown)[0]!r} is required and not among the properties")
+        required = writer.required(schema)
         arguments = [
             writer.rule(self._lark_argument(writer, name, inner)) + ("" if name in required else "?")
             for name, inner in properties.items()
         ]
         if not properties and schema.get("additionalProperties") is not False:
             before, behind = self.around_key()
-            any_key = f"{writer.text(before)} /[A-Za-z_][A-Za-z0-9_]*/ {writer.text(behind)}"
+            any_key = f"{writer.text(before)} {ANY_NAME} {writer.text(behind)}"
             value = writer.free_text_before(self.values.end)
             return f"({any_key} {value} {writer.text(self.behind_value())})*"
         return " ".join(arguments)
