@@ -33,5 +33,5 @@ class SseParser:
 
     @property
     def is_between_events(self) -> bool:
-        """Whether a stream that ends here was cut inside an event."""
+        """Whether a stream that ends here is whole, and not cut inside an event."""
         return not self._pending and not self._data

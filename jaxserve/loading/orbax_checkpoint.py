@@ -53,6 +53,7 @@ class OrbaxCheckpoint:
 
     @property
     def parameters(self) -> Mapping[str, TensorInfo]:
+        """Shapes and dtypes of the parameters, by name."""
         return {name: TensorInfo(layout.shape, layout.dtype) for name, layout in self.layouts.items()}
 
     @property

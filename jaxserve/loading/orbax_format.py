@@ -54,6 +54,7 @@ class FileRecord:
 
     @classmethod
     def of(cls, data: bytes) -> FileRecord:
+        """The record of a file with these contents."""
         return cls(len(data), zlib.crc32(data))
 
 
@@ -67,18 +68,22 @@ class ParameterLayout:
 
     @property
     def numpy_dtype(self) -> np.dtype:
+        """`dtype` as numpy knows it, bfloat16 included."""
         return _DTYPES[self.dtype]
 
     @property
     def num_bytes(self) -> int:
+        """Of the whole parameter."""
         return math.prod(self.shape) * self.numpy_dtype.itemsize
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
+        """The same for every chunk: the grid divides the shape."""
         return tuple(size // count for size, count in zip(self.shape, self.grid, strict=True))
 
     @property
     def chunk_bytes(self) -> int:
+        """Of one chunk, and so of its file."""
         return math.prod(self.chunk_shape) * self.numpy_dtype.itemsize
 
     def chunks(self) -> Iterator[ChunkIndex]:
