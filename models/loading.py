@@ -22,9 +22,8 @@ from jaxserve.models.weight_table import ParameterPath, WeightRow, WeightTable
 if TYPE_CHECKING:
     from jaxserve.loading.checkpoint import AnyCheckpoint
 
-_NUM_THREADS = (
-    4  # reading, dequantising and copying leave the GIL most of the time; each holds one parameter's bytes
-)
+# Reading, dequantising and copying leave the GIL most of the time; each holds one parameter's bytes.
+_NUM_THREADS = 4
 _NAMES_SHOWN = 8
 _DUMMY_STD = 0.02
 

@@ -29,6 +29,5 @@ class WeightTable:
 
     rows: tuple[WeightRow, ...]
     ignored: re.Pattern[str] = re.compile(r"(?!)")  # names of tensors that are no weights
-    copies: Mapping[str, str] = field(
-        default_factory=dict
-    )  # tensor that may be there -> the one it must equal
+    # tensor that may be there -> the one it must equal
+    copies: Mapping[str, str] = field(default_factory=dict)

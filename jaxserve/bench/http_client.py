@@ -81,9 +81,8 @@ class HttpClient:
                 if is_fresh or connection.has_answered:
                     raise
                 continue
-            except (
-                BaseException
-            ):  # cancelled, or on_body failed: the rest of this answer must not reach anybody
+            except BaseException:
+                # Cancelled, or on_body failed: the rest of this answer must not reach anybody.
                 connection.abort()
                 raise
             if connection.is_reusable:

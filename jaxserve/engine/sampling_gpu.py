@@ -25,10 +25,8 @@ _CANDIDATES = NUM_GROUPS * GROUP
 _NUM_WARPS = 8
 _TILE = 1024  # logits that are summed at a time in a pass over a row
 _UNROLLED = 4  # tiles that are asked for at a time, so that memory is busy
-_NARROW_BITS, _WIDE_BITS = (
-    1,
-    4,
-)  # of a threshold, found by one pass over the candidates or the row; must divide 32
+# Of a threshold, found by one pass over the candidates or the row; must divide 32.
+_NARROW_BITS, _WIDE_BITS = 1, 4
 
 Sums = Callable[[Sequence[jax.Array]], Sequence[jax.Array]]
 
@@ -109,9 +107,8 @@ def _draw_row(
     def scores(x: jax.Array, token_ids: jax.Array, threshold: jax.Array) -> jax.Array:
         return jnp.where(x >= threshold, x + temperature * noise_of(key0, key1, token_ids), -jnp.inf)
 
-    def is_inside(
-        threshold: jax.Array,
-    ) -> jax.Array:  # is all that is at or above it, and may be drawn, here?
+    def is_inside(threshold: jax.Array) -> jax.Array:
+        """Whether all that is at or above it, and may be drawn, is here."""
         return (threshold > edge) | (edge == -jnp.inf)
 
     def narrow_sums(weight: Callable[[jax.Array], jax.Array]) -> Sums:

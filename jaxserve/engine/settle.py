@@ -174,9 +174,8 @@ def _plan_memory(
         _feed_forward_bytes(model, itemsize, is_fused=platform == "gpu") + 6 * model.hidden_size * itemsize
     )
     activations += max_num_seqs * model.vocab_size * 4 * 4
-    activations += (
-        2 * (max_num_seqs + 1) * -(-max_model_len // page_size) * 4
-    )  # page table, and a step's rows
+    # The page table, and a step's rows.
+    activations += 2 * (max_num_seqs + 1) * -(-max_model_len // page_size) * 4
     state = jax.eval_shape(lambda: init_state(max_num_seqs, model.vocab_size))
     sampler_state = sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(state))
     fixed = weights + activations + sampler_state

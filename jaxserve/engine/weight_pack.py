@@ -37,9 +37,8 @@ class WeightPack:
 
     specs: tuple[jax.ShapeDtypeStruct, ...]  # of the arguments
     places: tuple[tuple[int, int | None], ...]  # of each leaf: its argument, and its row there
-    contracted: Mapping[int, tuple[int, int]] = field(
-        default_factory=dict
-    )  # leaves stored output by output: what matmul.to_rows is told of their axes
+    # leaves stored output by output: what matmul.to_rows is told of their axes
+    contracted: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     def plan(

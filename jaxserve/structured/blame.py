@@ -39,9 +39,8 @@ def explain(constraint: StructuredOutputsParams, error: str) -> str:
 
 def reason(error: str) -> str:
     """What llguidance says, in plain words: a sentence that goes on from a colon."""
-    error = (
-        error.split("\n<")[0].split("\n   1 | ")[0].strip()
-    )  # what follows is the library's state, or our text
+    # What follows is the library's state, or our text.
+    error = error.split("\n<")[0].split("\n   1 | ")[0].strip()
     if ours := re.match(r"at \d+\(\d+\): failed to compile JSON schema: (.*)", error, re.DOTALL):
         error = ours[1]
     if found := re.search(r"Unimplemented keys: (\[.*?\])", error):

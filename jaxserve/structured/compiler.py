@@ -112,9 +112,8 @@ class GrammarCompiler:
         checked: Future[None] = Future()
         checked.set_running_or_notify_cancel()  # whoever leaves cancels nothing: others may want it
 
-        def finish(
-            compiling: Future[CompiledGrammar],
-        ) -> None:  # on a worker, or here if it was compiled before
+        def finish(compiling: Future[CompiledGrammar]) -> None:
+            """Runs on a worker, or here if it was compiled before."""
             try:
                 compiled = compiling.result()
                 if compiled.error:
@@ -186,9 +185,8 @@ def _compile(vocabulary: LLTokenizer, grammar: str) -> CompiledGrammar:
     error = error or matcher.get_error() or (_first_steps(matcher, vocabulary) if forced else "")
     if error:
         return CompiledGrammar(None, error)
-    seconds = (
-        time.thread_time() - start
-    )  # of the processor: what else the machine does is not held against it
+    # Of the processor: what else the machine does is not held against it.
+    seconds = time.thread_time() - start
     if seconds > MAX_SECONDS:
         return CompiledGrammar(None, f"it is too complex: it took {seconds:.1f} s to compile")
     matcher.compute_ff_tokens()  # kept in the matcher, and so by its copies

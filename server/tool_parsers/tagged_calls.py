@@ -30,9 +30,8 @@ class Values:
     end: str  # the mark behind a value
     wrap: str = ""  # white space before and behind a value that is no part of it
     is_xml: bool = False  # entities stand for characters, and CDATA for what it holds
-    other_ends: str = (
-        ""  # regular expression of what else ends a value, where the model has left the mark out
-    )
+    # regular expression of what else ends a value, where the model has left the mark out
+    other_ends: str = ""
     longest_other_end: int = 0  # characters
 
 

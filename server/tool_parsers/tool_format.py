@@ -23,9 +23,8 @@ class ToolFormat:
     section: Element  # reads one or more calls, with their marks
     begins: tuple[str, ...] = ()  # what a section begins with
     begins_at_start: tuple[str, ...] = ()  # the same, where nothing but white space came before, and calls
-    between: str | None = (
-        None  # what the model writes between two sections; None: one section holds all calls
-    )
+    # what the model writes between two sections; None: one section holds all calls
+    between: str | None = None
     make_id: Callable[[str, int], str] = uuid_id  # of a call, from its name and its place among the calls
 
     @property
