@@ -194,9 +194,8 @@ def build_client(
     with timed("KV pages"):
         runner = Runner(settings, book.pack(state), programs, book)
         del state
-    if settings.platform != "cpu":
-        with timed("first run of every program"):
-            runner.warm_up()
+    with timed("first run of every program"):
+        runner.warm_up()
     scheduler = Scheduler(
         PageAllocator(settings.memory.num_pages, enable_prefix_caching=config.enable_prefix_caching),
         page_size=settings.page_size,
