@@ -31,6 +31,7 @@ def create_app(llm: AsyncLLM, settings: ServerSettings) -> Quart:
     app = Quart(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.config["BODY_TIMEOUT"] = settings.receive_timeout
+    app.url_map.merge_slashes = False  # werkzeug would send the client to whatever host its Host header names
     app.json.sort_keys = False  # pyright: ignore[reportAttributeAccessIssue]  # of the default provider
     state = ServerState.build(llm, settings)
     _add_routes(app, state)
@@ -130,7 +131,7 @@ def _add_hooks(app: Quart, state: ServerState) -> None:
 
     @app.errorhandler(Exception)
     async def _answer_error(error: Exception) -> Response:
-        if isinstance(error, NotFound) and (target := _without_slash(app)) is not None:
+        if isinstance(error, NotFound) and (target := _tidied(app)) is not None:
             return Response("", 307, {"Location": settings.root_path + target})
         return error_response(_worded(error, settings))
 
@@ -151,10 +152,10 @@ def _worded(error: Exception, settings: ServerSettings) -> ApiError:
     return to_api_error(error, g.request_id)
 
 
-def _without_slash(app: Quart) -> str | None:
-    """The route that the request's path would be without its last slash, if there is one."""
-    path = request.path.rstrip("/")
-    if path == request.path or not path:
+def _tidied(app: Quart) -> str | None:
+    """The route that the request's path would be without its last slash and with single ones, if there is one."""
+    path = "/" + "/".join(filter(None, request.path.split("/")))
+    if path in (request.path, "/"):
         return None
     adapter = app.create_url_adapter(request)
     return path if adapter is not None and adapter.test(path, request.method) else None

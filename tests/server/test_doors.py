@@ -105,6 +105,15 @@ async def test_slash_at_the_end():
         assert (await served.request("GET", "/nothing/")).status == 404
 
 
+@pytest.mark.parametrize("path", ["/v1//models", "/v1/models//", "/v1///models"])
+async def test_too_many_slashes(path: str):
+    with serving() as served:
+        answer = await served.request("GET", path, headers={"Host": "elsewhere.example"})
+        assert answer.status == 307
+        assert answer.headers["location"] == "/v1/models"  # on no other host: the header is the client's
+        assert (await served.request("GET", "/v1//nothing")).status == 404
+
+
 async def test_large_bodies_over_the_wire():
     """With and without a Content-Length, and the connection stays good."""
 
