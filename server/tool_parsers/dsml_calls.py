@@ -67,7 +67,7 @@ class DsmlCall:
     def lark(self, writer: GrammarWriter) -> str:
         """The name, and the schema's properties in their order."""
         schema = writer.tool.schema
-        required = set(schema.get("required") or ())
+        required = writer.required(schema)
         properties = schema.get("properties") or {}
         arguments = [
             writer.rule(self._argument(writer, name, inner)) + ("" if name in required else "?")

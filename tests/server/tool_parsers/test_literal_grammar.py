@@ -1,4 +1,4 @@
-"""Schemas held to in formats whose values are not JSON."""
+"""Schemas held to in formats whose values, or arguments, are not JSON."""
 
 from __future__ import annotations
 
@@ -87,3 +87,9 @@ def test_what_cannot_be_held_to_is_refused(schema, says):
     with pytest.raises(RequestError, match=says) as refused:
         _grammar("pythonic", schema)
     assert refused.value.param == "tools"
+
+
+@pytest.mark.parametrize("name", ["pythonic", "gemma4", "deepseek_v32", "qwen3_coder", "glm45"])
+def test_a_required_argument_that_is_not_described_is_refused(name):
+    with pytest.raises(RequestError, match="'b' is required"):
+        _grammar(name, {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["b"]})
