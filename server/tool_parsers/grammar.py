@@ -122,7 +122,7 @@ class GrammarWriter:
 
     def required(self, schema: Mapping[str, Any]) -> set[str]:
         """The properties that must be there.  Raises RequestError for one that the schema does not describe."""
-        required = set(schema.get("required") or ())
+        required: set[str] = set(schema.get("required") or ())
         unknown = required - set(schema.get("properties") or ())
         if unknown:
             raise self.refuse(f"{sorted(unknown)[0]!r} is required and not among the properties")
