@@ -26,8 +26,12 @@ def _from(module: str, *names: str) -> dict[str, tuple[str, str]]:
     return {name: (module, name) for name in names}
 
 
-_ANSWERS = _from(
+# One module until vLLM 0.12, then several that import from each other: every one of them has every name.
+_PROTOCOL = _from(
     f"{_SERVER}.tool_parsers.protocol",
+    "ChatCompletionNamedFunction",
+    "ChatCompletionNamedToolChoiceParam",
+    "ChatCompletionToolsParam",
     "ChatMessage",
     "DeltaFunctionCall",
     "DeltaMessage",
@@ -38,18 +42,14 @@ _ANSWERS = _from(
     "InitialDeltaToolCall",
     "OpenAIBaseModel",
     "ToolCall",
+) | _from(
+    f"{_SERVER}.tool_parsers.requests",
+    "ChatCompletionRequest",
+    "JsonSchemaResponseFormat",
+    "ResponseFormat",
+    "ResponsesRequest",
+    "StreamOptions",
 )
-_CHAT = _from(
-    f"{_SERVER}.tool_parsers.protocol",
-    "ChatCompletionNamedFunction",
-    "ChatCompletionNamedToolChoiceParam",
-    "ChatCompletionToolsParam",
-    "ChatMessage",
-) | _from(f"{_SERVER}.tool_parsers.requests", "ChatCompletionRequest")
-_FORMATS = _from(
-    f"{_SERVER}.tool_parsers.requests", "JsonSchemaResponseFormat", "ResponseFormat", "StreamOptions"
-)
-_RESPONSES = _from(f"{_SERVER}.tool_parsers.requests", "ResponsesRequest")
 _IDS = {
     "make_tool_call_id": (f"{_SERVER}.tool_parsers.protocol", "make_tool_call_id"),
     "random_tool_call_id": (f"{_SERVER}.tool_parsers.protocol", "make_tool_call_id"),  # its name in 0.9
@@ -107,12 +107,12 @@ MODULES: Mapping[str, Mapping[str, tuple[str, str]]] = MappingProxyType(
         "vllm.version": {"__version__": (__name__, "VERSION")},
         "vllm.config": _from(_FOREIGN, "ModelConfig"),
         "vllm.entrypoints.chat_utils": _IDS,
-        "vllm.entrypoints.generate.base.protocol": _ANSWERS | _FORMATS,
+        "vllm.entrypoints.generate.base.protocol": _PROTOCOL,
         "vllm.entrypoints.mcp.tool_server": _from(_FOREIGN, "ToolServer"),
-        "vllm.entrypoints.openai.chat_completion.protocol": _CHAT,
-        "vllm.entrypoints.openai.engine.protocol": _ANSWERS | _FORMATS,
-        "vllm.entrypoints.openai.protocol": _ANSWERS | _CHAT | _FORMATS | _RESPONSES,
-        "vllm.entrypoints.openai.responses.protocol": _RESPONSES,
+        "vllm.entrypoints.openai.chat_completion.protocol": _PROTOCOL,
+        "vllm.entrypoints.openai.engine.protocol": _PROTOCOL,
+        "vllm.entrypoints.openai.protocol": _PROTOCOL,
+        "vllm.entrypoints.openai.responses.protocol": _PROTOCOL,
         "vllm.entrypoints.openai.tool_parsers": _TOOL_PARSERS,
         "vllm.entrypoints.openai.tool_parsers.abstract_tool_parser": _TOOL_PARSERS,
         "vllm.entrypoints.openai.tool_parsers.utils": _UTILS,

@@ -55,7 +55,9 @@ class ToolParser:
         stated = getattr(request, "structured_outputs", None)
         if stated is not None and stated.structural_tag is not None:
             return request
-        schema = get_json_schema_from_tools(request.tool_choice, request.tools, request.parallel_tool_calls)
+        schema = get_json_schema_from_tools(
+            request.tool_choice, request.tools, getattr(request, "parallel_tool_calls", None)
+        )
         if schema is not None:
             request.structured_outputs = StructuredOutputsParams(json=schema)
             request.response_format = None

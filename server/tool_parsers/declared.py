@@ -147,7 +147,5 @@ def _as_mapping(tool: Any) -> Mapping[str, Any]:
     """A tool as requests have it, whatever class it came in."""
     if isinstance(tool, Mapping):
         return tool
-    return {
-        "type": "function",
-        "function": {"name": tool.function.name, "parameters": tool.function.parameters},
-    }
+    function = getattr(tool, "function", tool)  # in /v1/responses tools are flat
+    return {"type": "function", "function": {"name": function.name, "parameters": function.parameters}}

@@ -76,9 +76,10 @@ FORMATS = (
             Space(),
             Many(
                 InOrder(
+                    Maybe("<｜tool_sep｜>"),
                     Mark("<｜tool_call_begin｜>"),
-                    Mark("function"),
-                    Mark("<｜tool_sep｜>"),
+                    MaybeMark("function"),
+                    MaybeMark("<｜tool_sep｜>"),
                     Space(),
                     AttributeCall(
                         "<steptml:invoke name=",
