@@ -14,7 +14,7 @@ This parser takes such blocks, one object or a list of them each, as calls.  To 
 
 and to see that it says the same whether its answers are streamed or not, wherever they are cut:
 
-    jaxserve toolcheck --plugin examples/tool_parser_plugin.py --texts FILE
+    jaxserve toolcheck --plugin examples/tool_parser_plugin.py
 """
 
 # pyright: reportMissingImports=false
@@ -67,6 +67,8 @@ class FencedJsonToolParser(ToolParser):
     ) -> ExtractedToolCallInformation:
         """The calls in a whole answer, and the text around them."""
         content, calls = read(model_output)
+        if not calls:
+            content = model_output  # nothing more comes: what might have become a call is text
         return ExtractedToolCallInformation(
             tools_called=bool(calls),
             tool_calls=[ToolCall(function=call) for call in calls],
@@ -105,7 +107,7 @@ class FencedJsonToolParser(ToolParser):
 def read(text: str) -> tuple[str, list[FunctionCall]]:
     """What is certain in the beginning of an answer, or in all of it: content, and complete calls.
 
-    A block that has not ended yet may become a call, so it is not told; if the answer ends there, it is lost.
+    A block that has not ended yet may become a call, so it is not told.
     """
     content, calls, position = "", [], 0
     for block in BLOCK.finditer(text):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from jaxserve import __version__
-from jaxserve.cli import bench, chat, convert, generate, plan, serve
+from jaxserve.cli import bench, chat, convert, generate, plan, serve, toolcheck
 from jaxserve.cli.config_file import apply_config_file
 from jaxserve.errors import ConfigError, JaxserveError
 
@@ -56,7 +56,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     parser.add_argument("--version", action="version", version=f"jaxserve {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands: dict[str, argparse.ArgumentParser] = {}
-    for module in (serve, chat, generate, convert, plan, bench):
+    for module in (serve, chat, generate, convert, plan, bench, toolcheck):
         commands.update(module.add_parser(subparsers))
     return parser, commands
 

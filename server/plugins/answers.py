@@ -68,6 +68,7 @@ class _Pieces:
 class ToolPluginAnswer:
     """Drives a tool parser through one answer: token by token where it is streamed, else over the whole text.
 
+    `by_token` false gives it each piece as it comes, with all its tokens.
     Raises RequestFailedError when the parser fails.
     """
 
@@ -78,15 +79,19 @@ class ToolPluginAnswer:
         tokenizer: PluginTokenizer,
         *,
         streamed: bool,
+        by_token: bool = True,
     ) -> None:
         self._parser = parser
         self._request = request
+        self._tokenizer = tokenizer
         self._is_streamed = streamed
+        self._by_token = by_token
         self._pieces = TokenPieces(
             tokenizer.jaxserve_tokenizer, skip_special_tokens=request.skip_special_tokens
         )
         self._said = _Pieces()
         self._whole: list[str] = []
+        self._content: list[str] = []  # told, of a streamed answer
         self._index_of: dict[int, int] = {}  # among the answer's calls, by the parser's own number
         self._was_call = False  # the last piece gave more of a call
 
@@ -96,7 +101,8 @@ class ToolPluginAnswer:
             self._whole.append(text)
             return []
         events: list[Event] = []
-        for piece, ids in self._pieces.push(text, token_ids):
+        pieces = self._pieces.push(text, token_ids) if self._by_token else [(text, list(token_ids))]
+        for piece, ids in pieces:
             with plugin_errors(self._parser):
                 delta = self._parser.extract_tool_calls_streaming(*self._said.call(piece, ids), self._request)
             self._was_call = bool(delta and delta.tool_calls)
@@ -104,20 +110,24 @@ class ToolPluginAnswer:
                 continue
             if delta.content:
                 events.append(Content(delta.content))
+                self._content.append(delta.content)
             events += self._call_events(delta.tool_calls or ())
         return events
 
     def finish(self) -> list[Event]:
-        """The rest: of a streamed answer, arguments that the parser knows and has not told."""
+        """The rest: of a streamed answer, what the parser knows and has not told."""
         if self._is_streamed:
-            return self._untold_arguments()
-        text = "".join(self._whole)
-        with plugin_errors(self._parser):
-            found = self._parser.extract_tool_calls(text, self._request)
+            return self._untold_arguments() if self._index_of else self._untold_content()
+        return self._read_whole(self._parser, "".join(self._whole))
+
+    def _read_whole(self, parser: ToolParser, text: str) -> list[Event]:
+        """What a parser says of a whole answer.  Without calls it is content, as the parser says it or as it is."""
+        with plugin_errors(parser):
+            found = parser.extract_tool_calls(text, self._request)
+        content = found.content or ("" if found.tools_called else text)
+        events: list[Event] = [Content(content)] if content else []
         if not found.tools_called:
-            text = found.content or text
-            return [Content(text)] if text else []
-        events: list[Event] = [Content(found.content)] if found.content else []
+            return events
         for index, call in enumerate(found.tool_calls):
             events.append(CallStart(index, call.id or make_tool_call_id(), call.function.name))
             if call.function.arguments:
@@ -144,11 +154,24 @@ class ToolPluginAnswer:
 
     def _untold_arguments(self) -> list[Event]:
         """vLLM's last look: if the answer ended within a call, the arguments that are still owed."""
-        if not self._was_call or not self._index_of:
+        if not self._was_call:
             return []
         with plugin_errors(self._parser):
             rest = self._parser.get_remaining_unstreamed_args()
         return [CallArguments(max(self._index_of.values()), rest)] if rest else []
+
+    def _untold_content(self) -> list[Event]:
+        """Text that was held back, since it might have become a call.
+
+        vLLM's interface has no end of a stream, so vLLM loses it.
+        """
+        told, text = "".join(self._content), self._said.text
+        if told == text:
+            return []
+        match self._read_whole(make_tool_parser(type(self._parser), self._tokenizer, self._request), text):
+            case [Content(whole)] if whole.startswith(told) and whole != told:
+                return [Content(whole[len(told) :])]
+        return []
 
 
 class ReasoningPluginAnswer:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from jaxserve.server.parsing.answer_format import make_answer_format
 from jaxserve.server.tool_parsers.tool_format import ToolFormat
+from jaxserve.server.toolcheck.writers import hermes
 from tests.server.tool_parsers import replaying
 from tests.server.tool_parsers.replaying import Call, answer, pieces, read, whole
-from tests.server.tool_parsers.writers import hermes
 from tests.tiny import byte_tokenizer
 
 TOOLS: list[dict[str, Any]] = [

@@ -188,6 +188,21 @@ def test_arguments_still_owed() -> None:
     assert streamed(Recording(TOKENIZER)).finish() == []
 
 
+def test_text_that_was_held_back() -> None:
+    """vLLM loses what a parser holds back when the answer ends; here it is told, if it is no call."""
+    parser = Recording(TOKENIZER, [DeltaMessage(content="a"), None, None])
+    answer = ToolPluginAnswer(parser, REQUEST, TOKENIZER, streamed=True)
+    answer.push("abc", list(b"abc"))
+    assert answer.finish() == [Content("bc")]
+    is_call = ToolPluginAnswer(Recording(TOKENIZER), REQUEST, TOKENIZER, streamed=True)
+    is_call.push("CALL f", list(b"CALL f"))
+    assert is_call.finish() == []  # the parser has its reasons
+    other = Recording(TOKENIZER, [DeltaMessage(content="A")])
+    changed = ToolPluginAnswer(other, REQUEST, TOKENIZER, streamed=True)
+    changed.push("ab", list(b"ab"))
+    assert changed.finish() == []
+
+
 def test_not_streamed() -> None:
     """The whole text goes to extract_tool_calls, once."""
 

@@ -12,7 +12,7 @@ from jaxserve.server.tool_parsers.abstract import ToolParser, ToolParserManager
 from jaxserve.server.tool_parsers.declared import DeclaredToolParser
 from jaxserve.server.tool_parsers.protocol import ChatCompletionToolsParam, DeltaMessage, FunctionDefinition
 from jaxserve.server.tool_parsers.requests import ChatCompletionRequest
-from tests.server.tool_parsers.writers import WRITERS
+from jaxserve.server.toolcheck.writers import WRITERS
 from tests.tiny import byte_tokenizer
 
 CALLS: list[tuple[str, dict[str, Any]]] = [("get_weather", {"city": "Tokyo", "days": 2}), ("now", {})]

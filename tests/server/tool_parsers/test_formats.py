@@ -10,9 +10,9 @@ from jaxserve.errors import ConfigError
 from jaxserve.server.parsing.stages import WithoutBlanks
 from jaxserve.server.tool_parsers.registry import TOOL_FORMATS, find_tool_parser
 from jaxserve.server.tool_parsers.tool_format import ToolFormat
+from jaxserve.server.toolcheck.writers import COERCED, WRITERS
 from tests.server.tool_parsers import replaying
 from tests.server.tool_parsers.replaying import answer, pieces, read, whole
-from tests.server.tool_parsers.writers import COERCED, WRITERS
 
 DECLARED = {name: entry for name, entry in TOOL_FORMATS.items() if isinstance(entry, ToolFormat)}
 ONE_EACH = sorted({entry.names[0] for entry in DECLARED.values()})

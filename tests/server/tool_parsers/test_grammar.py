@@ -12,10 +12,10 @@ from llguidance import LLMatcher, LLTokenizer
 
 from jaxserve.errors import RequestError
 from jaxserve.server.parsing.answer_format import make_answer_format
+from jaxserve.server.toolcheck.writers import WRITERS
 from jaxserve.structured.vocabulary import build_vocabulary
 from tests.server.tool_parsers.replaying import whole
 from tests.server.tool_parsers.test_formats import DECLARED, ONE_EACH
-from tests.server.tool_parsers.writers import WRITERS
 from tests.tiny import EOS, byte_tokenizer
 
 WEATHER = {

@@ -17,10 +17,10 @@ from llguidance import LLMatcher
 from jaxserve.server.parsing.answer_format import make_answer_format
 from jaxserve.server.tool_parsers.coercion import as_json, property_types
 from jaxserve.server.tool_parsers.xml_tags import FORMATS
+from jaxserve.server.toolcheck.writers import WRITERS
 from tests.server.tool_parsers import replaying
 from tests.server.tool_parsers.replaying import answer, pieces, read, whole
 from tests.server.tool_parsers.test_grammar import BYTES, NO_SPECIALS, allows
-from tests.server.tool_parsers.writers import WRITERS
 
 NAMES = [entry.names[0] for entry in FORMATS]
 SCHEMA: dict[str, Any] = {

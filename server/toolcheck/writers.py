@@ -1,4 +1,4 @@
-"""How models write calls in each format, for tests to read back."""
+"""How models write calls in each built-in format: texts to check parsers with."""
 
 from __future__ import annotations
 

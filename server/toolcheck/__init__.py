@@ -1,0 +1,1 @@
+"""Checks that a tool parser says the same of an answer whether it is streamed or not, wherever it is cut."""
