@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 TIME_LIMIT = 5.0  # seconds that a caller waits for a grammar, those before it in the queue included
 _CACHE_SIZE = 128  # grammars
+_CACHE_CHARACTERS = 1 << 20  # of their texts together: a compiled one can take some hundred bytes for each
 _NUM_FIRST_STEPS = 4
 _MOST_FORCED = 4096  # tokens taken ahead of an answer; what else is forced is found out behind them
 
@@ -61,6 +62,7 @@ class GrammarCompiler:
         self._tokenizer = tokenizer
         self._cache_size = cache_size
         self._cache: OrderedDict[str, Future[CompiledGrammar]] = OrderedDict()
+        self._cache_characters = 0
         self._lock = threading.Lock()
         self._vocabulary: Future[LLTokenizer] | None = None
         self._workers = Workers("grammars")
@@ -87,8 +89,12 @@ class GrammarCompiler:
                 vocabulary = self._begin_vocabulary()
                 future = self._workers.submit(lambda: _compile(vocabulary.result(), grammar))
                 self._cache[grammar] = future
-                while len(self._cache) > self._cache_size:
-                    self._cache.popitem(last=False)
+                self._cache_characters += len(grammar)
+                while len(self._cache) > self._cache_size or (
+                    self._cache_characters > _CACHE_CHARACTERS and len(self._cache) > 1
+                ):
+                    oldest, _ = self._cache.popitem(last=False)
+                    self._cache_characters -= len(oldest)
             self._cache.move_to_end(grammar)
             return future
 
@@ -103,7 +109,8 @@ class GrammarCompiler:
     def forget(self, grammar: str) -> None:
         """Compile it anew when it is next asked for: what copies share may have grown beyond its limits."""
         with self._lock:
-            self._cache.pop(grammar, None)
+            if self._cache.pop(grammar, None) is not None:
+                self._cache_characters -= len(grammar)
 
     def check(
         self, constraint: StructuredOutputsParams, *, param: str = "structured_outputs"

@@ -38,6 +38,15 @@ def test_a_grammar_is_compiled_once_while_it_is_remembered() -> None:
     assert compiler.compile(texts[0]) is not first
 
 
+def test_long_grammars_push_out_others() -> None:
+    compiler = new_compiler()
+    short = compiler.text(YES_OR_NO)
+    first = compiler.compile(short)
+    for letter in "abc":
+        compiler.compile(compiler.text(StructuredOutputsParams(choice=[letter * 400_000])))
+    assert compiler.compile(short) is not first
+
+
 def test_what_is_wrong_is_remembered_too() -> None:
     compiler = new_compiler()
     for _ in range(2):
