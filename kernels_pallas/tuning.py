@@ -81,12 +81,15 @@ def measured_rows() -> dict[_Key, DecodeTuning]:
 
 def decode_rule(*, head_dim: int, itemsize: int, num_programs: int) -> DecodeTuning:
     """Blocks of one pipeline stage's bytes, and splits until every multiprocessor has work."""
-    block_kv = _power_of_two_below(_STAGE_BYTES // (2 * head_dim * itemsize))
+    # 8-bit keys and values are widened in registers: with 128 of head_dim 80 a thread spills 1.5 KB, with 64 of any
+    # head_dim nothing (compiled for H100, jax 0.11.2, 2026-11-25).
+    most = 64 if itemsize == 1 else 128
+    block_kv = max(16, min(most, _power_of_two_below(_STAGE_BYTES // (2 * head_dim * itemsize))))
     splits = _power_of_two_below(max(1, _PROGRAMS_WANTED // num_programs))
     return DecodeTuning(
-        block_kv=max(16, min(128, block_kv)),
+        block_kv=block_kv,
         num_splits=min(_MAX_SPLITS, splits),
-        split_tokens=max(16, min(128, block_kv)),
+        split_tokens=block_kv,
         num_warps=4,
         num_stages=3,
     )

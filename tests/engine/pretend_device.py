@@ -22,6 +22,19 @@ KINDS = {"gpu": "NVIDIA H100 80GB HBM3", "tpu": "TPU v6 lite"}
 
 
 @contextmanager
+def pretend_device(platform: str, memory: int) -> Iterator[None]:
+    """jax.devices gives one H100 or TPU of `memory` bytes."""
+    device = SimpleNamespace(
+        platform=platform,
+        device_kind=KINDS[platform],
+        compute_capability="9.0",
+        memory_stats=lambda: {"bytes_limit": memory},
+    )
+    with mock.patch.object(jax, "devices", return_value=[device]):
+        yield
+
+
+@contextmanager
 def pretend_book(
     config: EngineConfig,
     model: ModelConfig,
@@ -34,12 +47,6 @@ def pretend_book(
 
     `lower` stands for `jitted.lower`: it gets what jax.jit returned, and the arguments.
     """
-    device = SimpleNamespace(
-        platform=platform,
-        device_kind=KINDS[platform],
-        compute_capability="9.0",
-        memory_stats=lambda: {"bytes_limit": memory},
-    )
 
     class Jitted:
         def __init__(self, function: Any, **options: Any) -> None:
@@ -56,7 +63,7 @@ def pretend_book(
         def __getattr__(self, name: str) -> Any:
             return getattr(jax, name)
 
-    with mock.patch.object(jax, "devices", return_value=[device]):
+    with pretend_device(platform, memory):
         settings = settle(config, model, weights_bytes(model))
         book = ProgramBook(settings, *abstract_model(model, jnp.dtype(settings.dtype)))
         with mock.patch.object(programs, "jax", OtherJax()):

@@ -176,8 +176,8 @@ def test_a_row_reads_neither_its_slot_nor_what_lies_behind(interpret: bool) -> N
     np.testing.assert_array_equal(out, want)
 
 
-@pytest.mark.parametrize("head_dim", [64, 80, 128])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("page_dtype", [None, jnp.float8_e4m3fn])
 @pytest.mark.parametrize("tuning", [WHOLE, SPLIT], ids=["whole", "split"])
 def test_lowers_for_cuda_as_one_kernel(

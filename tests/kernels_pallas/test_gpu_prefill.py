@@ -25,6 +25,7 @@ COMPILED = [
 ]
 MODES = [pytest.param(True, id="interpreted"), pytest.param(False, id="compiled", marks=COMPILED)]
 RAGGED = [(40, 1), (7, 1), (0, 10), (300, 6), (0, 1), (129, 45)]
+MIXED = [(129, 1), (40, 20)]
 CASES: dict[str, dict[str, Any]] = {
     "one prompt": {"sequences": [(0, 70)], "tile_size": 32},
     "decodes and chunks": {"sequences": RAGGED, "padding": 9, "padding_rows": 3, "tile_size": 32},
@@ -93,12 +94,18 @@ def test_half_precision(dtype: Any, head_dim: int, interpret: bool) -> None:
 
 
 @pytest.mark.parametrize("interpret", MODES)
-def test_pages_may_be_narrower_than_queries(interpret: bool) -> None:
-    step = cast(make_step(RAGGED, num_heads=8, head_dim=64, page_size=16, tile_size=32), jnp.bfloat16)
-    step = replace(step, kv_pages=step.kv_pages.astype(jnp.float8_e4m3fn))
-    want, _ = run_reference(step)
-    out, pages = run(step, interpret=interpret)
-    assert pages.dtype == jnp.float8_e4m3fn
+@pytest.mark.parametrize(
+    ("dtype", "page_dtype", "head_dim", "page_size"),
+    [(jnp.bfloat16, jnp.float8_e4m3fn, 128, 16), (jnp.float16, jnp.float8_e5m2, 80, 128)],
+)
+def test_pages_may_be_narrower_than_queries(
+    dtype: Any, page_dtype: Any, head_dim: int, page_size: int, interpret: bool
+) -> None:
+    step = make_step(MIXED, num_heads=8, head_dim=head_dim, page_size=page_size, tile_size=32)
+    step = replace(cast(step, dtype), kv_pages=step.kv_pages.astype(page_dtype))
+    want, _ = run_reference(step, window=70, soft_cap=5.0)
+    out, pages = run(step, interpret=interpret, window=70, soft_cap=5.0)
+    assert pages.dtype == page_dtype
     np.testing.assert_allclose(out.astype(np.float32), want.astype(np.float32), atol=0.02)
 
 

@@ -45,6 +45,7 @@ def arguments(dtype: str, head_dim: int, group: int, with_norms: bool, padding: 
         ("bfloat16", 64, 3, True, "float8_e4m3fn"),
         ("float32", 80, 1, True, "float32"),
         ("float16", 96, 2, False, "float16"),
+        ("bfloat16", 256, 1, False, "float16"),
         ("float32", 16, 7, False, "float8_e5m2"),
     ],
 )

@@ -69,7 +69,9 @@ def test_writes_the_step_and_nothing_else(case: str) -> None:
     _, want = reference.paged_attention(step.q, step.k, step.v, step.kv_pages, step.meta, Scoring(0.1))
     arrays = (jnp.asarray(x) for x in (step.kv_pages, step.k, step.v))
     pages = tpu_attention.write_kv(*arrays, step.meta, interpret=True)
-    np.testing.assert_array_equal(np.float32(pages)[1:], np.float32(want)[1:])  # padding writes to page 0
+    np.testing.assert_array_equal(
+        np.asarray(pages, np.float32)[1:], want[1:].astype(np.float32)
+    )  # padding writes to page 0
 
 
 def test_what_lies_behind_the_last_key_is_not_read() -> None:
