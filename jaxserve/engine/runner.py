@@ -106,7 +106,8 @@ class Runner:
     def warm_up(self) -> None:
         """Run every program once, on padding: the first run loads kernels and builds CUDA graphs.
 
-        On two CPU cores the first run of SmolLM2's programs for 64 and 256 tokens took 150 ms longer than later ones.
+        On a CPU the first run of SmolLM2's programs for 64 and 256 tokens costs 300 ms of processor time more than
+        later ones, each.
 
         Raises ConfigError if the device has too little memory for one of them.
         """
