@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields as fields_of
 from typing import Any, Protocol
+
+from pydantic import ValidationError
 
 from jaxserve.server.plugins.errors import plugin_errors
 from jaxserve.server.protocol import ChatRequest
 from jaxserve.server.tool_parsers.protocol import ChatCompletionNamedToolChoiceParam
 from jaxserve.server.tool_parsers.requests import ChatCompletionRequest
+from jaxserve.structured_outputs import StructuredOutputsParams
+
+_HELD_NAMES = frozenset(field.name for field in fields_of(StructuredOutputsParams))
 
 
 class AdjustsRequests(Protocol):
@@ -24,7 +30,8 @@ def plugin_request(
 ) -> ChatCompletionRequest:
     """A chat request under vLLM's names; fields that were not said have vLLM's defaults.
 
-    `tools` are those that may be called, where the request's tool_choice allows some of its tools only.
+    `tools` are those that may be called, where the request's tool_choice allows some of its tools only.  What has
+    a form that vLLM does not know is left out.
     """
     if isinstance(fields, ChatRequest):
         fields = fields.model_dump(by_alias=True, exclude_none=True)
@@ -34,7 +41,16 @@ def plugin_request(
         data["tool_choice"] = choice["allowed_tools"].get("mode", "auto")
     if tools is not None:
         data["tools"] = list(tools) or None
-    return ChatCompletionRequest.model_validate(data)
+    held = data.get("structured_outputs")
+    if isinstance(held, Mapping):
+        data["structured_outputs"] = {name: value for name, value in held.items() if name in _HELD_NAMES}
+    try:
+        return ChatCompletionRequest.model_validate(data)
+    except ValidationError as error:
+        unknown = {each["loc"][0] for each in error.errors()}
+        return ChatCompletionRequest.model_validate(
+            {name: value for name, value in data.items() if name not in unknown}
+        )
 
 
 def is_forced(request: ChatCompletionRequest) -> bool:

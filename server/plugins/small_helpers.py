@@ -14,7 +14,7 @@ from jaxserve.errors import RequestError
 
 
 class PluginLogger(logging.LoggerAdapter[logging.Logger]):
-    """A logger with vLLM's methods that say a thing once."""
+    """A logger with vLLM's methods that say a thing once.  Whatever the scope, there is one process."""
 
     def __init__(self, logger: logging.Logger) -> None:
         super().__init__(logger, {})
@@ -24,15 +24,15 @@ class PluginLogger(logging.LoggerAdapter[logging.Logger]):
         """Leave everything as it is."""
         return msg, kwargs
 
-    def debug_once(self, msg: str, *args: Any) -> None:
+    def debug_once(self, msg: str, *args: Any, scope: str = "process") -> None:
         """`debug`, the first time."""
         self._once(logging.DEBUG, msg, args)
 
-    def info_once(self, msg: str, *args: Any) -> None:
+    def info_once(self, msg: str, *args: Any, scope: str = "process") -> None:
         """`info`, the first time."""
         self._once(logging.INFO, msg, args)
 
-    def warning_once(self, msg: str, *args: Any) -> None:
+    def warning_once(self, msg: str, *args: Any, scope: str = "process") -> None:
         """`warning`, the first time."""
         self._once(logging.WARNING, msg, args)
 

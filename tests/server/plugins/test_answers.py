@@ -265,6 +265,16 @@ def test_making_parsers() -> None:
     assert make_reasoning_parser(IdentityReasoningParser, TOKENIZER, request).is_reasoning_end([])
 
 
+def test_requests_in_forms_that_vllm_does_not_know() -> None:
+    """What is odd is left out, and nothing fails."""
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [WEATHER]}}
+    fields = {"messages": [], "tools": [WEATHER], "tool_choice": allowed, "documents": "none", "seed": 7}
+    request = plugin_request({**fields, "structured_outputs": {"regex": "x", "backend": "y"}}, [WEATHER])
+    assert (request.tool_choice, request.documents, request.seed) == ("required", None, 7)
+    assert request.structured_outputs is not None
+    assert request.structured_outputs.regex == "x"
+
+
 def test_adjusted_requests() -> None:
     """What adjust_request changes is told; the request stays as it was."""
 
