@@ -79,7 +79,7 @@ def make_inputs(model: str, num_tokens: int) -> Inputs:
         normal(keys[0], num_tokens, embed),
         jnp.asarray(ids, jnp.int32),
         jnp.full((num_tokens, per_token), 1 / per_token),
-        normal(keys[1], count, embed, 2, ffn, fan_in=embed),
+        normal(keys[1], count, embed, 2 * ffn, fan_in=embed),
         normal(keys[2], count, ffn, embed, fan_in=ffn),
     )
 

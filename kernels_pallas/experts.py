@@ -56,7 +56,9 @@ def mixture(
 ) -> jax.Array:
     """x [T, D] through each token's experts, as parts [P, T, D] whose sum is the weighted sum of what they give.
 
-    Expert e computes down[e](silu(gate) * up), gate and up being x times gate_up [E, D, 2, F]; down is [E, F, D].
+    Expert e computes down[e](silu(gate) * up).  x times gate_up[e], of [E, D, 2F], gives gate and up in turns, so that
+    any share of the columns is a whole one; down is [E, F, D].
+
     Nobody gives zeros.  Only experts that somebody takes are read.  On a GPU P is C, elsewhere 1.  Several parts of few
     tokens are float32, unrounded; otherwise they are of x's dtype.
     """
@@ -75,8 +77,8 @@ def mixture(
     order = jnp.argsort(ids, stable=True)
     sizes = jnp.sum(ids[:, None] == jnp.arange(num_experts), axis=0, dtype=jnp.int32)
     rows = jnp.take(x, order // per_token, axis=0, mode="clip")
-    gate, up = jnp.split(_wide(grouped_matmul(rows, gate_up, sizes, backend)), [size], axis=1)
-    gated = (jax.nn.silu(gate) * up).astype(x.dtype)
+    pairs = _wide(grouped_matmul(rows, gate_up, sizes, backend)).reshape(-1, size, 2)
+    gated = (jax.nn.silu(pairs[..., 0]) * pairs[..., 1]).astype(x.dtype)
     out = grouped_matmul(gated, down, sizes, backend)
     place = jnp.argsort(order)
     out = _wide(jnp.take(out, place, axis=0, mode="clip")).reshape(num_tokens, per_token, -1)

@@ -30,7 +30,7 @@ class ExpertsTuning:
     """How the products are cut.  All powers of two, and at least 16 but for the last two."""
 
     tile_rows: int  # rows of a tile
-    hidden_columns: int  # of gate and of up that a program computes
+    hidden_columns: int  # of gate times up that a program computes
     out_columns: int  # of the output that a program computes
     depth: int  # inputs that it reads at a time
     num_warps: int
@@ -229,7 +229,7 @@ def mixture(
     Products are accumulated in float32; what goes from gate and up into down is rounded to x's dtype.
     """
     num_tokens, per_token = ids.shape
-    num_experts, embed, _, ffn = gate_up.shape
+    num_experts, ffn, embed = down.shape
     tuning = tuning or tuning_rule(ids.size, num_experts, x.dtype)
     tiles = plan(ids.reshape(-1), num_experts, tuning.tile_rows, interpret=interpret)
     num_tiles = tiles.experts.shape[0] - 1
@@ -269,24 +269,26 @@ def _hidden_kernel(
 ) -> None:
     """Some columns of one tile: silu(gate) * up."""
     num_tiles, tile_rows, ffn = hidden_ref.shape
-    num_experts, embed = gate_up_ref.shape[:2]
+    num_experts, embed, _ = gate_up_ref.shape
     tile, part = _place_of_program(num_tiles, ffn // columns)
     expert = experts_ref[tile]
 
     @pl.when(expert < num_experts)
     def _compute() -> None:
         tokens = rows_ref[tile, :] // per_token
-        where = pl.ds(part * columns, columns)
+        pairs = pl.ds(part * 2 * columns, 2 * columns)
 
-        def body(index: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def body(index: jax.Array, total: jax.Array) -> jax.Array:
             inputs = pl.ds(index * depth, depth)
-            x = x_ref[tokens, inputs]
-            gate, up = (gate_up_ref[expert, inputs, which, where] for which in range(2))
-            return sums[0] + _dot(x, gate), sums[1] + _dot(x, up)
+            return total + _dot(x_ref[tokens, inputs], gate_up_ref[expert, inputs, pairs])
 
-        zeros = jnp.zeros((tile_rows, columns), jnp.float32)
-        gate, up = lax.fori_loop(0, embed // depth, body, (zeros, zeros))
-        hidden_ref[tile, :, where] = (gate / (1.0 + jnp.exp(-gate)) * up).astype(hidden_ref.dtype)
+        total = lax.fori_loop(
+            0, embed // depth, body, jnp.zeros((tile_rows, 2 * columns), jnp.float32)
+        ).reshape(tile_rows, columns, 2)
+        is_up = lax.broadcasted_iota(jnp.int32, total.shape, 2) == 1
+        gate, up = (jnp.sum(jnp.where(is_up == which, total, 0.0), axis=2) for which in (False, True))
+        hidden = gate / (1.0 + jnp.exp(-gate)) * up
+        hidden_ref[tile, :, pl.ds(part * columns, columns)] = hidden.astype(hidden_ref.dtype)
 
 
 def _out_kernel(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -21,22 +20,19 @@ _RAGGED = lax.RaggedDotDimensionNumbers(
 
 
 def grouped_matmul(x: jax.Array, weight: jax.Array, sizes: jax.Array, backend: Backend) -> jax.Array:
-    """x [M, K] times weight [E, K, ...]: [M, N], N being the product of the other axes.
+    """x [M, K] times weight [E, K, N]: [M, N].
 
     The first sizes[0] rows of x are multiplied with weight[0], the next sizes[1] with weight[1], and so on; rows that
     are left over give zeros.  Only weights of groups that have rows are read.  sizes is [E] int32.  Where the backend
     is "cpu", the weight had better come from `from_rows`, or it is transposed at every call.
     """
-    num_groups, num_inputs = weight.shape[:2]
-    num_outputs = prod(weight.shape[2:])
     if backend == "cpu":
         from jaxserve.kernels_pallas import cpu_grouped_matmul
 
-        rows = to_rows(weight, 1, 1).reshape(num_groups, num_outputs, num_inputs)
+        rows = to_rows(weight, 1, 1)
         if cpu_grouped_matmul.suits(x):
             return cpu_grouped_matmul.multiply(x, rows, sizes)
         return _by_blocks(x, rows, sizes, contracted=1)
-    weight = weight.reshape(num_groups, num_inputs, num_outputs)
     return lax.platform_dependent(
         x, weight, sizes, tpu=_ragged_dot, default=partial(_by_blocks, contracted=0)
     )

@@ -53,11 +53,11 @@ def paged_attention(
 
 def grouped_matmul(x: np.ndarray, weight: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Same arguments and result as grouped_matmul.grouped_matmul, but for the backend."""
-    out = np.zeros((x.shape[0], int(np.prod(weight.shape[2:]))), np.float32)
+    out = np.zeros((x.shape[0], weight.shape[2]), np.float32)
     start = 0
     for matrix, size in zip(weight, sizes, strict=True):
         rows = slice(start, start + size)
-        out[rows] = x[rows].astype(np.float32) @ matrix.astype(np.float32).reshape(x.shape[1], -1)
+        out[rows] = x[rows].astype(np.float32) @ matrix.astype(np.float32)
         start += size
     return out.astype(x.dtype)
 
@@ -70,7 +70,8 @@ def mixture(
     for token, row in enumerate(x.astype(np.float32)):
         for expert, weight in zip(ids[token], weights[token], strict=True):
             if 0 <= expert < len(down):
-                gate, up = np.einsum("d,dgf->gf", row, gate_up[expert].astype(np.float32))
+                pairs = row @ gate_up[expert].astype(np.float32)
+                gate, up = pairs[0::2], pairs[1::2]
                 hidden = (gate / (1 + np.exp(-gate)) * up).astype(x.dtype).astype(np.float32)
                 out[token] += weight * (hidden @ down[expert].astype(np.float32))
     return out

@@ -97,7 +97,7 @@ def mlp_rows(config: ModelConfig, layer: int, *, bias: bool) -> Iterator[WeightR
 def expert_rows(
     config: ModelConfig, layer: int, block: str, *, gate: str, up: str, down: str
 ) -> Iterator[WeightRow]:
-    """The router as [D, E], all experts' gates and ups as [E, D, 2, F] and their downs as [E, F, D].
+    """The router as [D, E], all experts' gates and ups in turns as [E, D, 2F], their downs as [E, F, D].
 
     In the checkpoint each expert has matrices of its own, called `gate`, `up` and `down`, under the layer's `block`.
     """
@@ -108,14 +108,17 @@ def expert_rows(
     def names(*parts: str) -> list[str]:
         return [f"{name}.experts.{expert}.{part}.weight" for expert in range(count) for part in parts]
 
-    def stack_pairs(*matrices: np.ndarray) -> np.ndarray:
-        return np.moveaxis(np.stack(matrices).reshape(count, 2, ffn, embed), -1, 1)
+    def weave(*matrices: np.ndarray) -> np.ndarray:
+        rows = np.empty((count, ffn, 2, embed), matrices[0].dtype)
+        for index, matrix in enumerate(matrices):
+            rows[index // 2, :, index % 2] = matrix
+        return np.moveaxis(rows.reshape(count, 2 * ffn, embed), -1, 1)
 
     def stack(*matrices: np.ndarray) -> np.ndarray:
         return np.moveaxis(np.stack(matrices), -1, 1)
 
     yield WeightRow((*path, "router"), {f"{name}.gate.weight": (count, embed)}, np.transpose)
-    yield WeightRow((*path, "expert_gate_up"), dict.fromkeys(names(gate, up), (ffn, embed)), stack_pairs)
+    yield WeightRow((*path, "expert_gate_up"), dict.fromkeys(names(gate, up), (ffn, embed)), weave)
     yield WeightRow((*path, "expert_down"), dict.fromkeys(names(down), (embed, ffn)), stack)
 
 

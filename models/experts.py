@@ -16,8 +16,8 @@ from jaxserve.models.layers import parameter
 class ExpertsMLP(nnx.Module):
     """The sum of what a token's experts give, each a gated feed-forward, weighted by the router's probabilities.
 
-    All experts' gates and ups are one weight, [E, D, 2, F], and so are their downs, [E, F, D]: two grouped products a
-    layer.  Every device needs the whole router, whichever experts it has.
+    All experts' gates and ups are one weight, [E, D, 2F], in which they take turns column by column, and their downs
+    another, [E, F, D]: two grouped products a layer.  Every device needs the whole router, whichever experts it has.
     """
 
     def __init__(self, embed: int, experts: ExpertsConfig, dtype: jnp.dtype) -> None:
@@ -25,8 +25,10 @@ class ExpertsMLP(nnx.Module):
         self.num_per_token = experts.num_per_token
         self.renormalize = experts.renormalize
         self.router = parameter((embed, count), ("embed", "routes"), dtype)
-        gate_up_axes = ("expert", "embed", "gate_up", "expert_ffn")
-        self.expert_gate_up = parameter((count, embed, 2, ffn), gate_up_axes, dtype)
+        # With an axis for gate and up, TPUs would copy it all for every ragged product (compiled for v6e, jax 0.10.2,
+        # 2026-11-25).
+        gate_up_axes = ("expert", "embed", "expert_gate_up")
+        self.expert_gate_up = parameter((count, embed, 2 * ffn), gate_up_axes, dtype)
         self.expert_down = parameter((count, ffn, embed), ("expert", "expert_ffn", "embed"), dtype)
 
     def __call__(self, x: jax.Array, is_live: jax.Array, backend: Backend) -> jax.Array:

@@ -28,7 +28,7 @@ from jaxserve.models.registry import family_of
 from jaxserve.models.weight_table import WeightRow
 
 # Logical axes that a mesh may be laid over: along them parameters are cut, so that a device reads little but its own.
-_CUT_AXES = ("expert", "experts", "vocab", "kv_heads", "heads", "ffn")
+_CUT_AXES = ("expert", "vocab", "kv_heads", "heads", "ffn", "expert_ffn", "expert_gate_up")
 _WAYS = 8
 LEAST_CHUNK_BYTES = 1 << 20  # smaller files cost more to open than their bytes take to read
 MOST_CHUNK_BYTES = 64 << 20  # a thread reads and writes one at a time

@@ -17,7 +17,7 @@ class Mixture(NamedTuple):
     x: jax.Array  # [T, D]
     ids: jax.Array  # [T, C]
     weights: jax.Array  # [T, C]
-    gate_up: jax.Array  # [E, D, 2, F]
+    gate_up: jax.Array  # [E, D, 2F]
     down: jax.Array  # [E, F, D]
     expected: np.ndarray  # [T, D] float32
 
@@ -40,7 +40,7 @@ def make_mixture(
     x = normal(ids.shape[0], embed)
     weights = jnp.asarray(rng.random(ids.shape, np.float32))
     gate_up, down = (
-        normal(num_experts, embed, 2, ffn, fan_in=embed),
+        normal(num_experts, embed, 2 * ffn, fan_in=embed),
         normal(num_experts, ffn, embed, fan_in=ffn),
     )
     arrays = [np.asarray(array) for array in (x, ids, weights, gate_up, down)]

@@ -104,7 +104,7 @@ def test_lowers_for_cuda(num_tokens: int, num_experts: int, per_token: int, embe
         for shape in (
             (num_tokens, embed),
             (embed, num_experts),
-            (num_experts, embed, 2, ffn),
+            (num_experts, embed, 2 * ffn),
             (num_experts, ffn, embed),
         )
     ]
@@ -121,7 +121,7 @@ def test_sizes_that_tiles_do_not_fit_are_left_to_plain_operations(embed: int, ff
         x, ids, weights, gate_up, down = arrays
         return experts.mixture(x, experts.Routing(ids, weights), gate_up, down, "gpu")
 
-    shapes = (5, embed), (5, 2), (5, 2), (4, embed, 2, ffn), (4, ffn, embed)
+    shapes = (5, embed), (5, 2), (5, 2), (4, embed, 2 * ffn), (4, ffn, embed)
     specs = [jax.ShapeDtypeStruct(shape, "int32" if i == 1 else "float32") for i, shape in enumerate(shapes)]
     assert ("pallas_call" in str(jax.make_jaxpr(run)(*specs))) == fit
 

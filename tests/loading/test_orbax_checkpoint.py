@@ -247,7 +247,7 @@ def test_host_memory_is_used_again_for_devices_that_have_their_own(
     assert len(set(addresses)) < len(addresses)
 
 
-AXES = st.sampled_from(["vocab", "embed", "kv_heads", "heads", "head_dim", "ffn", "group", "experts"])
+AXES = st.sampled_from(["vocab", "embed", "kv_heads", "heads", "head_dim", "ffn", "group", "expert"])
 
 
 @given(st.lists(st.tuples(st.integers(1, 4000), AXES), min_size=1, max_size=4), st.sampled_from([2, 4]))
@@ -274,8 +274,8 @@ def test_chunks_are_equal_and_of_reasonable_size(dimensions: list[tuple[int, str
         ((128256, 4096), ("vocab", "embed"), (16, 1)),
         ((4096, 128256), ("embed", "vocab"), (1, 16)),
         ((4096,), ("embed",), (1,)),
-        ((128, 2048, 2, 768), ("experts", "embed", "gate_up", "ffn"), (16, 1, 1, 1)),  # of Qwen3-30B-A3B
-        ((16, 6144, 2, 16384), ("experts", "embed", "gate_up", "ffn"), (16, 1, 1, 8)),
+        ((128, 2048, 1536), ("expert", "embed", "expert_gate_up"), (16, 1, 1)),  # of Qwen3-30B-A3B
+        ((8, 16384, 6144), ("expert", "expert_ffn", "embed"), (8, 4, 1)),  # of Mixtral-8x22B
         ((576, 3, 5, 64), ("embed", "kv_heads", "group", "head_dim"), (1, 1, 1, 1)),  # of SmolLM2-135M
     ],
 )

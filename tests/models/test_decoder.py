@@ -19,7 +19,7 @@ from jaxserve.models.registry import build_model
 from tests.models.golden import NAMES, read_golden
 
 KNOWN_AXES = {"vocab", "embed", "heads", "kv_heads", "group", "head_dim", "gate_up", "ffn"}
-KNOWN_AXES |= {"routes", "expert", "expert_ffn"}
+KNOWN_AXES |= {"routes", "expert", "expert_ffn", "expert_gate_up"}
 DTYPE = jnp.dtype("float32")
 
 
@@ -66,8 +66,8 @@ def test_axes_tell_sizes(name: str) -> None:
         "ffn": {config.intermediate_size},
     }
     if config.experts is not None:
-        count = config.experts.num_experts
-        expected |= {"expert": {count}, "routes": {count}, "expert_ffn": {config.experts.intermediate_size}}
+        count, ffn = config.experts.num_experts, config.experts.intermediate_size
+        expected |= {"expert": {count}, "routes": {count}, "expert_ffn": {ffn}, "expert_gate_up": {2 * ffn}}
     assert sizes == expected
 
 
