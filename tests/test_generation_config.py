@@ -17,6 +17,7 @@ from jaxserve.loading import resolve
 from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.text import tokenizer
+from tests.engine.tiny_engine import TINY
 from tests.scripted import ScriptedClient
 from tests.tiny import byte_tokenizer
 
@@ -93,7 +94,7 @@ def test_a_models_impossible_defaults_stop_the_start_and_say_how_to_go_on():
 
 
 def test_an_engine_is_assembled_with_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(resolve, "open_config", lambda model: (None, MODEL, tmp_path))
+    monkeypatch.setattr(resolve, "open_config", lambda model: (TINY, MODEL, tmp_path))
     monkeypatch.setattr(tokenizer, "load_tokenizer", lambda path: byte_tokenizer())
     monkeypatch.setattr(client, "build_client", lambda *arguments: ScriptedClient())
     override = {"temperature": 0.25, "max_new_tokens": 3}
