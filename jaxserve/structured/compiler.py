@@ -27,6 +27,7 @@ TIME_LIMIT = 5.0  # seconds that a caller waits for a grammar, those before it i
 _CACHE_SIZE = 128  # grammars
 _CACHE_CHARACTERS = 1 << 20  # of their texts together: a compiled one can take some hundred bytes for each
 _NUM_FIRST_STEPS = 4
+_WARM_UP = 'start: "<" /[a-z]+/ ">" %json {"type": "object", "properties": {"a": {"type": "string"}}}'
 _MOST_FORCED = 4096  # tokens taken ahead of an answer; what else is forced is found out behind them
 
 
@@ -68,10 +69,11 @@ class GrammarCompiler:
         self._workers = Workers("grammars")
 
     def warm_up(self) -> None:
-        """Begin to prepare the vocabulary, so that the first grammar does not wait for it."""
+        """Begin to prepare the vocabulary, and what else the first grammar would wait for."""
         if self.end_token_ids:
             with self._lock:
-                self._begin_vocabulary()
+                vocabulary = self._begin_vocabulary()
+            self._workers.submit(lambda: _compile(vocabulary.result(), _WARM_UP))
 
     def text(self, constraint: StructuredOutputsParams, *, param: str = "structured_outputs") -> str:
         """The constraint's grammar, by which `compile` knows it.  Raises RequestError: see grammar_text."""
