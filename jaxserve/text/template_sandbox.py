@@ -115,7 +115,9 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         context.parent[_BUDGET].spend(1)
-        args = check_call(obj, args, kwargs)
+        # jinja2 hands the variables of loops and blocks along with every call.
+        given = {name: value for name, value in kwargs.items() if name not in ("_loop_vars", "_block_vars")}
+        args = check_call(obj, args, given)
         return super().call(context, obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:

@@ -46,6 +46,11 @@ def rendered(source: str, **variables: Any) -> str:
         ("{{ x|batch(1)|list }}{{ x|slice(2)|list }}{{ 1.25|round(1) }}", "[[1], [2]][[1], [2]]1.2"),
         ("{{ [{'a': 'p'}, {'a': 'q'}]|join('-', attribute='a') }}", "p-q"),
         ("{% set a, b = x %}{{ b }}{{ a }}", "21"),
+        (
+            "{% for i in x %}{{ 'aa'.replace('a', 'b', 1) }}{{ 'x'.center(3) }}{{ '-'.join(['1', '2']) }}{% endfor %}",
+            "ba x 1-2" * 2,
+        ),
+        ("{% block a %}{{ 'aa'.replace('a', 'b') }}{% endblock %}{{ '{}'.format(1) }}", "bb1"),
         ("{% generation %}said{% endgeneration %}", "said"),
         ("{% set ns = namespace(n=1) %}{% for i in x %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "4"),
         ("{{ '<b>' }}{{ '%02d' % 7 }}{{ 7 % 4 }}{{ 2 ** 3 }}{{ '-' * 3 }}", "<b>0738---"),
