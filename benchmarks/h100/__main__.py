@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import logging
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.h100 import parts, results
 from benchmarks.h100.models import HF_CONFIGS
+from benchmarks.h100.options import add_engine_options
 
 if TYPE_CHECKING:
     from benchmarks.h100.engine import Engine
@@ -120,14 +120,7 @@ def _parse() -> argparse.Namespace:
     add("--batches", type=_counts, metavar="N,N,…", help="batch sizes (default: vLLM's table)")
     add("--repeats", type=int, default=3, help="of each run, of which the median counts (default: 3)")
     add("--limit", type=float, default=230, metavar="SECONDS", help="no new run of a part after that (230)")
-    add(
-        "--engine",
-        type=_option,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an engine option, for instance page_size=64; may be repeated",
-    )
+    add_engine_options(parser)
     add(
         "--profile",
         action="store_true",
@@ -151,14 +144,6 @@ def _parse() -> argparse.Namespace:
 
 def _counts(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "engine": {},
     "triton": {"xla_gpu_enable_triton_gemm": None},  # kernels of XLA's own for any number of rows
     "cublas": {"xla_gpu_enable_triton_gemm": False},  # and for none
+    "cublaslt": {"xla_gpu_enable_cublaslt": True},  # the library's newer door
     "level3": {"xla_gpu_autotune_level": "3"},  # results of tuned kernels are not compared
     "untuned": {"xla_gpu_autotune_level": "0"},  # the first kernel that compiles: what all but tuning takes
 }

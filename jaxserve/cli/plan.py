@@ -70,6 +70,7 @@ def make_plan(config: EngineConfig) -> dict[str, Any]:
         "lattice": {
             "forwards": [{"name": shape.name, **asdict(shape)} for shape in settings.lattice.forwards],
             "samples": [{"name": shape.name, **asdict(shape)} for shape in settings.lattice.samples],
+            "bursts": [shape.name for shape in settings.lattice.bursts],
         },
         "programs": programs,
         "compile_seconds_estimate": round(

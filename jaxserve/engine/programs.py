@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,9 @@ from flax import nnx
 from jax import lax
 
 from jaxserve.engine.batch import unpack, vector_length
-from jaxserve.engine.lattice import ForwardShape, SampleShape
+from jaxserve.engine.lattice import BurstShape, ForwardShape, SampleShape
 from jaxserve.engine.logprobs import Logprobs, gather_logprobs, prompt_logprobs
+from jaxserve.engine.pace import MAX_BURST
 from jaxserve.engine.sampler_state import SamplerState, admit_chunk, init_state
 from jaxserve.engine.sampling import sample
 from jaxserve.engine.sampling_rows import (
@@ -105,6 +107,11 @@ class ProgramBook:
             yield Program(
                 shape.name, lambda shape=shape: self._lower_sample(shape), rows, self._tuned("head", rows)
             )
+        for burst in lattice.bursts:
+            rows = burst.forward.num_tokens
+            yield Program(
+                burst.name, lambda burst=burst: self._lower_burst(burst), rows, self._tuned("layers", rows)
+            )
         rows = lattice.prompt_chunk
         yield Program(PROMPT_LOGPROBS, self._lower_prompt_logprobs, rows, self._tuned("head", rows))
         for given, taken in lattice.resizes():
@@ -149,7 +156,9 @@ class ProgramBook:
         leaves[self._head] = head if axes is None else from_rows(head, *axes)
         return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, leaves))
 
-    def _lower_forward(self, shape: ForwardShape) -> jax.stages.Lowered:
+    def _forward(self, shape: ForwardShape) -> Callable[..., tuple[Any, ...]]:
+        """A forward pass, to be traced."""
+
         def forward(weights, kv_pages, page_table, last_token, vector, step):
             batch = unpack(vector, step, shape, page_table, self._backend)
             token_ids = jnp.where(batch.token_ids >= 0, batch.token_ids, last_token[batch.slots])
@@ -159,8 +168,11 @@ class ProgramBook:
                 return take_rows(hidden, batch.sample_index), hidden, kv_pages, batch.page_table
             return hidden, kv_pages, batch.page_table
 
+        return forward
+
+    def _lower_forward(self, shape: ForwardShape) -> jax.stages.Lowered:
         vector = _spec((vector_length(shape),), jnp.int32)
-        return jax.jit(forward, donate_argnums=(1, 2)).lower(
+        return jax.jit(self._forward(shape), donate_argnums=(1, 2)).lower(
             self._pack.specs,
             self.kv_specs,
             self.page_table_spec,
@@ -169,7 +181,8 @@ class ProgramBook:
             _spec((), jnp.int32),
         )
 
-    def _lower_sample(self, shape: SampleShape) -> jax.stages.Lowered:
+    def _sampler(self, shape: SampleShape) -> Callable[..., tuple[Any, ...]]:
+        """A sampler, to be traced."""
         settings = self._settings
         on_cpu = settings.platform == "cpu"
 
@@ -203,6 +216,10 @@ class ProgramBook:
             nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gather))
             return lax.cond(rows.wants_logprobs.any(), gather, lambda: nothing)
 
+        return sample_rows
+
+    def _lower_sample(self, shape: SampleShape) -> jax.stages.Lowered:
+        settings = self._settings
         rows = shape.num_rows
         args = [
             self._head_spec,
@@ -213,7 +230,33 @@ class ProgramBook:
         ]
         if has_processors(shape.variant):
             args.append(_spec((rows, mask_words(settings.model.vocab_size)), jnp.uint32))
-        return jax.jit(sample_rows, donate_argnums=1).lower(*args)
+        return jax.jit(self._sampler(shape), donate_argnums=1).lower(*args)
+
+    def _lower_burst(self, shape: BurstShape) -> jax.stages.Lowered:
+        forward, sampler = self._forward(shape.forward), self._sampler(shape.sample)
+        rows, state_specs = shape.sample.num_rows, self._state_specs[: num_state_arrays(shape.sample)]
+
+        def burst(weights, head, kv_pages, page_table, state, vector, numbers):
+            def run_step(step, carry):
+                kv_pages, page_table, state, ids = carry
+                hidden, kv_pages, page_table = forward(weights, kv_pages, page_table, state[0], vector, step)
+                (sampled,), state = sampler(head, state, _resize(hidden, rows), numbers, step)
+                return kv_pages, page_table, state, ids.at[step].set(sampled)
+
+            ids = jnp.zeros((MAX_BURST, rows), jnp.int32)
+            # The number of steps is fixed: where it is not, a GPU asks the host after each whether to go on.
+            *rest, ids = lax.fori_loop(0, MAX_BURST, run_step, (kv_pages, page_table, state, ids))
+            return ids, *rest
+
+        return jax.jit(burst, donate_argnums=(2, 3, 4)).lower(
+            self._pack.specs,
+            self._head_spec,
+            self.kv_specs,
+            self.page_table_spec,
+            state_specs,
+            _spec((vector_length(shape.forward),), jnp.int32),
+            _spec((rows, NUM_INTS + NUM_FLOATS), jnp.int32),
+        )
 
     def _lower_prompt_logprobs(self) -> jax.stages.Lowered:
         settings = self._settings
@@ -230,10 +273,8 @@ class ProgramBook:
         return jax.jit(score).lower(self._head_spec, hidden, _spec((), jnp.int32), _spec((chunk,), jnp.int32))
 
     def _lower_resize(self, given: int, taken: int) -> jax.stages.Lowered:
-        def resize(hidden):
-            return hidden[:taken] if taken < given else jnp.pad(hidden, ((0, taken - given), (0, 0)))
-
-        return jax.jit(resize).lower(_spec((given, self._settings.model.hidden_size), self._settings.dtype))
+        hidden = _spec((given, self._settings.model.hidden_size), self._settings.dtype)
+        return jax.jit(_resize, static_argnums=1).lower(hidden, taken)
 
     def _lower_assign(self) -> jax.stages.Lowered:
         def assign(page_table, slots, places, pages):
@@ -297,6 +338,12 @@ def _contracted_axes(abstract_state: nnx.State) -> dict[int, tuple[int, int]]:
     names = [[str(getattr(key, "key", getattr(key, "name", ""))) for key in path] for path in paths]
     known = [next((name for name in path if name in CONTRACTED_AXES), None) for path in names]
     return {index: CONTRACTED_AXES[name] for index, name in enumerate(known) if name is not None}
+
+
+def _resize(hidden: jax.Array, num_rows: int) -> jax.Array:
+    """hidden [R, D] cut or padded to `num_rows` rows."""
+    given = hidden.shape[0]
+    return hidden[:num_rows] if num_rows <= given else jnp.pad(hidden, ((0, num_rows - given), (0, 0)))
 
 
 def resize_program(given: int, taken: int) -> str:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.engine.batch import new_pages, pack
-from jaxserve.engine.lattice import ForwardShape, SampleShape
+from jaxserve.engine.lattice import BurstShape, ForwardShape, SampleShape
 from jaxserve.engine.masks import MaskBook, intersect
 from jaxserve.engine.pace import MAX_BURST
 from jaxserve.engine.plan import Admission, PlanEntry, StepPlan, StepResult
@@ -70,8 +70,9 @@ class PendingStep:
     """A dispatched step: arrays that the device is still computing."""
 
     plan: StepPlan
-    # Of each step of the plan: ids, or ids and four arrays of log-probabilities; nothing where no entry samples.
-    sampled: list[tuple[jax.Array, ...]]
+    # Of each step of the plan: ids, or ids and four arrays of log-probabilities; nothing where no entry samples.  Of a
+    # burst that ran as one program: the ids of all its steps.
+    sampled: list[tuple[jax.Array, ...]] | jax.Array
     num_logprobs: list[int]  # per entry, -1 for none
     prompt_scores: dict[int, list[tuple[jax.Array, ...]]]  # entry index -> chunks
     num_prompt_logprobs: list[int]  # per entry
@@ -139,6 +140,12 @@ class Runner:
                     self._mask_of(sampler, {}),
                 )
                 jax.block_until_ready(self._state)
+            for burst in lattice.bursts:
+                name = burst.name
+                slots = np.full(burst.sample.num_rows, self._dummy_slot)
+                vector = pack(empty, burst.forward, [], self._dummy_slot)
+                numbers = _pack_rows(self._ints[slots], self._floats[slots])
+                jax.block_until_ready(self._call_burst(burst, vector, numbers))
             name = ASSIGN
             self._assign([])
             name = ADMIT
@@ -156,6 +163,14 @@ class Runner:
         """Start a step: returns once everything is queued on the device."""
         shape, vector = self._forward_inputs(plan)
         sampler = self._sampler_inputs(plan)
+        if (
+            plan.num_steps == MAX_BURST
+            and sampler is not None
+            and (burst := self._settings.lattice.burst(shape, sampler.shape)) is not None
+        ):
+            ids = self._call_burst(burst, vector, sampler.numbers)
+            ids.copy_to_host_async()
+            return self._pending(plan, ids, None)
         if plan.num_steps > 1:  # what its steps share travels once
             vector, sampler = jax.device_put((vector, sampler))
         sampled: list[tuple[jax.Array, ...]] = []
@@ -197,8 +212,8 @@ class Runner:
     def _pending(
         self,
         plan: StepPlan,
-        sampled: list[tuple[jax.Array, ...]],
-        hidden: jax.Array,
+        sampled: list[tuple[jax.Array, ...]] | jax.Array,
+        hidden: jax.Array | None,
         stuck: tuple[int, ...] = (),
     ) -> PendingStep:
         # Read now: a later step may give a slot to another sequence.
@@ -207,7 +222,7 @@ class Runner:
             plan=plan,
             sampled=sampled,
             num_logprobs=self._num_logprobs[slots].tolist(),
-            prompt_scores=self._score_prompts(plan, hidden),
+            prompt_scores={} if hidden is None else self._score_prompts(plan, hidden),
             num_prompt_logprobs=self._num_prompt_logprobs[slots].tolist(),
             stuck=stuck,
         )
@@ -217,7 +232,10 @@ class Runner:
         entries = pending.plan.entries
         ids: list[list[int]] = [[] for _ in entries]
         logprobs: list[list[TokenLogprobs] | None] = [None] * len(entries)
-        for step, (sampled, *scores) in enumerate(pending.sampled):
+        steps = pending.sampled
+        if not isinstance(steps, list):
+            steps = [(step_ids,) for step_ids in np.asarray(steps)]
+        for step, (sampled, *scores) in enumerate(steps):
             for row, (entry, token_id) in enumerate(zip(entries, np.asarray(sampled).tolist(), strict=False)):
                 if step < entry.num_steps:
                     ids[row].append(token_id)
@@ -290,6 +308,23 @@ class Runner:
             self._step_numbers[step],
         )
         return tuple(outputs)
+
+    def _call_burst(
+        self, shape: BurstShape, vector: np.ndarray, numbers: np.ndarray | jax.Array
+    ) -> jax.Array:
+        """The ids that MAX_BURST steps sample, [MAX_BURST, rows of the sampler]."""
+        num_arrays = num_state_arrays(shape.sample)
+        ids, self._kv_pages, self._page_table, state = self._programs[shape.name](
+            self._weights.model,
+            self._weights.head,
+            self._kv_pages,
+            self._page_table,
+            self._state[:num_arrays],
+            vector,
+            numbers,
+        )
+        self._state = (*state, *self._state[num_arrays:])
+        return ids
 
     def _assign(self, pages: Sequence[tuple[int, int, int]]) -> None:
         """Write new pages into the page table ahead of a step, whose vector has no room for so many."""

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 GIB = 2**30
 _CPU_KV_DEFAULT = 1 * GIB
 _PAGE_SIZE = 16
+_MIN_MULTIPROCESSORS = 64  # with fewer, the larger budget's memory traffic counts more
 _GPU_PAGE_SIZE = 64  # the Hopper kernel fetches page by page: of small ones it spends its time asking
 _KV_DTYPES = {
     "bfloat16": "bfloat16",
@@ -96,7 +97,7 @@ def settle(config: EngineConfig, model: ModelConfig, weights_bytes: int) -> Sett
             f"max_model_len={max_model_len}: the model was made for at most {model.max_position_embeddings} tokens"
         )
     max_num_seqs = config.max_num_seqs or (32 if on_cpu else 256)
-    max_num_batched_tokens = config.max_num_batched_tokens or max(256 if on_cpu else 8192, max_num_seqs)
+    max_num_batched_tokens = config.max_num_batched_tokens or max(_token_budget(device), max_num_seqs)
     if max_num_batched_tokens < max_num_seqs:
         raise ConfigError(
             f"max_num_batched_tokens={max_num_batched_tokens}: must be at least max_num_seqs ({max_num_seqs}), "
@@ -139,6 +140,19 @@ def settle(config: EngineConfig, model: ModelConfig, weights_bytes: int) -> Sett
             tile_size=_tile_size(model, dtype, device.platform),
         ),
     )
+
+
+def _token_budget(device: jax.Device) -> int:
+    """Tokens of a step unless the operator says otherwise.
+
+    On GPUs 64 for each multiprocessor, about 8192: products of so many rows come out at whole rounds of tiles.  On an
+    H100 (132), Llama 8B makes 6,929 tokens/s of 256 x (512 in, 128 out) with 8448, and 6,825 with 8192; a prompt
+    longer than that is not faster (jax 0.11.2, 2026-11-25).
+    """
+    if device.platform == "cpu":
+        return 256
+    num_cores = getattr(device, "core_count", None) if device.platform == "gpu" else None
+    return 8192 if not num_cores or num_cores < _MIN_MULTIPROCESSORS else 64 * num_cores
 
 
 def _tile_size(model: ModelConfig, dtype: str, platform: str) -> int:

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxserve.engine import core
+from jaxserve.engine import core, settle
 from jaxserve.engine.client import InProcessClient
-from jaxserve.engine.pace import Pace
+from jaxserve.engine.lattice import BurstShape, Lattice, SampleShape, build_lattice
+from jaxserve.engine.pace import MAX_BURST, Pace
 from jaxserve.engine.protocol import CoreRequest
 from jaxserve.engine.runner import Runner
 from jaxserve.errors import EngineDeadError, RecompileError
@@ -91,6 +92,50 @@ def test_bursts_give_the_same_tokens_and_logprobs(
                 (s.token_id, s.rank, s.top_ids) for s in wanted
             ]
             assert [s.logprob for s in found] == pytest.approx([s.logprob for s in wanted], abs=1e-5)
+        assert client.stats().num_free_pages == client.stats().num_pages
+    finally:
+        client.shutdown()
+
+
+def test_bursts_as_one_program_give_the_same_tokens(
+    engine: Engine, cache_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hurried(Pace):
+        def observe(self, worked: float, waited: float) -> None:
+            self.steps = MAX_BURST
+
+    def with_bursts(**arguments: Any) -> Lattice:
+        lattice = build_lattice(**arguments)
+        drawing = SampleShape(lattice.max_num_seqs, "random", False)
+        lattice = replace(lattice, samples=tuple({*lattice.samples, drawing}))
+        bursts = [
+            BurstShape(forward, lattice.sample(forward.num_tokens, variant, False))
+            for forward in lattice.forwards
+            if forward.kind == "decode"
+            for variant in ("greedy", "random")
+        ]
+        return replace(lattice, bursts=tuple(bursts))
+
+    called = []
+
+    def call_burst(self: Runner, shape: BurstShape, *arguments: Any) -> jax.Array:
+        called.append(shape.sample.variant)
+        return original(self, shape, *arguments)
+
+    original = Runner._call_burst
+    monkeypatch.setattr(core, "Pace", Hurried)
+    monkeypatch.setattr(settle, "build_lattice", with_bursts)
+    client, collector = build_tiny(cache_dir), Collector()
+    monkeypatch.setattr(Runner, "_call_burst", call_burst)
+    client.start(collector.on_outputs, collector.on_dead)
+    try:
+        for kind, params in {"greedy": {}, "random": {"temperature": 0.9, "top_k": 9, "seed": 3}}.items():
+            requests = [
+                request(f"{kind}{i}", prompt, **params, max_tokens=30 - i)
+                for i, prompt in enumerate(prompts(5, seed=3))
+            ]
+            assert run((client, collector), *requests) == run(engine, *requests)
+            assert kind in called
         assert client.stats().num_free_pages == client.stats().num_pages
     finally:
         client.shutdown()
