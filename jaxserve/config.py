@@ -107,6 +107,36 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageProcessorConfig:
+    """How an image becomes patches, by the rules of transformers' Qwen2VLImageProcessor; a checkpoint decides it."""
+
+    patch_size: int  # pixels of a patch's side
+    temporal_patch_size: int  # frames of a patch: an image is repeated as often
+    merge_size: int  # patches down and across that become one token
+    min_pixels: int  # smaller images are enlarged
+    max_pixels: int  # larger ones are shrunk
+    rescale_factor: float
+    image_mean: tuple[float, float, float]  # of red, green and blue, after rescaling
+    image_std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "temporal_patch_size", "merge_size", "min_pixels"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"image processor: {name} is {getattr(self, name)}; it must be at least 1")
+        if self.max_pixels < self.min_pixels:
+            raise ConfigError(
+                f"image processor: max_pixels {self.max_pixels} is below min_pixels {self.min_pixels}"
+            )
+        if 0 in self.image_std:
+            raise ConfigError(f"image processor: image_std {self.image_std} must have no zero")
+
+    @property
+    def token_pixels(self) -> int:
+        """Pixels of the side of the square that one token stands for."""
+        return self.patch_size * self.merge_size
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """The operator's choices.  `None` means: decided at start from the model and the device, and printed."""
 

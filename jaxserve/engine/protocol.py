@@ -9,7 +9,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from jaxserve.config import ImageProcessorConfig
 from jaxserve.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInput:
+    """One image of a prompt, ready for the vision tower."""
+
+    # uint8 [h * w, 3, patch_size, patch_size]: RGB, resized, not normalised, one frame.  The patches are in the order
+    # of transformers' pixel_values: those that become one token stand together.
+    pixels: bytes
+    grid_thw: tuple[
+        int, int, int
+    ]  # patches in time (1), down and across; h and w are multiples of merge_size
+    content_hash: str  # of pixels and grid: what the tower makes of the image depends on nothing else
+    offset: int  # of its first placeholder in prompt_token_ids
+    num_tokens: int  # placeholders, t * h * w / merge_size**2 of them: each is the image token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +45,8 @@ class CoreRequest:
     priority: int = 0  # lower runs first, as in vLLM
     arrival_time: float = 0.0  # time.monotonic() at the door
     cache_salt: str | None = None  # prefix pages are shared only among requests of one salt
+    # In the order of their offsets.  The prompt has no image token beside their placeholders.
+    images: tuple[ImageInput, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +96,18 @@ class EngineStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInfo:
+    """How a model with a vision tower takes images."""
+
+    # What a chat template writes for one image, e.g. <|vision_start|><|image_pad|><|vision_end|>; holds
+    # image_token_id once.
+    marker_token_ids: tuple[int, ...]
+    image_token_id: int
+    max_image_tokens: int  # of one image, the most that the tower takes
+    processor: ImageProcessorConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
     """What the engine settled on at start, for validation and for /v1/models."""
 
@@ -91,6 +121,7 @@ class EngineInfo:
     max_logprobs: int
     dtype: str
     device: str
+    images: ImageInfo | None = None  # None: the model takes text only
 
 
 class EngineClient(Protocol):
