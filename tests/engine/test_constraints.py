@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 
@@ -24,6 +23,10 @@ from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.structured.compiler import GrammarCompiler
 from tests.engine.tiny_engine import Collector, DenseModel, build_constrained, request
 from tests.tiny import ASCII_EOS, ASCII_MARK, ASCII_VOCAB_SIZE, ascii_tokenizer
+
+jsonschema = pytest.importorskip(
+    "jsonschema"
+)  # a machine with a GPU and no development packages runs the tests marked gpu
 
 TOKENIZER = ascii_tokenizer()
 PERSON = {
