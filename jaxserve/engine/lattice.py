@@ -151,8 +151,11 @@ def build_lattice(
     platform: str,
     hidden_size: int,
     tile_size: int = 32,
+    has_bursts: bool = False,
 ) -> Lattice:
     """Buckets for one engine; `tile_size` is what the platform's attention would have as query tiles.
+
+    `has_bursts`: a step is so short that the host's two calls for it may last longer.
 
     Few on CPU: compiling takes half a minute of processor time a dozen programs, while a padding row costs little
     beside reading the weights.  An accelerator reads the weights for up to some 300 tokens in the time in which it
@@ -192,10 +195,8 @@ def build_lattice(
     tile = min(tile_size, scoring)
     forwards.append(ForwardShape("mixed", scoring, max_num_seqs + 1, tile, max_pages, scores_prompts=True))
     lattice = Lattice(tuple(forwards), tuple(samples), max_num_seqs, max_num_batched_tokens)
-    if platform == "cpu" or hidden_size > _SMALL_HIDDEN_SIZE:
+    if not has_bursts:
         return lattice
-    # An H100 decodes Llama 1B in 1.2 ms a step, and whether a host's two calls a step keep up with that depends on who
-    # else uses its processors: 1.20, 1.64 and 1.97 ms a step in three runs (jax 0.11.2, 2026-11-25).
     short = [
         forward for forward in forwards if forward.kind == "decode" and forward.num_tokens <= _BURST_ROWS
     ]

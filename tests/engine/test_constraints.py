@@ -24,9 +24,8 @@ from jaxserve.structured.compiler import GrammarCompiler
 from tests.engine.tiny_engine import Collector, DenseModel, build_constrained, request
 from tests.tiny import ASCII_EOS, ASCII_MARK, ASCII_VOCAB_SIZE, ascii_tokenizer
 
-jsonschema = pytest.importorskip(
-    "jsonschema"
-)  # a machine with a GPU and no development packages runs the tests marked gpu
+# A machine with a GPU and without development packages collects these tests too.
+jsonschema = pytest.importorskip("jsonschema")
 
 TOKENIZER = ascii_tokenizer()
 PERSON = {
