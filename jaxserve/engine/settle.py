@@ -22,9 +22,9 @@ GIB = 2**30
 _CPU_KV_DEFAULT = 1 * GIB
 _PAGE_SIZE = 16
 _MIN_MULTIPROCESSORS = 64  # with fewer, the larger budget's memory traffic counts more
-# Models up to here have bursts as one program.  An H100 decodes Llama 1B in 1.2 ms a step, and whether a host's two calls
-# a step keep up with that depends on who else uses its processors: 1.20, 1.64 and 1.97 ms a step in three runs, and
-# 1.19 in all with bursts as one program, for 10 s more of compiling (jax 0.11.2, 2026-11-25).
+# Models up to here have bursts as one program.  An H100 decodes Llama 1B in 1.2 ms a step, and whether a host's two
+# calls a step keep up with that depends on who else uses its processors: 1.20, 1.64 and 1.97 ms a step in three runs,
+# and 1.19 in all with bursts as one program, for 10 s more of compiling (jax 0.11.2, 2026-11-25).
 _BURST_HIDDEN_SIZE = 2048
 _GPU_PAGE_SIZE = 64  # the Hopper kernel fetches page by page: of small ones it spends its time asking
 _KV_DTYPES = {
