@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from jaxserve.config import ModelConfig
 from jaxserve.errors import CheckpointError
+from jaxserve.loading.boxes import Move, plan_shards
 from jaxserve.loading.checkpoint import ParameterCheckpoint
 from jaxserve.models.registry import build_model, family_of
 from jaxserve.models.weight_table import ParameterPath, WeightRow, WeightTable
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
 _NUM_THREADS = 4
 _NAMES_SHOWN = 8
 _DUMMY_STD = 0.02
+
+
+class HasMoves(Protocol):
+    """As much of a layout over devices as is needed here: see models.layout.Layout."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    def moves(self, axes: tuple[str, ...], shape: tuple[int, ...]) -> Sequence[Move]: ...
 
 
 class HasShape(Protocol):
@@ -46,19 +56,31 @@ def load_model(
     return graphdef, load_state(checkpoint, abstract, progress=progress)
 
 
-def load_state(checkpoint: AnyCheckpoint, abstract: nnx.State, *, progress: bool = True) -> nnx.State:
+def load_state(
+    checkpoint: AnyCheckpoint, abstract: nnx.State, layout: HasMoves | None = None, *, progress: bool = True
+) -> nnx.State:
     """A checkpoint's parameters in the dtypes and shardings of `abstract`; on the default device where it has none.
 
+    `layout` says where the checkpoint's numbers stand in arrays of `abstract` that are not as it has them.
     Raises CheckpointError where the checkpoint's tensors are not exactly those of its model.
     """
+    specs = {path: _spec(parameter) for path, parameter in nnx.to_flat_state(abstract)}
+    stored, moves = abstract, {}
+    if layout is not None:
+        stored = _with_dtypes(abstract_model(layout.config, jnp.dtype(jnp.float32))[1], specs)
+        moves = {
+            path: layout.moves(parameter.get_metadata("axes"), parameter.shape)
+            for path, parameter in nnx.to_flat_state(stored)
+        }
     if isinstance(checkpoint, ParameterCheckpoint):
-        return _restore(checkpoint, abstract, progress=progress)
+        return _restore(checkpoint, stored, specs, moves, progress=progress)
     return load_weights(
-        abstract,
+        stored,
         family_of(checkpoint.config).weights(checkpoint.config),
         checkpoint.read,
         checkpoint.tensors,
         where=str(checkpoint.path),
+        place=lambda path, value: _laid_out(value, specs[path], moves.get(path)),
         progress=progress,
     )
 
@@ -107,7 +129,7 @@ def load_weights(
         value = build_parameter(row, lambda name: read(name).astype(parameter.dtype, copy=False))
         assert value.shape == parameter.shape, f"{row.parameter}: {value.shape} built for {parameter.shape}"
         # Transposed by the strides alone, which the transfer is much faster at making good than numpy.
-        array = place(row.parameter, value) if place is not None else _copy(value, _spec(parameter).sharding)
+        array = place(row.parameter, value) if place is not None else _laid_out(value, _spec(parameter))
         return row.parameter, parameter.replace(array)
 
     filled = {}
@@ -206,13 +228,35 @@ def _check_table(table: WeightTable, parameters: Mapping[ParameterPath, Any]) ->
     assert set(paths) == set(parameters), f"table and model differ in {set(paths) ^ set(parameters)}"
 
 
-def _restore(checkpoint: ParameterCheckpoint, abstract: nnx.State, *, progress: bool) -> nnx.State:
-    check_parameters(abstract, checkpoint)
-    parameters = nnx.to_flat_state(abstract)
-    wanted = {parameter_name(path): _spec(parameter) for path, parameter in parameters}
-    arrays = checkpoint.restore(wanted, progress=progress)
+def _restore(
+    checkpoint: ParameterCheckpoint,
+    stored: nnx.State,
+    specs: Mapping[ParameterPath, jax.ShapeDtypeStruct],
+    moves: Mapping[ParameterPath, Sequence[Move]],
+    *,
+    progress: bool,
+) -> nnx.State:
+    check_parameters(stored, checkpoint)
+    arrays = checkpoint.restore(
+        {parameter_name(path): spec for path, spec in specs.items()},
+        {parameter_name(path): found for path, found in moves.items()},
+        progress=progress,
+    )
     return nnx.from_flat_state(
-        [(path, parameter.replace(arrays[parameter_name(path)])) for path, parameter in parameters]
+        [
+            (path, parameter.replace(arrays[parameter_name(path)]))
+            for path, parameter in nnx.to_flat_state(stored)
+        ]
+    )
+
+
+def _with_dtypes(abstract: nnx.State, specs: Mapping[ParameterPath, jax.ShapeDtypeStruct]) -> nnx.State:
+    """The same shapes, in the dtypes of `specs`."""
+    return nnx.from_flat_state(
+        [
+            (path, parameter.replace(jax.ShapeDtypeStruct(parameter.shape, specs[path].dtype)))
+            for path, parameter in nnx.to_flat_state(abstract)
+        ]
     )
 
 
@@ -236,15 +280,25 @@ def _spec(parameter: nnx.Variable[Any]) -> jax.ShapeDtypeStruct:
     return parameter.get_value()
 
 
-def _copy(value: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
+def _laid_out(
+    value: np.ndarray, wanted: jax.ShapeDtypeStruct, moves: Sequence[Move] | None = None
+) -> jax.Array:
     """Put a parameter on its devices.  A copy even on CPU: `value` may be a view of a mapped file."""
-    if sharding is None:
+    if wanted.sharding is None and moves is None:
         return jnp.array(value)
+    on_cpu = jax.default_backend() == "cpu"
     shards = []
-    for device, index in sharding.addressable_devices_indices_map(value.shape).items():
-        part = value[index]
-        shards.append(jax.device_put(np.array(part) if device.platform == "cpu" else part, device))
-    return jax.make_array_from_single_device_arrays(value.shape, sharding, shards)
+    for plan in plan_shards(wanted, moves):
+        if len(plan.pieces) == 1 and plan.is_covered:
+            shard = value[plan.pieces[0].source]
+        else:
+            shard = np.zeros(plan.shape, wanted.dtype)
+            for piece in plan.pieces:
+                shard[piece.target] = value[piece.source]
+        shards += [jax.device_put(np.array(shard) if on_cpu else shard, target) for target in plan.targets]
+    if wanted.sharding is None:
+        return shards[0]
+    return jax.make_array_from_single_device_arrays(wanted.shape, wanted.sharding, shards)
 
 
 def _num_bytes(parameter: nnx.Variable[Any]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -13,6 +13,8 @@ from jaxserve.config import ModelConfig
 
 if TYPE_CHECKING:
     import jax
+
+    from jaxserve.loading.boxes import Move
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,17 @@ class ParameterCheckpoint(Protocol):
         """By dotted path: "layers.3.attention.qkv".  `stored_as` is the name of a numpy dtype."""
         ...
 
-    def restore(self, wanted: Mapping[str, jax.ShapeDtypeStruct], *, progress: bool) -> dict[str, jax.Array]:
-        """The parameters of `wanted` in its dtypes and shardings; on the default device where it has none."""
+    def restore(
+        self,
+        wanted: Mapping[str, jax.ShapeDtypeStruct],
+        moves: Mapping[str, Sequence[Move]] | None = None,
+        *,
+        progress: bool,
+    ) -> dict[str, jax.Array]:
+        """The parameters of `wanted` in its dtypes and shardings; on the default device where it has none.
+
+        `moves` say of parameters whose wanted shapes are not those stored which numbers go where; others are zero.
+        """
         ...
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -26,6 +26,8 @@ from jaxserve.loading.safetensors_checkpoint import read_hf_config
 
 if TYPE_CHECKING:
     import jax
+
+    from jaxserve.loading.boxes import Move
 
 # Read, checked and put where it belongs at once: a block stays in the processor's cache meanwhile.
 _BLOCK_BYTES = 2 << 20
@@ -61,11 +63,17 @@ class OrbaxCheckpoint:
         """How each parameter is cut into chunks."""
         return self._manifest.layouts
 
-    def restore(self, wanted: Mapping[str, jax.ShapeDtypeStruct], *, progress: bool) -> dict[str, jax.Array]:
+    def restore(
+        self,
+        wanted: Mapping[str, jax.ShapeDtypeStruct],
+        moves: Mapping[str, Sequence[Move]] | None = None,
+        *,
+        progress: bool,
+    ) -> dict[str, jax.Array]:
         """See ParameterCheckpoint.  Raises CheckpointError, naming it, for a file that is not as it was written."""
         from jaxserve.loading.orbax_restore import restore  # brings jax
 
-        return restore(self, wanted, progress=progress)
+        return restore(self, wanted, moves or {}, progress=progress)
 
     def check_metadata(self) -> None:
         """Check what only Orbax reads."""

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from math import prod
 from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 from tqdm import tqdm
 
+from jaxserve.loading.boxes import (
+    Box,
+    Move,
+    Piece,
+    ShardPlan,
+    box_bytes,
+    box_shape,
+    moved,
+    overlap,
+    plan_shards,
+    relative,
+)
 from jaxserve.loading.byte_budget import ByteBudget
 from jaxserve.loading.orbax_format import ChunkIndex, ParameterLayout
 
 if TYPE_CHECKING:
     from jaxserve.loading.orbax_checkpoint import OrbaxCheckpoint
-
-Box = tuple[slice, ...]  # starts and stops are numbers, steps are 1
 
 _MAX_THREADS = 16
 _LEAST_BUDGET = 64 << 20
@@ -30,14 +37,19 @@ _ALIGNMENT = 64  # of host memory that JAX on CPU takes over as it is instead of
 
 
 def restore(
-    checkpoint: OrbaxCheckpoint, wanted: Mapping[str, jax.ShapeDtypeStruct], *, progress: bool
+    checkpoint: OrbaxCheckpoint,
+    wanted: Mapping[str, jax.ShapeDtypeStruct],
+    moves: Mapping[str, Sequence[Move]],
+    *,
+    progress: bool,
 ) -> dict[str, jax.Array]:
-    """The parameters of `wanted`, whose names and shapes are the checkpoint's, in its dtypes and shardings.
+    """The parameters of `wanted`, whose names are the checkpoint's, in its shapes, dtypes and shardings.
 
+    `moves` say of parameters whose shapes are not the checkpoint's which of its numbers go where.
     A chunk that several shards need is read once, one that no device of this process needs is not read.  Beside the
     arrays themselves host memory holds at most two of the largest.  Raises CheckpointError for damaged files.
     """
-    return _Restoring(checkpoint, wanted, progress=progress).run()
+    return _Restoring(checkpoint, wanted, moves, progress=progress).run()
 
 
 def num_threads() -> int:
@@ -50,48 +62,56 @@ def chunks_within(layout: ParameterLayout, boxes: list[Box]) -> list[ChunkIndex]
     return [index for index in layout.chunks() if any(overlap(layout.box(index), box) for box in boxes)]
 
 
-def overlap(first: Box, second: Box) -> Box | None:
-    """What two boxes have in common, None if that is nothing."""
-    common = tuple(
-        slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(first, second, strict=True)
-    )
-    return common if all(part.start < part.stop for part in common) else None
-
-
-def _relative(box: Box, origin: Box) -> Box:
-    return tuple(
-        slice(part.start - base.start, part.stop - base.start) for part, base in zip(box, origin, strict=True)
-    )
-
-
 @dataclass
 class _Shard:
-    """A part of a parameter on the host, and the devices that want it; None is the default device, uncommitted."""
+    """A part of a parameter on the host."""
 
-    box: Box
-    targets: list[SingleDeviceSharding | None]
+    plan: ShardPlan
     array: np.ndarray = field(init=False)
 
 
 class _Parameter:
     """A parameter on its way to the devices."""
 
-    def __init__(self, name: str, layout: ParameterLayout, wanted: jax.ShapeDtypeStruct) -> None:
+    def __init__(
+        self,
+        name: str,
+        layout: ParameterLayout,
+        wanted: jax.ShapeDtypeStruct,
+        moves: Sequence[Move] | None,
+    ) -> None:
         self.name = name
         self.layout = layout
         self.wanted = wanted
-        self.shards = _shards(wanted)
-        self.chunks = chunks_within(layout, [shard.box for shard in self.shards])
-        self.num_bytes = sum(_box_bytes(shard.box, wanted.dtype) for shard in self.shards)
+        self.shards = [_Shard(plan) for plan in plan_shards(wanted, moves)]
+        sources = [piece.source for shard in self.shards for piece in shard.plan.pieces]
+        self.chunks = chunks_within(layout, sources)
+        self.num_bytes = sum(box_bytes(shard.plan.box, wanted.dtype) for shard in self.shards)
         self.num_unread = len(self.chunks)
+
+    def overlaps(self, box: Box) -> list[tuple[_Shard, Piece, Box]]:
+        """Where the numbers of a box of the checkpoint's parameter are wanted, and which of them."""
+        return [
+            (shard, piece, common)
+            for shard in self.shards
+            for piece in shard.plan.pieces
+            if (common := overlap(box, piece.source)) is not None
+        ]
 
 
 class _Restoring:
     def __init__(
-        self, checkpoint: OrbaxCheckpoint, wanted: Mapping[str, jax.ShapeDtypeStruct], *, progress: bool
+        self,
+        checkpoint: OrbaxCheckpoint,
+        wanted: Mapping[str, jax.ShapeDtypeStruct],
+        moves: Mapping[str, Sequence[Move]],
+        *,
+        progress: bool,
     ) -> None:
         self._checkpoint = checkpoint
-        parameters = [_Parameter(name, checkpoint.layouts[name], spec) for name, spec in wanted.items()]
+        parameters = [
+            _Parameter(name, checkpoint.layouts[name], spec, moves.get(name)) for name, spec in wanted.items()
+        ]
         # The largest first, so that few are left at the end; parameters alike follow each other, for _Buffers.
         self._parameters = sorted(parameters, key=lambda parameter: -parameter.num_bytes)
         largest = max((parameter.num_bytes for parameter in parameters), default=0)
@@ -115,8 +135,12 @@ class _Restoring:
                     if not self._budget.take(parameter.num_bytes):
                         break  # a thread failed
                     for shard in parameter.shards:
-                        shard.array = self._buffers.take(shard.box, parameter.wanted.dtype)
+                        shard.array = self._buffers.take(shard.plan.box, parameter.wanted.dtype)
+                        if not shard.plan.is_covered:
+                            shard.array[...] = 0
                     futures += [pool.submit(self._read, parameter, index) for index in parameter.chunks]
+                    if not parameter.chunks:  # nothing but padding is wanted here
+                        futures.append(pool.submit(self._finish, parameter))
                 for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                     future.result()
             except BaseException:
@@ -139,36 +163,42 @@ class _Restoring:
                 parameter.num_unread -= 1
                 is_last = not parameter.num_unread
                 self._bar.update(parameter.layout.chunk_bytes)
-            if is_last:
-                array = self._place(parameter)
-                with self._lock:
-                    self._arrays[parameter.name] = array
-                self._budget.give(parameter.num_bytes)
         except BaseException:
             self._budget.stop()
             raise
+        if is_last:
+            self._finish(parameter)
 
     def _read_chunk(self, parameter: _Parameter, index: ChunkIndex) -> None:
         chunk = parameter.layout.box(index)
-        shared = [
-            (shard, common) for shard in parameter.shards if (common := overlap(chunk, shard.box)) is not None
-        ]
-        if len(shared) == 1 and shared[0][1] == chunk:
-            shard, common = shared[0]
-            out = shard.array[_relative(common, shard.box)]
+        shared = parameter.overlaps(chunk)
+        if len(shared) == 1 and shared[0][2] == chunk:
+            shard, piece, _ = shared[0]
+            out = shard.array[moved(chunk, piece.source, piece.target)]
             self._checkpoint.read_chunk(parameter.name, index, out)
             return
         for start, block in self._checkpoint.read_blocks(parameter.name, index):
             first = chunk[0].start + start
             rows = (slice(first, first + len(block)), *chunk[1:])
-            for shard, _ in shared:
-                common = overlap(rows, shard.box)
+            for shard, piece, _ in shared:
+                common = overlap(rows, piece.source)
                 if common is not None:
-                    shard.array[_relative(common, shard.box)] = block[_relative(common, rows)]
+                    shard.array[moved(common, piece.source, piece.target)] = block[relative(common, rows)]
+
+    def _finish(self, parameter: _Parameter) -> None:
+        """Hand a parameter to the devices, and its memory on."""
+        try:
+            array = self._place(parameter)
+        except BaseException:
+            self._budget.stop()
+            raise
+        with self._lock:
+            self._arrays[parameter.name] = array
+        self._budget.give(parameter.num_bytes)
 
     def _place(self, parameter: _Parameter) -> jax.Array:
         arrays = [
-            jax.device_put(shard.array, target) for shard in parameter.shards for target in shard.targets
+            jax.device_put(shard.array, target) for shard in parameter.shards for target in shard.plan.targets
         ]
         jax.block_until_ready(arrays)
         for shard in parameter.shards:
@@ -192,7 +222,7 @@ class _Buffers:
         self._lock = threading.Lock()
 
     def take(self, box: Box, dtype: np.dtype) -> np.ndarray:
-        num_bytes = _box_bytes(box, dtype)
+        num_bytes = box_bytes(box, dtype)
         with self._lock:
             free = self._free.pop(num_bytes, [])
             # Parameters come by size: what has another one will not be asked for again.
@@ -202,7 +232,7 @@ class _Buffers:
             memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
             offset = -memory.ctypes.data % _ALIGNMENT
             memory = memory[offset : offset + num_bytes]
-        return memory.view(dtype).reshape([part.stop - part.start for part in box])
+        return memory.view(dtype).reshape(box_shape(box))
 
     def give(self, array: np.ndarray) -> None:
         if self._is_reused:
@@ -210,19 +240,3 @@ class _Buffers:
             with self._lock:
                 if memory.size in self._free:
                     self._free[memory.size].append(memory)
-
-
-def _shards(wanted: jax.ShapeDtypeStruct) -> list[_Shard]:
-    sharding = wanted.sharding
-    if sharding is None:
-        return [_Shard(tuple(slice(0, size) for size in wanted.shape), [None])]
-    targets: dict[tuple[tuple[int, int], ...], list[SingleDeviceSharding | None]] = defaultdict(list)
-    for device, index in sharding.addressable_devices_indices_map(wanted.shape).items():
-        assert index is not None, "a process reads for its own devices alone"
-        bounds = [part.indices(size)[:2] for part, size in zip(index, wanted.shape, strict=True)]
-        targets[tuple(bounds)].append(SingleDeviceSharding(device, memory_kind=sharding.memory_kind))
-    return [_Shard(tuple(slice(*bound) for bound in bounds), found) for bounds, found in targets.items()]
-
-
-def _box_bytes(box: Box, dtype: np.dtype) -> int:
-    return prod(part.stop - part.start for part in box) * np.dtype(dtype).itemsize

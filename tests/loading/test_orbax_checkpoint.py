@@ -8,20 +8,25 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxserve.config import ModelConfig
 from jaxserve.conversion import sources
 from jaxserve.conversion.convert import convert
 from jaxserve.conversion.sources import chunk_grid
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading import orbax_checkpoint, orbax_restore
+from jaxserve.loading.boxes import Piece, whole_box
 from jaxserve.loading.orbax_checkpoint import OrbaxCheckpoint
 from jaxserve.loading.orbax_format import (
     MANIFEST,
@@ -33,6 +38,7 @@ from jaxserve.loading.orbax_format import (
 )
 from jaxserve.loading.orbax_restore import chunks_within
 from jaxserve.loading.resolve import open_checkpoint
+from jaxserve.models.loading import abstract_model, load_state, parameter_name
 from tests.conversion.models import assert_same, parameters_of, write_directory
 
 
@@ -245,6 +251,38 @@ def test_host_memory_is_used_again_for_devices_that_have_their_own(
     assert_same(parameters_of(whole), expected)
     assert len(addresses) == len(expected)
     assert len(set(addresses)) < len(addresses)
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """A layout with two rows before each parameter, the first of which is the parameter's last, and one behind it."""
+
+    config: ModelConfig
+
+    def moves(self, axes: tuple[str, ...], shape: tuple[int, ...]) -> list[Piece]:
+        del axes
+        rest = whole_box(shape[1:])
+        rows, last = slice(0, shape[0]), slice(shape[0] - 1, shape[0])
+        return [
+            Piece((rows, *rest), (slice(2, 2 + shape[0]), *rest)),
+            Piece((last, *rest), (slice(0, 1), *rest)),
+        ]
+
+
+def test_numbers_stand_where_a_layout_says_and_zeros_elsewhere(whole: Path) -> None:
+    expected = parameters_of(whole)
+    for checkpoint in (open_checkpoint(str(whole)), open_checkpoint(str(whole.parent / "source"))):
+        _, stored = abstract_model(checkpoint.config, jnp.dtype("float32"))
+        padded = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((leaf.shape[0] + 3, *leaf.shape[1:]), leaf.dtype), stored
+        )
+        state = load_state(checkpoint, padded, Shifted(checkpoint.config), progress=False)
+        for path, parameter in nnx.to_flat_state(state):
+            value, found = expected[parameter_name(path)], np.asarray(parameter.get_value())
+            assert found[2:-1].tobytes() == value.tobytes(), path
+            assert (found[0] == value[-1]).all()
+            assert not found[1].any()
+            assert not found[-1].any()
 
 
 AXES = st.sampled_from(["vocab", "embed", "kv_heads", "heads", "head_dim", "ffn", "group", "expert"])
