@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -160,7 +160,20 @@ class EngineConfig:
     generation_config: str = "auto"  # auto: the model's own sampling defaults, vllm: none, or a directory
     # Sampling defaults over those, in the names of generation_config.json, e.g. {"temperature": 0.6}.
     override_generation_config: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    # Images a prompt may have, {"image": 4}, or vLLM's longer {"image": {"count": 4}}; 999 where it says nothing.
+    limit_mm_per_prompt: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    # Bounds of images where a request sets none: min_pixels, max_pixels.
+    mm_processor_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    # Hosts that images are fetched from; "*": any public one.
+    allowed_media_domains: Sequence[str] = field(default=(), hash=False)
+    allowed_local_media_path: str | None = None  # directory that file: URLs of images may name
     trust_remote_code: bool = field(default=False)
+
+    @property
+    def max_images(self) -> int:
+        """How many images a prompt may have: vLLM's default where limit_mm_per_prompt says nothing."""
+        limit = self.limit_mm_per_prompt.get("image", 999)
+        return limit["count"] if isinstance(limit, Mapping) else limit
 
     def __post_init__(self) -> None:
         def refuse(name: str, wants: str) -> None:
@@ -195,5 +208,16 @@ class EngineConfig:
             refuse("generation_config", "use auto, vllm, or a directory with a generation_config.json")
         if not isinstance(self.override_generation_config, Mapping):
             refuse("override_generation_config", 'give an object, e.g. {"temperature": 0.6}')
+        for name in ("limit_mm_per_prompt", "mm_processor_kwargs"):
+            if not isinstance(getattr(self, name), Mapping):
+                refuse(name, "give an object")
+        for kind, value in self.limit_mm_per_prompt.items():
+            count = value.get("count") if isinstance(value, Mapping) else value
+            is_number = isinstance(count, int) and not isinstance(count, bool) and count >= 0
+            if kind not in ("image", "video", "audio") or not is_number:
+                refuse("limit_mm_per_prompt", 'give numbers by kind, none below 0, e.g. {"image": 4}')
+        # A string would be taken letter by letter.
+        if isinstance(self.allowed_media_domains, str) or not all(self.allowed_media_domains):
+            refuse("allowed_media_domains", 'give a list of hosts, e.g. ["images.example.com"]')
         if self.trust_remote_code:
             refuse("trust_remote_code", "code from checkpoints is never run; leave it off")

@@ -11,14 +11,20 @@ import pytest
 import jaxserve
 
 ROOT = Path(jaxserve.__file__).parent
-FRONT_END = ("llm", "async_llm", "admission", "assembly", "output_processor", "request_stream")
-ABOVE_ENGINE = ("server", "cli", *FRONT_END, "conversion")
+FRONT_END = (
+    *("llm", "async_llm", "admission", "assembly", "output_processor", "prompt_images", "request_stream"),
+)
+ABOVE_ENGINE = ("server", "cli", *FRONT_END, "conversion", "media")
 
 # The floor, and what it must not import of jaxserve's.
 UNKNOWN = {
     "server": ("cli", "engine", "loading", "conversion", "models", "kernels_pallas"),
-    "text": ("server", "cli", *FRONT_END, "conversion", "engine", "structured", "models"),
-    "conversion": ("server", "cli", *FRONT_END, "engine", "structured"),
+    "text": ("server", "cli", *FRONT_END, "conversion", "media", "engine", "structured", "models"),
+    "media": (
+        *("server", "cli", *FRONT_END, "conversion", "text", "engine", "structured", "loading"),
+        *("models", "kernels_pallas"),
+    ),
+    "conversion": ("server", "cli", *FRONT_END, "media", "engine", "structured"),
     "engine": (*ABOVE_ENGINE, "text"),
     "structured": (*ABOVE_ENGINE, "engine", "loading", "models", "kernels_pallas"),
     "loading": (*ABOVE_ENGINE, "text", "engine", "structured"),

@@ -116,6 +116,33 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help='sampling defaults over those, e.g. \'{"temperature": 0.6, "max_new_tokens": 512}\'',
     )
+    add(
+        "--limit-mm-per-prompt",
+        type=_json_object,
+        default={},
+        metavar="JSON",
+        help="images of a prompt, e.g. '{\"image\": 4}' (default: 999)",
+    )
+    add(
+        "--mm-processor-kwargs",
+        type=_json_object,
+        default={},
+        metavar="JSON",
+        help="bounds of images where a request sets none, e.g. '{\"max_pixels\": 1003520}'",
+    )
+    add(
+        "--allowed-media-domains",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="HOST",
+        help='hosts that images are fetched from, "*" for all public ones (default: none)',
+    )
+    add(
+        "--allowed-local-media-path",
+        metavar="DIR",
+        help="directory that file: URLs of images may name (default: none)",
+    )
     add_refused_flags(parser, ENGINE_FLAGS)
 
 
@@ -141,6 +168,10 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
         max_num_queued_reqs=args.max_num_queued_reqs,
         generation_config=args.generation_config,
         override_generation_config=args.override_generation_config,
+        limit_mm_per_prompt=args.limit_mm_per_prompt,
+        mm_processor_kwargs=args.mm_processor_kwargs,
+        allowed_media_domains=tuple(args.allowed_media_domains),
+        allowed_local_media_path=args.allowed_local_media_path,
     )
 
 
@@ -155,6 +186,8 @@ def engine_argv(config: EngineConfig) -> list[str]:
         flag = "--" + field.name.replace("_", "-")
         if isinstance(value, bool):
             argv.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, list | tuple):
+            argv.extend(f"{flag}={item}" for item in value)
         elif isinstance(value, Mapping):
             argv.append(f"{flag}={json.dumps(dict(value))}")
         else:

@@ -25,7 +25,6 @@ class RefusedFlag:
             raise ConfigError(f"{self.names[0]}{shown}: not supported; {self.instead}")
 
 
-_MULTIMODAL = "models with image or audio input are not served yet; leave it out"
 _ONE_DEVICE = "the model runs on one device; leave it out (or give 1)"
 _LORA = "LoRA adapters are not served yet: merge the adapter into the weights first"
 
@@ -51,13 +50,17 @@ ENGINE_FLAGS: tuple[RefusedFlag, ...] = (
     RefusedFlag(
         ("--tokenizer-mode",), "the Hugging Face tokenizer is used; leave it out (or give auto)", ("auto",)
     ),
+    RefusedFlag(("--media-io-kwargs",), "images are decoded in one way; leave it out", ("{}",)),
+    RefusedFlag(
+        ("--enable-mm-embeds",), "images are taken, not embeddings of them; leave it out", ("false",)
+    ),
+    RefusedFlag(
+        ("--interleave-mm-strings",), "images stay where they are among the texts; leave it out", ("true",)
+    ),
     RefusedFlag(("--hf-overrides",), "edit config.json in a copy of the model instead"),
 )
 
 SERVER_FLAGS: tuple[RefusedFlag, ...] = (
-    RefusedFlag(("--limit-mm-per-prompt",), _MULTIMODAL),
-    RefusedFlag(("--allowed-local-media-path",), _MULTIMODAL),
-    RefusedFlag(("--allowed-media-domains",), _MULTIMODAL),
     RefusedFlag(("--api-server-count",), "one process serves HTTP; leave it out (or give 1)", ("1",)),
     RefusedFlag(
         ("--headless",), "the engine and its HTTP front end run in one process; leave it out", ("false",)

@@ -72,6 +72,10 @@ def test_engine_argv_is_the_way_back() -> None:
         seed=0,
         generation_config="vllm",
         override_generation_config={"temperature": 0.6, "max_new_tokens": 7},
+        limit_mm_per_prompt={"image": 4},
+        mm_processor_kwargs={"max_pixels": 1003520},
+        allowed_media_domains=("a.example.com", "*"),
+        allowed_local_media_path="/data",
     )
     assert engine_config(parse(["serve", "m", *engine_argv(config)])) == config
     assert engine_argv(EngineConfig(model="m")) == []

@@ -1,0 +1,1 @@
+"""Images of requests: fetched, decoded and cut into patches, by rules that hold for strangers' files."""

@@ -1,0 +1,168 @@
+"""The images of one request, from URLs or ready ones to patches; nothing of it on the caller's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from jaxserve.config import ImageProcessorConfig
+from jaxserve.errors import ConfigError, RequestError
+from jaxserve.media.fetch import Fetcher
+from jaxserve.media.image_file import check_size, open_image, upright_rgb
+from jaxserve.media.patches import ProcessedImage, fitted_size, patches_of, with_bounds
+from jaxserve.media.policy import MediaPolicy
+from jaxserve.media.refusal import refused
+from jaxserve.media.urls import read_url
+
+T = TypeVar("T")
+
+_FETCHES = 8  # of one request at a time
+_THREADS = 4  # at most; each may hold a decoded image of the largest kind
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """An image that a request brings: its place there, for errors, and a URL or the image itself."""
+
+    where: str
+    image: str | Image.Image
+
+
+class ImageLoader:
+    """Loads images by one policy for one model.  Safe on any number of threads and event loops.
+
+    Args:
+        processor: how the checkpoint wants images prepared.
+        max_image_tokens: of one image; larger ones are shrunk to it.
+        max_prompt_tokens: of all images of a request together, for they have to fit into its prompt.
+
+    Raises:
+        ConfigError: the policy's processor_kwargs are wrong.
+    """
+
+    def __init__(
+        self,
+        processor: ImageProcessorConfig,
+        policy: MediaPolicy,
+        *,
+        max_image_tokens: int,
+        max_prompt_tokens: int,
+    ) -> None:
+        self.policy = policy
+        self._max_image_tokens = max_image_tokens
+        self._max_prompt_tokens = max_prompt_tokens
+        self._fetcher = Fetcher(policy)
+        self._max_pixels = max_image_tokens * processor.token_pixels**2
+        try:
+            self._processor = with_bounds(processor, policy.processor_kwargs, self._max_pixels)
+        except RequestError as error:
+            raise ConfigError(str(error)) from error
+        self._threads = ThreadPoolExecutor(
+            min(_THREADS, os.cpu_count() or 1), thread_name_prefix="jaxserve-images"
+        )
+
+    def load_now(
+        self, sources: Sequence[ImageSource], kwargs: Mapping[str, Any] | None = None
+    ) -> list[ProcessedImage]:
+        """`load` for callers without an event loop, or on one that may be held up."""
+        with ThreadPoolExecutor(1, thread_name_prefix="jaxserve-image-loop") as own:
+            return own.submit(asyncio.run, self.load(sources, kwargs)).result()
+
+    async def load(
+        self, sources: Sequence[ImageSource], kwargs: Mapping[str, Any] | None = None
+    ) -> list[ProcessedImage]:
+        """The images in the order of `sources`, with the bounds that a request sets (mm_processor_kwargs).
+
+        No image is decoded before it is known from the heads of all that they fit into a prompt.
+
+        Raises RequestError naming the field and the image at fault.
+        """
+        processor = with_bounds(self._processor, kwargs or {}, self._max_pixels)
+        if len(sources) > self.policy.max_images:
+            raise refused(
+                sources[self.policy.max_images].where,
+                f"is one image too many: {self.policy.max_images} are taken (--limit-mm-per-prompt)",
+            )
+        opened = await self._open_all(sources)
+        sizes = [
+            self._fitted(image, processor, source.where)
+            for image, source in zip(opened, sources, strict=True)
+        ]
+        side = processor.token_pixels
+        num_tokens = sum(width * height // side**2 for width, height in sizes)
+        if num_tokens >= self._max_prompt_tokens:
+            raise refused(
+                sources[0].where,
+                f"and the other images have {num_tokens} tokens, and this model's maximum context length is "
+                f"{self._max_prompt_tokens} tokens, prompt and answer together. Send fewer or smaller ones, or a lower "
+                "max_pixels in mm_processor_kwargs",
+            )
+        loop = asyncio.get_running_loop()
+        return await _all_of(
+            [
+                loop.run_in_executor(self._threads, _processed, image, size, processor, source)
+                for image, size, source in zip(opened, sizes, sources, strict=True)
+            ]
+        )
+
+    async def _open_all(self, sources: Sequence[ImageSource]) -> list[Image.Image]:
+        limit = self.policy.max_total_bytes
+        turns = asyncio.Semaphore(_FETCHES)
+        loop = asyncio.get_running_loop()
+        num_bytes = 0
+
+        async def opened(source: ImageSource) -> Image.Image:
+            nonlocal num_bytes
+            if not isinstance(source.image, str):
+                check_size(source.image, source.where)
+                return source.image
+            async with turns:
+                data = await read_url(source.image, source.where, self.policy, self._fetcher)
+            num_bytes += len(data)
+            if num_bytes > limit:
+                raise refused(
+                    source.where,
+                    f"makes all images larger than this server's limit of {limit} bytes together",
+                )
+            return await loop.run_in_executor(self._threads, open_image, data, source.where)
+
+        return await _all_of([opened(source) for source in sources])
+
+    def _fitted(self, image: Image.Image, processor: ImageProcessorConfig, where: str) -> tuple[int, int]:
+        width, height = fitted_size(*image.size, processor, where)
+        num_tokens = width * height // processor.token_pixels**2
+        if num_tokens > self._max_image_tokens:  # long and thin, or min_pixels is close to what fits
+            raise refused(
+                where,
+                f"becomes {num_tokens} tokens, and an image may have {self._max_image_tokens}: make it less long "
+                "and thin, or min_pixels in mm_processor_kwargs lower",
+            )
+        return width, height
+
+
+def _processed(
+    image: Image.Image, size: tuple[int, int], processor: ImageProcessorConfig, source: ImageSource
+) -> ProcessedImage:
+    upright = upright_rgb(image, source.where)
+    if upright.size != image.size:  # turned; fitted_size treats both sides alike
+        size = (size[1], size[0])
+    processed = patches_of(upright, size, processor)
+    if source.image is not image:  # opened here: hundreds of decoded images of a request would pile up
+        image.close()
+    return processed
+
+
+async def _all_of(jobs: Sequence[Awaitable[T]]) -> list[T]:
+    """The results in order; the first error ends what still waits, and is raised."""
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
