@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from jaxserve.engine.protocol import CoreRequest
 from jaxserve.errors import RequestError
-from jaxserve.inputs import AnyPrompt, ChatOptions, TokenizedPrompt, check_prompt, tokenize_prompt
+from jaxserve.inputs import (
+    AnyPrompt,
+    ChatOptions,
+    Prompt,
+    TokenizedPrompt,
+    check_prompt,
+    tokenize_prompt,
+)
+from jaxserve.media.policy import MediaPolicy
 from jaxserve.output_processor import RequestState
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.structured.compiler import GrammarCompiler
@@ -23,11 +31,15 @@ if TYPE_CHECKING:
 
     from jaxserve.engine.protocol import EngineInfo
     from jaxserve.loading.checkpoint import GenerationDefaults
+    from jaxserve.media.loader import ImageSource
+    from jaxserve.media.patches import ProcessedImage
+    from jaxserve.prompt_images import PromptImages
     from jaxserve.structured_outputs import StructuredOutputsParams
     from jaxserve.text.tokenizer import Tokenizer
 
 MAX_N = 16384  # answers to one prompt, vLLM's limit: n alone must not exhaust the host's memory
 SEED_SPACE = 2**64
+_MEDIA = ("multi_modal_data", "mm_processor_kwargs")  # of a prompt, beside its text or tokens
 
 
 class Admission:
@@ -40,11 +52,12 @@ class Admission:
         defaults: GenerationDefaults,
         seed: int | None = None,
         grammars: GrammarCompiler | None = None,
+        media: MediaPolicy | None = None,
     ) -> None:
         """`seed` makes the drawn seeds, and so the answers, a function of the order of requests.
 
         `grammars` is the compiler that an engine in this process has, to share what is compiled; by default one is
-        made.
+        made.  `media` says which images a model that takes them may be sent.
         """
         self.info = info
         self.tokenizer = tokenizer
@@ -62,6 +75,7 @@ class Admission:
         self.grammars = grammars or GrammarCompiler(
             tokenizer, info.vocab_size, end_token_ids(tokenizer, defaults)
         )
+        self.images = _prompt_images(info, tokenizer, media or MediaPolicy())
         # Compiling a template costs milliseconds; most callers have one.
         compile_template = functools.partial(_compile_template, tokenizer.special_tokens)
         self._compiled = functools.lru_cache(maxsize=8)(compile_template)
@@ -73,8 +87,15 @@ class Admission:
     def render_chat(self, messages: Sequence[Any], **options: Unpack[ChatOptions]) -> TokenizedPrompt:
         """The prompt of a conversation, by the model's chat template or the one given.  Safe on any thread.
 
+        Images are loaded here unless they come with the options, which may take as long as fetching does.
+
         Raises RequestError naming the field: see ChatTemplate.render.
         """
+        images = self.images
+        loaded = options.get("images")
+        if loaded is None:
+            loaded = self.load_images(messages, options.get("mm_processor_kwargs"))
+        marks = images.marks() if images is not None else None
         tools = options.get("tools")
         template = self.chat_template(
             options.get("chat_template"),
@@ -97,10 +118,55 @@ class Admission:
             template_kwargs=options.get("chat_template_kwargs"),
             wants_tool_calls=options.get("wants_tool_calls", False),
             write_call=options.get("write_call"),
+            marks=marks,
         )
         # The template has written the special tokens, BOS among them, where they belong.
         add_special_tokens = options.get("add_special_tokens", False)
-        return TokenizedPrompt(self.tokenizer.encode(text, add_special_tokens, param="messages"), text)
+        prompt = TokenizedPrompt(self.tokenizer.encode(text, add_special_tokens, param="messages"), text)
+        if images is None or marks is None:
+            return prompt
+        return images.place(prompt, [loaded[i] for i in marks.order], param="messages")
+
+    def image_sources(self, messages: Sequence[Any], kwargs: Mapping[str, Any] | None) -> list[ImageSource]:
+        """The images of a conversation; none for a text model, which refuses them when it renders.
+
+        `kwargs` is mm_processor_kwargs.  Raises RequestError, for a text model that is given those, too.
+        """
+        if self.images is not None:
+            return self.images.of_messages(messages)
+        if kwargs is not None:
+            raise _text_only("mm_processor_kwargs")
+        return []
+
+    def load_images(
+        self, messages: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+    ) -> list[ProcessedImage]:
+        """The images of a conversation, ready for render_chat.  Holds the thread up while they are fetched.
+
+        Raises RequestError naming the image at fault.
+        """
+        sources = self.image_sources(messages, kwargs)
+        return self.images.loader.load_now(sources, kwargs) if self.images is not None and sources else []
+
+    def prepare(self, prompt: AnyPrompt) -> TokenizedPrompt:
+        """Token ids and images of a prompt in any accepted shape.  Holds the thread up where it has images.
+
+        Raises RequestError naming the field.
+        """
+        if not isinstance(prompt, Mapping):
+            return tokenize_prompt(prompt, self.tokenizer)
+        rest = {name: value for name, value in prompt.items() if name not in _MEDIA}
+        tokenized = tokenize_prompt(cast(Prompt, rest), self.tokenizer)
+        if self.images is None:
+            for name in _MEDIA:
+                if prompt.get(name):
+                    raise _text_only(name)
+            return tokenized
+        sources = self.images.of_prompt(prompt)
+        if not sources:
+            return tokenized
+        loaded = self.images.loader.load_now(sources, prompt.get("mm_processor_kwargs"))
+        return self.images.place(tokenized, loaded, param="prompt")
 
     def chat_template(
         self, source: str | None, content_format: str, *, has_tools: bool = False
@@ -145,8 +211,10 @@ class Admission:
         Core requests get ids that are never used again: outputs that are still on their way when a request ends
         must not reach the next one that its caller gives the same id.
         """
-        tokenized = tokenize_prompt(prompt, self.tokenizer)
+        tokenized = self.prepare(prompt)
         check_prompt(tokenized, self.info)
+        if self.images is not None:
+            self.images.check(tokenized)
         params.check_vocabulary(self.info.vocab_size, self.info.max_logprobs)
         if not -(2**63) <= priority < 2**63:
             raise RequestError(f"priority must be a 64-bit integer, got {priority}.", param="priority")
@@ -172,6 +240,7 @@ class Admission:
             priority=priority,
             arrival_time=time.monotonic(),
             cache_salt=cache_salt,
+            images=tokenized.images,
         )
         cores = [
             replace(core, request_id=f"{core.request_id}#{next(self._serials)}")
@@ -196,6 +265,20 @@ class Admission:
             bad_words=(),
             structured_outputs=None,
         )
+
+
+def _prompt_images(info: EngineInfo, tokenizer: Tokenizer, policy: MediaPolicy) -> PromptImages | None:
+    if info.images is None:
+        return None
+    from jaxserve.prompt_images import (
+        PromptImages,
+    )  # brings PIL and an HTTP client, which text has no use for
+
+    return PromptImages(info.images, info, tokenizer, policy)
+
+
+def _text_only(name: str) -> RequestError:
+    return RequestError(f"{name} is not supported: this model takes text only; leave it out.", param=name)
 
 
 def end_token_ids(tokenizer: Tokenizer, defaults: GenerationDefaults) -> tuple[int, ...]:

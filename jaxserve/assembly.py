@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jaxserve.media.policy import MediaPolicy
+
 if TYPE_CHECKING:
     from jaxserve.config import EngineConfig
     from jaxserve.engine.protocol import EngineClient
@@ -21,6 +23,7 @@ class EngineParts:
     tokenizer: Tokenizer
     defaults: GenerationDefaults
     grammars: GrammarCompiler | None = None  # that front end and engine share
+    media: MediaPolicy | None = None  # which images requests may bring, if the model takes any
 
 
 def assemble(config: EngineConfig) -> EngineParts:
@@ -35,15 +38,17 @@ def assemble(config: EngineConfig) -> EngineParts:
     from jaxserve.structured.compiler import GrammarCompiler
     from jaxserve.text.tokenizer import load_tokenizer
 
+    # Before the weights: these are quick, and a missing file should not cost a minute of loading.
+    media = MediaPolicy.of(config)
     if config.load_format == "dummy":
         checkpoint = None
         model, defaults, path = open_config(config.model)
     else:
         checkpoint = open_checkpoint(config.model, config.load_format)
         model, defaults, path = checkpoint.config, checkpoint.defaults, checkpoint.path
-    # Before the weights: both are quick, and a missing file should not cost a minute of loading.
     defaults = generation_defaults(config, defaults)
     tokenizer = load_tokenizer(locate_tokenizer(config.tokenizer) if config.tokenizer else path)
     grammars = GrammarCompiler(tokenizer, model.vocab_size, end_token_ids(tokenizer, defaults))
     grammars.warm_up()
-    return EngineParts(build_client(config, checkpoint, model, grammars), tokenizer, defaults, grammars)
+    client = build_client(config, checkpoint, model, grammars)
+    return EngineParts(client, tokenizer, defaults, grammars, media)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from jaxserve.admission import Admission
 from jaxserve.assembly import assemble
-from jaxserve.errors import EngineDeadError, QueueFullError, ShuttingDownError
+from jaxserve.errors import EngineDeadError, QueueFullError, RequestError, ShuttingDownError
 from jaxserve.inputs import AnyPrompt, ChatOptions, TokenizedPrompt
 from jaxserve.output_processor import OutputProcessor
 from jaxserve.request_stream import Inbox, RequestStream
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from jaxserve.config import EngineConfig
     from jaxserve.engine.protocol import EngineClient, EngineInfo, EngineStats, TokenOutput
     from jaxserve.loading.checkpoint import GenerationDefaults
+    from jaxserve.media.patches import ProcessedImage
+    from jaxserve.media.policy import MediaPolicy
     from jaxserve.observer import Observer
     from jaxserve.sampling_params import SamplingParams
     from jaxserve.structured.compiler import GrammarCompiler
@@ -46,14 +48,16 @@ class AsyncLLM:
         seed: int | None = None,
         max_num_queued_reqs: int | None = None,
         grammars: GrammarCompiler | None = None,
+        media: MediaPolicy | None = None,
     ) -> None:
         """Takes an unstarted client and starts it.
 
         `seed` draws the seeds of requests without one; `max_num_queued_reqs` is how many sequences may wait
-        for the engine before new requests are refused; `grammars` is the compiler of an engine in this process.
+        for the engine before new requests are refused; `grammars` is the compiler of an engine in this process;
+        `media` says which images a model that takes them may be sent.
         """
         self._client = client
-        self._admission = Admission(client.info, tokenizer, defaults, seed, grammars)
+        self._admission = Admission(client.info, tokenizer, defaults, seed, grammars, media)
         self._max_num_queued_reqs = max_num_queued_reqs
         self._processor = OutputProcessor()
         self._inboxes: dict[str, Inbox] = {}
@@ -76,6 +80,7 @@ class AsyncLLM:
             seed=config.seed,
             max_num_queued_reqs=config.max_num_queued_reqs,
             grammars=parts.grammars,
+            media=parts.media,
         )
 
     @property
@@ -132,9 +137,31 @@ class AsyncLLM:
     def render_chat(self, messages: Sequence[Any], **options: Unpack[ChatOptions]) -> TokenizedPrompt:
         """The prompt of a conversation, for `generate`; may be called on any thread, as for a long one it should.
 
+        Images should have been loaded before, with load_images, for else this thread waits for them.
+
         Raises RequestError naming the field at fault.
         """
         return self._admission.render_chat(messages, **options)
+
+    async def load_images(
+        self, messages: Sequence[Any], mm_processor_kwargs: Mapping[str, Any] | None = None
+    ) -> list[ProcessedImage]:
+        """The images of a conversation, for render_chat: fetched, decoded and cut up on other threads.
+
+        Raises RequestError naming the image at fault, or mm_processor_kwargs.
+        """
+        sources = self._admission.image_sources(messages, mm_processor_kwargs)
+        images = self._admission.images
+        return (
+            await images.loader.load(sources, mm_processor_kwargs) if images is not None and sources else []
+        )
+
+    async def prepare(self, prompt: AnyPrompt) -> TokenizedPrompt:
+        """A prompt for `generate`, its text tokenized and its images (multi_modal_data) loaded on other threads.
+
+        Raises RequestError naming the field.
+        """
+        return await asyncio.to_thread(self._admission.prepare, prompt)
 
     def chat_template(
         self, source: str | None = None, content_format: str = "auto", *, has_tools: bool = False
@@ -189,11 +216,18 @@ class AsyncLLM:
     ) -> RequestStream:
         """Submit a request now; iterate over the result for its outputs (see RequestStream for how it ends).
 
+        A prompt with images comes from render_chat or `prepare`.
+
         Refuses at once, before anything is submitted: RequestError (names the field), QueueFullError,
         ShuttingDownError, EngineDeadError.  While iterating: EngineDeadError, RequestFailedError.
         """
         loop = self._bind_loop()
         self._check_open()
+        if isinstance(prompt, Mapping) and prompt.get("multi_modal_data"):
+            raise RequestError(
+                "multi_modal_data would hold up the event loop: pass what `await prepare(prompt)` gives.",
+                param="multi_modal_data",
+            )
         request_id = request_id or uuid.uuid4().hex
         state = self._admission.admit(request_id, prompt, params, priority=priority, cache_salt=cache_salt)
         self._processor.add(state)

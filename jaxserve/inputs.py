@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, cast
 
 from jaxserve.errors import RequestError
 
 if TYPE_CHECKING:
-    from jaxserve.engine.protocol import EngineInfo
+    from jaxserve.engine.protocol import EngineInfo, ImageInput
+    from jaxserve.media.patches import ProcessedImage
     from jaxserve.text.tokenizer import Tokenizer
     from jaxserve.text.tool_text import CallWriter
 
@@ -18,6 +19,8 @@ class TextPrompt(TypedDict):
     """Text still to be tokenized."""
 
     prompt: str
+    multi_modal_data: NotRequired[Mapping[str, Any] | None]  # {"image": a PIL image or a list of them}
+    mm_processor_kwargs: NotRequired[Mapping[str, Any] | None]  # min_pixels, max_pixels
 
 
 class TokensPrompt(TypedDict):
@@ -25,6 +28,8 @@ class TokensPrompt(TypedDict):
 
     prompt_token_ids: Sequence[int]
     prompt: NotRequired[str | None]
+    multi_modal_data: NotRequired[Mapping[str, Any] | None]
+    mm_processor_kwargs: NotRequired[Mapping[str, Any] | None]
 
 
 Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
@@ -32,10 +37,32 @@ Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPrompt:
-    """A prompt as the engine wants it, and its text where the caller gave text."""
+    """A prompt as the engine wants it, and its text where the caller gave text.
+
+    In the text an image has one placeholder, in token_ids as many as it has tokens.
+    """
 
     token_ids: list[int]
     text: str | None = None
+    images: tuple[ImageInput, ...] = ()
+
+    def last(self, num_tokens: int) -> TokenizedPrompt:
+        """The prompt without its beginning, with this many tokens.
+
+        Raises RequestError (param "truncate_prompt_tokens") where that would cut an image in two.
+        """
+        cut = len(self.token_ids) - num_tokens
+        kept = tuple(
+            replace(image, offset=image.offset - cut) for image in self.images if image.offset >= cut
+        )
+        for image in self.images:
+            if image.offset < cut < image.offset + image.num_tokens:
+                raise RequestError(
+                    f"truncate_prompt_tokens: the last {num_tokens} tokens would begin in the middle of an image, "
+                    f"which has {image.num_tokens}.",
+                    param="truncate_prompt_tokens",
+                )
+        return TokenizedPrompt(self.token_ids[cut:], None, kept)
 
 
 AnyPrompt = Prompt | TokenizedPrompt
@@ -54,6 +81,8 @@ class ChatOptions(TypedDict, total=False):
     wants_tool_calls: bool  # describe tools even where the template does not; default False
     write_call: CallWriter | None  # how the model writes a call, where the template does not know
     add_special_tokens: bool  # beside those that the template writes itself; default False
+    mm_processor_kwargs: Mapping[str, Any] | None  # bounds for the images of messages: min_pixels, max_pixels
+    images: Sequence[ProcessedImage]  # those of messages, where they have been loaded before
 
 
 def tokenize_prompt(prompt: AnyPrompt, tokenizer: Tokenizer) -> TokenizedPrompt:

@@ -50,7 +50,9 @@ class LLM:
 
     def _open(self, parts: EngineParts, seed: int | None) -> None:
         self._client = parts.client
-        self._admission = Admission(parts.client.info, parts.tokenizer, parts.defaults, seed, parts.grammars)
+        self._admission = Admission(
+            parts.client.info, parts.tokenizer, parts.defaults, seed, parts.grammars, parts.media
+        )
         self._lock = threading.Lock()
         self._request_ids = map(str, itertools.count())
         self._events: queue.SimpleQueue[Sequence[TokenOutput] | Exception] = queue.SimpleQueue()
@@ -87,7 +89,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer every prompt; the outputs are in the order of the prompts.
 
-        `prompts` is one prompt or a list: text, token ids, {"prompt": …} or {"prompt_token_ids": …}.  One
+        `prompts` is one prompt or a list: text, token ids, {"prompt": …} or {"prompt_token_ids": …}; a dict may have
+        {"multi_modal_data": {"image": a PIL image or several}} beside them, and mm_processor_kwargs.  One
         SamplingParams serves all prompts, a list gives one each, None means the model's defaults.
 
         Raises RequestError before anything runs when a prompt or parameter is wrong, RequestFailedError when
@@ -120,8 +123,12 @@ class LLM:
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer a conversation (a list of messages) or a list of conversations, through the chat template.
+
+        Images are parts of a message's content: {"type": "image_url", "image_url": {"url": …}} as over HTTP, or
+        {"type": "image_pil", "image_pil": a PIL image}.
 
         See ChatOptions and ChatTemplate.render for the template's arguments, `generate` for the rest.
         """
@@ -134,6 +141,7 @@ class LLM:
             "wants_tool_calls": bool(tools),
             "documents": documents,
             "chat_template_kwargs": chat_template_kwargs,
+            "mm_processor_kwargs": mm_processor_kwargs,
         }
         conversations: Sequence[Any] = (
             [messages] if not messages or isinstance(messages[0], Mapping) else messages

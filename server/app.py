@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from quart import Quart, Response, g, request
+from quart import Quart, Response, current_app, g, request
 from werkzeug.exceptions import MethodNotAllowed, NotFound, RequestEntityTooLarge
 
 from jaxserve.async_llm import AsyncLLM
@@ -19,17 +19,22 @@ from jaxserve.server.intake import begin_request_id
 from jaxserve.server.render import render_chat, render_completion
 from jaxserve.server.respond import error_response
 from jaxserve.server.root_path import strip_root_path
-from jaxserve.server.settings import ServerSettings
+from jaxserve.server.settings import MIB, ServerSettings
 from jaxserve.server.state import ServerState
 from jaxserve.server.tokens import detokenize, tokenize
 
 _log = logging.getLogger(__name__)
 
+MAX_TEXT_BODY = 4 * MIB  # of a request, where the operator says nothing
+MAX_IMAGE_BODY = 64 * MIB  # likewise, for a model that takes images
+
 
 def create_app(llm: AsyncLLM, settings: ServerSettings) -> Quart:
     """The application that serves `llm`.  Raises ConfigError for settings that cannot work together."""
     app = Quart(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes or (
+        MAX_TEXT_BODY if llm.info.images is None else MAX_IMAGE_BODY
+    )
     app.config["BODY_TIMEOUT"] = settings.receive_timeout
     app.url_map.merge_slashes = False  # werkzeug would send the client to whatever host its Host header names
     app.json.sort_keys = False  # pyright: ignore[reportAttributeAccessIssue]  # of the default provider
@@ -133,10 +138,10 @@ def _add_hooks(app: Quart, state: ServerState) -> None:
     async def _answer_error(error: Exception) -> Response:
         if isinstance(error, NotFound) and (target := _tidied(app)) is not None:
             return Response("", 307, {"Location": settings.root_path + target})
-        return error_response(_worded(error, settings))
+        return error_response(_worded(error))
 
 
-def _worded(error: Exception, settings: ServerSettings) -> ApiError:
+def _worded(error: Exception) -> ApiError:
     """The answer to an exception; routing's errors and the body limit get their details here."""
     if isinstance(error, NotFound):
         return ApiError(404, f"There is no {request.path!r:.200} on this server.")
@@ -145,7 +150,7 @@ def _worded(error: Exception, settings: ServerSettings) -> ApiError:
         message = f"{request.method} is not allowed for {request.path!r:.200}: use {allowed}."
         return ApiError(405, message, headers={"Allow": allowed})
     if isinstance(error, RequestEntityTooLarge):
-        limit = settings.max_body_bytes
+        limit = current_app.config["MAX_CONTENT_LENGTH"]
         return ApiError(
             413, f"The request body is larger than this server's limit of {limit} bytes.", param="body"
         )

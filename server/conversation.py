@@ -13,6 +13,7 @@ from jaxserve.server.call_writing import call_writer
 from jaxserve.server.protocol import TemplateFields
 from jaxserve.server.state import ServerState
 from jaxserve.text.chat_template import ChatTemplate
+from jaxserve.text.image_parts import unread_image_fields
 
 MAX_REQUEST_TEMPLATE = 50_000  # characters; compiling takes a while, and models' own have some 20,000
 
@@ -28,8 +29,11 @@ async def render(
 ) -> TokenizedPrompt:
     """The prompt of a conversation; a long one (`num_bytes` of the request) is rendered on another thread.
 
+    Its images are loaded before, on threads of their own.
+
     `wants_tool_calls` is ChatTemplate.render's.  Raises RequestError naming the field at fault.
     """
+    images = await state.llm.load_images(messages, fields.mm_processor_kwargs)
     options: ChatOptions = {
         "add_generation_prompt": fields.add_generation_prompt,
         "continue_final_message": bool(fields.continue_final_message),
@@ -38,6 +42,7 @@ async def render(
         "wants_tool_calls": wants_tool_calls,
         "write_call": call_writer(state.settings.tool_call_parser),
         "add_special_tokens": add_special_tokens,
+        "images": images,
         **_template(state, fields),
     }
 
@@ -79,6 +84,11 @@ def ignored_template_fields(state: ServerState, fields: TemplateFields) -> list[
     if fields.reasoning_effort is not None and known.isdisjoint(("reasoning_effort", *_THINKING)):
         names.append("reasoning_effort")
     return names
+
+
+def ignored_image_fields(state: ServerState, messages: Sequence[Any]) -> list[str]:
+    """Names of what image parts say and nobody reads; none for a text model, which has refused the parts."""
+    return list(unread_image_fields(messages)) if state.llm.info.images is not None else []
 
 
 def echoed_text(messages: Sequence[Any]) -> str:

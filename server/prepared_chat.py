@@ -10,7 +10,7 @@ from jaxserve.inputs import TokenizedPrompt
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.server.answer_plan import AnswerPlan, plan_answer
 from jaxserve.server.answer_reader import AnswerReader
-from jaxserve.server.conversation import ignored_template_fields, render
+from jaxserve.server.conversation import ignored_image_fields, ignored_template_fields, render
 from jaxserve.server.errors import ApiError
 from jaxserve.server.intake import Intake, take
 from jaxserve.server.prompts import fit
@@ -64,11 +64,19 @@ async def prepare_chat(state: ServerState, request: Request) -> PreparedChat:
 
 
 def _unread(state: ServerState, fields: ChatRequest) -> tuple[str, ...]:
-    """What the request says to a chat template that does not read it."""
-    names = tuple(ignored_template_fields(state, fields))
-    if names and state.settings.strict_params:
-        raise ApiError(400, f"{names[0]:.100} means nothing to this model's chat template.", param=names[0])
-    return names
+    """What the request says to a chat template that does not read it, or of images that are taken as they are."""
+    of_template = ignored_template_fields(state, fields)
+    of_images = ignored_image_fields(state, fields.messages)
+    if state.settings.strict_params:
+        if of_template:
+            raise ApiError(
+                400,
+                f"{of_template[0]:.100} means nothing to this model's chat template.",
+                param=of_template[0],
+            )
+        if of_images:
+            raise ApiError(400, f"{of_images[0]} means nothing to this model.", param="messages")
+    return (*of_template, *of_images)
 
 
 def _check_number(state: ServerState, fields: ChatRequest) -> None:

@@ -51,8 +51,8 @@ def fit(
                 param="truncate_prompt_tokens",
             )
         if len(token_ids) > keep:
-            token_ids = token_ids[-keep:]
-            prompt = TokenizedPrompt(token_ids, None)
+            prompt = prompt.last(keep)
+            token_ids = prompt.token_ids
     if not token_ids:
         raise RequestError(f"{param} must not be empty: it has no tokens.", param=param)
     if len(token_ids) >= limit:

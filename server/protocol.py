@@ -82,6 +82,7 @@ class TemplateFields(BaseModel):
     continue_final_message: bool | None = None
     documents: list[dict[str, Any]] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None  # bounds of the images of messages
 
 
 class ChatRequest(GenerationRequest, TemplateFields):

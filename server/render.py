@@ -44,7 +44,8 @@ def _rendered(
     state: ServerState, taken: Intake[Any], prompt: TokenizedPrompt, params: SamplingParams, answer_id: str
 ) -> Rendered:
     text = prompt.text
-    if text is None:  # token ids came, or truncation cut into the text
+    # Token ids came, or truncation cut into the text, or images have more tokens than placeholders in the text.
+    if text is None or prompt.images:
         text = state.llm.tokenizer.decode(prompt.token_ids, skip_special_tokens=False)
     room = state.llm.info.max_model_len - len(prompt.token_ids)
     return Rendered(

@@ -27,7 +27,7 @@ class ServerSettings:
     root_path: str = ""  # prefix under which a proxy publishes the server, e.g. "/llm"
     allowed_origins: tuple[str, ...] = ("*",)  # browsers' origins (CORS)
     shutdown_timeout: float = 30.0  # seconds that running requests get after the first SIGTERM
-    max_body_bytes: int = 4 * MIB
+    max_body_bytes: int | None = None  # None: 4 MiB, or 64 MiB for a model that takes images
     receive_timeout: float = 60.0  # seconds that a request's head, and then its body, may take to arrive
     strict_params: bool = False  # unknown request fields are refused instead of named in a header
     enable_prompt_tokens_details: bool = False  # usage.prompt_tokens_details.cached_tokens
@@ -56,7 +56,11 @@ class ServerSettings:
         need(self.uds != "", "uds", "give the path of the socket")
         need(self.shutdown_timeout >= 0, "shutdown_timeout", "must be at least 0 seconds")
         need(self.receive_timeout > 0, "receive_timeout", "must be above 0 seconds")
-        need(self.max_body_bytes >= 1024, "max_body_bytes", "must be at least 1024 bytes")
+        need(
+            self.max_body_bytes is None or self.max_body_bytes >= 1024,
+            "max_body_bytes",
+            "must be at least 1024 bytes",
+        )
         need(all(self.served_model_names), "served_model_names", "names must not be empty")
         need(
             self.root_path == "" or (self.root_path.startswith("/") and not self.root_path.endswith("/")),

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxserve.server.errors import ApiError
 
-_TEXT_ONLY = "this server version serves text models only; leave it out"
+_TEXT_ONLY = "answers are text; leave it out"
 _BEAM = "this server version does not search beams; leave it out (or send false) and use n instead"
 
 
@@ -46,8 +46,7 @@ _SHARED: dict[str, Callable[[Any], str | None]] = {
 
 CHAT_FIELDS: dict[str, Callable[[Any], str | None]] = {
     **_SHARED,
-    "mm_processor_kwargs": _always(_TEXT_ONLY),
-    "media_io_kwargs": _always(_TEXT_ONLY),
+    "media_io_kwargs": _always("images are decoded in one way, transparent parts on white; leave it out"),
     "modalities": _modalities,
     "audio": _always(_TEXT_ONLY),
     "web_search_options": _always("this server searches no web; leave it out"),

@@ -63,7 +63,7 @@ def test_prompts_of_every_shape(prompt: Any, token_ids: list[int], text: str | N
         (["a"], "integers, got 'a'"),
         ({}, "needs 'prompt'"),
         ({"prompt": 3}, "text, got int"),
-        ({"prompt": "a", "multi_modal_data": {}}, "multi_modal_data"),
+        ({"prompt": "a", "multi_modal_uuids": {}}, "multi_modal_uuids"),
         ("\ud800", "surrogates"),
     ],
 )

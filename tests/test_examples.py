@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
+from jaxserve.assembly import EngineParts
 from jaxserve.bench.server_process import free_port
 from jaxserve.engine.protocol import CoreRequest
+from jaxserve.loading.checkpoint import GenerationDefaults
 from tests.bench.fake_server import WORDS, fake_server
-from tests.scripted import Script
-from tests.server.serving import listening, serving
+from tests.media.photos import CAT
+from tests.scripted import Script, ScriptedClient, saying, scripted_info
+from tests.server.serving import PARIS, listening, serving
+from tests.tiny import EOS, byte_tokenizer
+from tests.vision import TEMPLATE, TOKENS, vision_info
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-CHAT, TOOL_CALLING = EXAMPLES / "chat.py", EXAMPLES / "tool_calling.py"
+CHAT, TOOL_CALLING, VISION = EXAMPLES / "chat.py", EXAMPLES / "tool_calling.py", EXAMPLES / "vision.py"
 
 
 def test_chat_prints_the_plain_and_the_streamed_answer() -> None:
@@ -97,3 +105,28 @@ async def test_tool_calling_fails_where_the_result_is_not_used() -> None:
     assert code == 1
     assert "It is 71 degrees." in out
     assert err == "failed: the answer does not use the tool's result\n"
+
+
+async def test_vision_sends_a_photograph() -> None:
+    with serving(info=vision_info(), chat_template=TEMPLATE, special_tokens=TOKENS) as served:
+        async with listening(served) as url:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, VISION, str(CAT), f"{url}/v1", stdout=asyncio.subprocess.PIPE
+            )
+            out, _ = await process.communicate()
+        (request,) = served.engine.submitted
+    assert (process.returncode, out.decode()) == (0, f"{PARIS}\n")
+    assert len(request.images) == 1
+
+
+def test_vision_takes_a_pil_image_without_a_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = ScriptedClient(saying([*b"A cat."]), info=scripted_info(**vision_info()))
+    tokenizer = byte_tokenizer(chat_template=TEMPLATE, special=TOKENS)
+    parts = EngineParts(client, tokenizer, GenerationDefaults(eos_token_ids=(EOS,)))
+    monkeypatch.setattr("jaxserve.llm.assemble", lambda config: parts)
+    monkeypatch.setattr(sys, "argv", [str(VISION), str(CAT), "--model", "m"])
+    runpy.run_path(str(VISION), run_name="__main__")
+    assert capsys.readouterr().out == "A cat.\n"
+    assert len(client.submitted[0].images) == 1

@@ -94,9 +94,8 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--max-body-bytes",
         type=num_bytes,
-        default=4 * 2**20,
         metavar="BYTES",
-        help="of a request (default: 4M)",
+        help="of a request (default: 4M, or 64M for a model that takes images)",
     )
     add(
         "--receive-timeout",

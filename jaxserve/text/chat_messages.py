@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxserve.errors import RequestError
+from jaxserve.text.image_parts import ImageMarks, image_kind, other_media
 
 Content = str | list[dict[str, Any]]
 
@@ -31,18 +32,20 @@ class Turn:
         return self.message["role"]
 
 
-def checked_turns(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
-    """Copies of `messages`: contents are text or lists of text parts, keys whose value is null are left out.
+def checked_turns(messages: Sequence[Mapping[str, Any]], marks: ImageMarks | None = None) -> list[Turn]:
+    """Copies of `messages`: contents are text or lists of parts, keys whose value is null are left out.
+
+    Parts are text; with `marks`, for a model that takes images, they may be images too, which `marks` numbers.
 
     A tool's message gets the id and name of the call that it answers where it does not say them, so that
     templates which write those have something to write.
 
     Raises:
-        RequestError: there is no message, one is malformed, or one has parts other than text (param "messages").
+        RequestError: there is no message, one is malformed, or one has parts of another kind (param "messages").
     """
     if not messages:
         raise RequestError("messages must have at least one message.", param="messages")
-    turns = [Turn(_checked(message, f"messages[{i}]"), i) for i, message in enumerate(messages)]
+    turns = [Turn(_checked(message, f"messages[{i}]", marks), i) for i, message in enumerate(messages)]
     _name_results(turns)
     return turns
 
@@ -87,11 +90,11 @@ def arguments_text(call: Mapping[str, Any]) -> str:
     return _arguments(call["function"].get("arguments"), takes_objects=False)
 
 
-def _checked(message: Any, where: str) -> dict[str, Any]:
+def _checked(message: Any, where: str, marks: ImageMarks | None) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise RequestError(f"{where} must be an object with a role.", param="messages")
     copy = {key: value for key, value in message.items() if value is not None}
-    copy["content"] = _content(message.get("content"), where)
+    copy["content"] = _content(message.get("content"), where, marks)
     calls = copy.pop("tool_calls", None)
     if calls:
         copy["tool_calls"] = _checked_calls(calls, where)
@@ -101,29 +104,44 @@ def _checked(message: Any, where: str) -> dict[str, Any]:
     return copy
 
 
-def _content(content: Any, where: str) -> Content:
+def _content(content: Any, where: str, marks: ImageMarks | None) -> Content:
     if content is None:
         return ""
     if isinstance(content, str):
-        return content
+        return _unreserved(content, f"{where}.content", marks)
     if not isinstance(content, Sequence):
         raise RequestError(
             f"{where}.content must be a string or a list of parts, got {type(content).__name__}.",
             param="messages",
         )
-    return [
-        {"type": "text", "text": _text_of_part(part, f"{where}.content[{k}]")}
-        for k, part in enumerate(content)
-    ]
+    return [_part(part, f"{where}.content[{k}]", marks) for k, part in enumerate(content)]
 
 
-def _text_of_part(part: Any, where: str) -> str:
+def _part(part: Any, where: str, marks: ImageMarks | None) -> dict[str, Any]:
+    if marks is not None and isinstance(part, Mapping) and image_kind(part) is not None:
+        return marks.new_part()
+    return {"type": "text", "text": _unreserved(_text_of_part(part, where, marks), where, marks)}
+
+
+def _unreserved(text: str, where: str, marks: ImageMarks | None) -> str:
+    """The text, unless it has what stands for an image: an error in vLLM as well."""
+    if marks is not None and marks.reserved in text:
+        raise RequestError(
+            f"{where} must not contain {marks.reserved}, which stands for an image; send an image_url part.",
+            param="messages",
+        )
+    return text
+
+
+def _text_of_part(part: Any, where: str, marks: ImageMarks | None) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type", "text" if "text" in part else None) if isinstance(part, Mapping) else None
     if not isinstance(kind, str):
         raise RequestError(f"{where} must be an object with a type.", param="messages")
     if kind not in _TEXT_PARTS:
+        if marks is not None:
+            raise other_media(kind, where)
         raise RequestError(
             f"{where} is of type {kind!r:.60}, but this model takes text only; leave the part out or ask a "
             "multimodal model.",

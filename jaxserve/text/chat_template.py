@@ -13,6 +13,7 @@ from jinja2.exceptions import SecurityError
 
 from jaxserve.errors import RequestError
 from jaxserve.text.chat_messages import Turn, checked_turns, shaped_calls, shaped_content
+from jaxserve.text.image_parts import ImageMarks
 from jaxserve.text.message_folding import fold
 from jaxserve.text.template_limits import TemplateLimitError
 from jaxserve.text.template_sandbox import TemplateEnvironment, WorkBudget, render
@@ -96,11 +97,12 @@ class ChatTemplate:
         template_kwargs: Mapping[str, Any] | None = None,
         wants_tool_calls: bool = False,
         write_call: CallWriter | None = None,
+        marks: ImageMarks | None = None,
     ) -> str:
         """The prompt of a conversation.
 
         Args:
-            messages: OpenAI chat messages; contents are text, lists of text parts, or None.
+            messages: OpenAI chat messages; contents are text, lists of parts, or None.
             tools: OpenAI tool definitions, for the template to describe.
             documents: for templates that know retrieval; others get them in the system message.
             add_generation_prompt: end with what opens the assistant's turn.
@@ -109,6 +111,7 @@ class ChatTemplate:
                 special tokens, but nothing that has a field of its own.
             wants_tool_calls: where the template does not show `tools`, describe them in the system message.
             write_call: how the model writes a call, where the template does not know; None: as Hermes does.
+            marks: for a model that takes images; they learn in which order the prompt has them.
 
         Raises:
             RequestError: the messages are unusable or the template refused them (param "messages"), or the
@@ -132,9 +135,11 @@ class ChatTemplate:
             described.append(tools_text(tools, write_call))
         if documents and not self.traits.shows_documents:
             described.append(documents_text(documents))
-        turns = fold(checked_turns(messages), self.traits, write_call, described)
+        turns = fold(checked_turns(messages, marks), self.traits, write_call, described)
         conversation = [self._shaped(turn) for turn in turns]
         final_text = _mark_final_text(conversation) if continue_final_message else ""
+        if marks is not None:
+            marks.take_from(conversation)
         variables = {
             **self._special_tokens,
             **(template_kwargs or {}),
@@ -144,7 +149,9 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         prompt = self._render(variables, turns)
-        return _cut_after_final_text(prompt, final_text) if continue_final_message else prompt
+        if continue_final_message:
+            prompt = _cut_after_final_text(prompt, final_text)
+        return prompt if marks is None else marks.write(prompt)
 
     def _shaped(self, turn: Turn) -> dict[str, Any]:
         """A turn's message with its content and calls as the template takes them."""
@@ -274,7 +281,7 @@ def _mark_final_text(conversation: list[dict[str, Any]]) -> str:
     if content is None or isinstance(content, str):
         conversation[-1]["content"] = (content or "") + _END_MARK
         return content or ""
-    if not content:
+    if not content or content[-1]["type"] != "text":
         content.append({"type": "text", "text": ""})
     text = content[-1]["text"]
     content[-1]["text"] = text + _END_MARK

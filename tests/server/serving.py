@@ -13,6 +13,7 @@ from quart import Quart
 
 from jaxserve.async_llm import AsyncLLM
 from jaxserve.loading.checkpoint import GenerationDefaults
+from jaxserve.media.policy import MediaPolicy
 from jaxserve.server import ServerSettings, bind_socket, create_app
 from jaxserve.server.launch import HttpServer
 from tests.scripted import Script, ScriptedClient, saying, scripted_info
@@ -107,6 +108,7 @@ def serving(
     chat_template: str | None = CHAT_TEMPLATE,
     special_tokens: tuple[str, ...] = (),
     max_num_queued_reqs: int | None = None,
+    media: MediaPolicy | None = None,
     **settings: Any,
 ) -> Iterator[Serving]:
     """A server that answers by `script` (by default: that Paris is the capital)."""
@@ -118,6 +120,7 @@ def serving(
         byte_tokenizer(chat_template=chat_template, special=special_tokens),
         GenerationDefaults(eos_token_ids, sampling or {}, max_tokens_limit),
         max_num_queued_reqs=max_num_queued_reqs,
+        media=media,
     )
     try:
         chosen = ServerSettings(**{"port": 0, **settings})
