@@ -156,6 +156,8 @@ class EngineConfig:
     compile_cache_dir: str | None = None  # default ~/.cache/jaxserve/xla; "" turns the disk cache off
     seed: int | None = None  # makes requests without a seed reproducible too
     max_logprobs: int = 20
+    tensor_parallel_size: int = 1  # devices that share the model
+    enable_expert_parallel: bool = False  # each of them has experts of its own, not a share of every expert
     max_num_queued_reqs: int | None = None  # waiting requests beyond which new ones get 429
     generation_config: str = "auto"  # auto: the model's own sampling defaults, vllm: none, or a directory
     # Sampling defaults over those, in the names of generation_config.json, e.g. {"temperature": 0.6}.
@@ -195,6 +197,7 @@ class EngineConfig:
             "max_num_seqs",
             "max_num_batched_tokens",
             "kv_cache_memory",
+            "tensor_parallel_size",
             "max_num_queued_reqs",
         ):
             value = getattr(self, name)

@@ -56,9 +56,13 @@ def to_rows(weight: jax.Array, num_axes: int, num_kept: int = 0) -> jax.Array:
 
     Where a weight is several, the `num_kept` axes that tell them apart stand before all, and stay there.
     """
+    return jnp.transpose(weight, rows_order(weight.ndim, num_axes, num_kept))
+
+
+def rows_order(ndim: int, num_axes: int, num_kept: int = 0) -> tuple[int, ...]:
+    """The axes of `to_rows`' result, by their numbers in a weight of `ndim`."""
     behind = num_kept + num_axes
-    axes = (*range(num_kept), *range(behind, weight.ndim), *range(num_kept, behind))
-    return jnp.transpose(weight, axes)
+    return (*range(num_kept), *range(behind, ndim), *range(num_kept, behind))
 
 
 def from_rows(rows: jax.Array, num_axes: int, num_kept: int = 0) -> jax.Array:

@@ -17,6 +17,7 @@ from jaxserve.kernels_pallas.matmul import contract, contract_rows
 from jaxserve.kernels_pallas.metadata import AttentionMetadata, Backend
 from jaxserve.models.experts import ExpertsMLP
 from jaxserve.models.layers import Attention, GatedMLP, RMSNorm, parameter, take_rows
+from jaxserve.models.part import WHOLE, Part
 from jaxserve.models.rope import rope_table
 
 
@@ -24,13 +25,20 @@ class DecoderLayer(nnx.Module):
     """Attention, then feed-forward, each behind a norm and beside a residual."""
 
     def __init__(
-        self, config: ModelConfig, window: int | None, experts: ExpertsConfig | None, dtype: jnp.dtype
+        self,
+        config: ModelConfig,
+        window: int | None,
+        experts: ExpertsConfig | None,
+        dtype: jnp.dtype,
+        part: Part = WHOLE,
     ) -> None:
         self.attention_norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
-        self.attention = Attention(config, window, dtype)
+        self.attention = Attention(config, window, dtype, part)
         self.mlp_norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
         self.mlp = (
-            GatedMLP(config, dtype) if experts is None else ExpertsMLP(config.hidden_size, experts, dtype)
+            GatedMLP(config, dtype, part)
+            if experts is None
+            else ExpertsMLP(config.hidden_size, experts, dtype, part)
         )
 
     def __call__(
@@ -79,13 +87,16 @@ def _run_layer(
 
 
 class DecoderModel(nnx.Module):
-    """Embedding, layers, final norm and output head.  A family is a subclass that says what it fixes."""
+    """Embedding, layers, final norm and output head.  A family is a subclass that says what it fixes.
+
+    Of a model over several devices this is one device's part, with the sizes that it has there (layout.Layout.local).
+    """
 
     fixed: ClassVar[dict[str, Any]] = {}  # ModelConfig fields with one possible value in this family
     may_slide: ClassVar[bool] = False  # whether layers may have a sliding window
     has_experts: ClassVar[bool] = False  # whether layers have experts
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype) -> None:
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, part: Part = WHOLE) -> None:
         """Raises ConfigError where the config asks for what the family does not have."""
         for name, value in self.fixed.items():
             if getattr(config, name) != value:
@@ -104,10 +115,11 @@ class DecoderModel(nnx.Module):
                 f"family {config.family!r} {'cannot do without' if self.has_experts else 'has none'}"
             )
         self.config = config
+        self.part = part
         self.embedding = parameter((config.vocab_size, config.hidden_size), ("vocab", "embed"), dtype)
         # Unrolled: scanning over stacked layers makes XLA copy every weight slice, at twice a step's time.
         self.layers = nnx.List(
-            DecoderLayer(config, window, config.experts_of(layer), dtype)
+            DecoderLayer(config, window, config.experts_of(layer), dtype, part)
             for layer, window in enumerate(config.layer_windows)
         )
         self.norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
@@ -131,7 +143,7 @@ class DecoderModel(nnx.Module):
         last = len(self.layers) - 1
         # More rows than tokens are mostly padding, and cheaper to take at the end.
         cut = None if rows is None or rows.shape[0] >= token_ids.shape[0] else rows
-        x = jnp.take(self.embedding[...], token_ids, axis=0, mode="clip")  # ids are checked at the door
+        x = self.part.take_rows(self.embedding[...], token_ids)  # ids are checked at the door
         rope = rope_table(meta.positions, self.config)
         scratch = start_step(meta, self.config.num_kv_heads)
         delta, written = None, []
@@ -145,7 +157,10 @@ class DecoderModel(nnx.Module):
         return (take_rows(hidden, rows) if rows is not None and cut is None else hidden), tuple(written)
 
     def logits(self, hidden: jax.Array, backend: Backend = "xla") -> jax.Array:
-        """hidden [R, D] to [R, V] float32: accumulated and kept wide, since sampling compares near ties."""
+        """hidden [R, D] to [R, V] float32: accumulated and kept wide, since sampling compares near ties.
+
+        Of a part: to the logits of its share of the vocabulary, what pads it included.
+        """
         wide = jnp.dtype(jnp.float32)
         if self.lm_head is not None:
             return contract(hidden, self.lm_head[...], backend=backend, out_dtype=wide)

@@ -13,6 +13,7 @@ from jaxserve.kernels_pallas.matmul import contract
 from jaxserve.kernels_pallas.metadata import AttentionMetadata, Backend
 from jaxserve.kernels_pallas.residual import add_norm, contract_parts
 from jaxserve.kernels_pallas.scoring import Scoring
+from jaxserve.models.part import WHOLE, Part
 
 
 def parameter(shape: tuple[int, ...], axes: tuple[str, ...], dtype: jnp.dtype) -> nnx.Param[jax.Array]:
@@ -66,12 +67,13 @@ class Attention(nnx.Module):
     groups together.
     """
 
-    def __init__(self, config: ModelConfig, window: int | None, dtype: jnp.dtype) -> None:
+    def __init__(self, config: ModelConfig, window: int | None, dtype: jnp.dtype, part: Part = WHOLE) -> None:
         embed, heads, kv_heads = config.hidden_size, config.num_heads, config.num_kv_heads
         head_dim, eps = config.head_dim, config.rms_norm_eps
         fused = (kv_heads, heads // kv_heads + 2, head_dim)
         fused_axes = ("kv_heads", "group", "head_dim")
         self.window = window
+        self.part = part
         self.qkv = parameter((embed, *fused), ("embed", *fused_axes), dtype)
         self.qkv_bias = parameter(fused, fused_axes, dtype) if config.qkv_bias else None
         self.q_norm = RMSNorm(head_dim, "head_dim", eps, dtype) if config.qk_norm else None
@@ -109,14 +111,15 @@ class Attention(nnx.Module):
         )
         if rows is not None:
             out = take_rows(out, rows)
-        return _contract_parts(out, self.o, 2, self.o_bias, meta.backend), kv_pages, scratch
+        return _contract_parts(out, self.o, 2, self.o_bias, meta.backend, self.part), kv_pages, scratch
 
 
 class GatedMLP(nnx.Module):
     """down(silu(gate(x)) * up(x)), gate and up being one weight [D, 2, F]."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype) -> None:
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, part: Part = WHOLE) -> None:
         embed, ffn = config.hidden_size, config.intermediate_size
+        self.part = part
         self.gate_up = parameter((embed, 2, ffn), ("embed", "gate_up", "ffn"), dtype)
         self.gate_up_bias = parameter((2, ffn), ("gate_up", "ffn"), dtype) if config.mlp_bias else None
         self.down = parameter((ffn, embed), ("ffn", "embed"), dtype)
@@ -134,7 +137,7 @@ class GatedMLP(nnx.Module):
         # float32 costs nothing here: the activation is fused between two GEMMs and never stored wide.
         gate, up = gate_up[:, 0].astype(jnp.float32), gate_up[:, 1].astype(jnp.float32)
         gated = (jax.nn.silu(gate) * up).astype(x.dtype)
-        return _contract_parts(gated, self.down, 1, self.down_bias, backend)
+        return _contract_parts(gated, self.down, 1, self.down_bias, backend, self.part)
 
 
 def _contract_parts(
@@ -143,7 +146,10 @@ def _contract_parts(
     num_axes: int,
     bias: nnx.Param[jax.Array] | None,
     backend: Backend,
+    part: Part,
 ) -> jax.Array:
-    if bias is None:
+    """x times a weight that devices have by its rows, so that each gives a summand: parts [C, T, D] of all of them."""
+    if bias is None and part.is_whole:
         return contract_parts(x, weight[...], num_axes, backend)
-    return (contract(x, weight[...], num_axes, backend=backend) + bias[...])[None]
+    out = part.add_up(contract(x, weight[...], num_axes, backend=backend))
+    return (out if bias is None else out + bias[...])[None]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Reading, dequantising and copying leave the GIL most of the time; each holds one parameter's bytes.
 _NUM_THREADS = 4
 _NAMES_SHOWN = 8
-_DUMMY_STD = 0.02
+DUMMY_STD = 0.02  # of random parameters
 
 
 class HasMoves(Protocol):
@@ -216,7 +216,7 @@ def dummy_weights(abstract: nnx.State, seed: int) -> nnx.State:
             return parameter.replace(jnp.ones(parameter.shape, parameter.dtype))
         own_key = jax.random.fold_in(key, zlib.crc32("/".join(map(str, path)).encode()))
         value = jax.random.normal(own_key, parameter.shape, parameter.dtype)
-        return parameter.replace(value * jnp.asarray(_DUMMY_STD, parameter.dtype))
+        return parameter.replace(value * jnp.asarray(DUMMY_STD, parameter.dtype))
 
     return nnx.from_flat_state([(path, fill(path, value)) for path, value in nnx.to_flat_state(abstract)])
 

@@ -13,6 +13,7 @@ from jaxserve.models.decoder import DecoderModel
 from jaxserve.models.llama import Llama, llama_weights
 from jaxserve.models.mistral import Mistral, mistral_weights
 from jaxserve.models.mixtral import Mixtral, mixtral_weights
+from jaxserve.models.part import WHOLE, Part
 from jaxserve.models.qwen2 import Qwen2, qwen2_weights
 from jaxserve.models.qwen3 import Qwen3, qwen3_weights
 from jaxserve.models.qwen3_moe import Qwen3Moe, qwen3_moe_weights
@@ -46,6 +47,9 @@ def family_of(config: ModelConfig) -> Family:
     return FAMILIES[config.family]
 
 
-def build_model(config: ModelConfig, dtype: jnp.dtype) -> DecoderModel:
-    """The model with all parameters zero.  Under nnx.eval_shape: its shapes alone, nothing allocated."""
-    return family_of(config).model(config, dtype)
+def build_model(config: ModelConfig, dtype: jnp.dtype, part: Part = WHOLE) -> DecoderModel:
+    """The model, or a device's part of it, with all parameters zero.
+
+    Under nnx.eval_shape: its shapes alone, nothing allocated.
+    """
+    return family_of(config).model(config, dtype, part)

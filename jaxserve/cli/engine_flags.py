@@ -82,6 +82,19 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="keep the pages of earlier prompts for prompts that begin alike (default: on)",
     )
+    add(
+        "--tensor-parallel-size",
+        "-tp",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="devices that share the model (default: %(default)s)",
+    )
+    add(
+        "--enable-expert-parallel",
+        action="store_true",
+        help="give each of these devices experts of its own, not a share of every expert",
+    )
     add("--forbid-recompile", action="store_true", help="make a compile after start-up an error")
     add(
         "--compile-cache-dir",
@@ -161,6 +174,8 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
         gpu_memory_utilization=args.gpu_memory_utilization,
         kv_cache_memory=args.kv_cache_memory,
         enable_prefix_caching=args.enable_prefix_caching,
+        tensor_parallel_size=args.tensor_parallel_size,
+        enable_expert_parallel=args.enable_expert_parallel,
         forbid_recompile=args.forbid_recompile,
         compile_cache_dir=args.compile_cache_dir,
         seed=args.seed,

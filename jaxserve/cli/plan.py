@@ -50,17 +50,18 @@ def make_plan(config: EngineConfig) -> dict[str, Any]:
     from jaxserve.engine.client import weights_bytes
     from jaxserve.engine.compile_estimate import compile_seconds
     from jaxserve.engine.host_limits import num_processors
-    from jaxserve.engine.settle import settle
+    from jaxserve.engine.settle import layout_of, settle
 
     # A plan shall not take the memory that it speaks of: a server may be using it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    settings = settle(config, model, weights_bytes(model))
+    settings = settle(config, model, weights_bytes(model, layout_of(config, model)))
     programs = _programs(settings)
     return {
         "model": config.model,
         "path": str(path),
         "family": model.family,
         "device": settings.device_kind,
+        "devices": _devices(settings),
         "dtype": settings.dtype,
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,
@@ -77,6 +78,11 @@ def make_plan(config: EngineConfig) -> dict[str, Any]:
             compile_seconds(programs, settings.platform, model.num_layers, num_processors()), 1
         ),
     }
+
+
+def _devices(settings: Settings) -> dict[str, Any]:
+    layout = settings.layout
+    return {"num_devices": layout.num_devices, "tensor": layout.tensor, "expert": layout.expert}
 
 
 def _memory(settings: Settings) -> dict[str, int]:
@@ -109,9 +115,9 @@ def _programs(settings: Settings) -> list[str]:
     import jax.numpy as jnp
 
     from jaxserve.engine.programs import ProgramBook
-    from jaxserve.models.loading import abstract_model
+    from jaxserve.models.on_devices import abstract_on_devices
 
-    graphdef, abstract = abstract_model(settings.model, jnp.dtype(settings.dtype))
+    graphdef, abstract = abstract_on_devices(settings.layout, jnp.dtype(settings.dtype))
     return [program.name for program in ProgramBook(settings, graphdef, abstract)]
 
 
@@ -124,6 +130,7 @@ def _print(plan: dict[str, Any]) -> None:
     head.add_column()
     head.add_column(justify="right")
     for label, value in (
+        ("devices (tensor x expert)", "{num_devices} ({tensor} x {expert})".format(**plan["devices"])),
         ("dtype", plan["dtype"]),
         ("context (max_model_len)", f"{plan['max_model_len']} tokens"),
         ("sequences in a step (max_num_seqs)", str(plan["max_num_seqs"])),
@@ -132,7 +139,7 @@ def _print(plan: dict[str, Any]) -> None:
         head.add_row(label, value)
     console.print(head)
 
-    memory = Table(title="memory", show_header=False)
+    memory = Table(title="memory of each device", show_header=False)
     memory.add_column()
     memory.add_column(justify="right")
     for name in ("weights", "activations", "sampler_state", "kv_cache", "total", "available"):

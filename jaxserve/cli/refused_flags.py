@@ -25,7 +25,7 @@ class RefusedFlag:
             raise ConfigError(f"{self.names[0]}{shown}: not supported; {self.instead}")
 
 
-_ONE_DEVICE = "the model runs on one device; leave it out (or give 1)"
+_NO_STAGES = "every device has a part of every layer (--tensor-parallel-size); leave it out (or give 1)"
 _LORA = "LoRA adapters are not served yet: merge the adapter into the weights first"
 
 ENGINE_FLAGS: tuple[RefusedFlag, ...] = (
@@ -34,10 +34,8 @@ ENGINE_FLAGS: tuple[RefusedFlag, ...] = (
         "weights run in --dtype; a quantised GGUF file is dequantised when it is loaded",
         ("none",),
     ),
-    RefusedFlag(("--tensor-parallel-size", "-tp"), _ONE_DEVICE, ("1",)),
-    RefusedFlag(("--pipeline-parallel-size", "-pp"), _ONE_DEVICE, ("1",)),
+    RefusedFlag(("--pipeline-parallel-size", "-pp"), _NO_STAGES, ("1",)),
     RefusedFlag(("--data-parallel-size", "-dp"), "start one server per replica instead", ("1",)),
-    RefusedFlag(("--enable-expert-parallel",), _ONE_DEVICE, ("false",)),
     RefusedFlag(("--speculative-config",), "there is no speculative decoding yet; leave it out"),
     RefusedFlag(("--cpu-offload-gb",), "weights stay on the device; leave it out", ("0", "0.0")),
     RefusedFlag(("--swap-space",), "preempted sequences are recomputed, not swapped; leave it out", ("0",)),

@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +19,24 @@ from jaxserve.config import EngineConfig, ModelConfig
 from jaxserve.engine.compile_cache import CompileCache, default_folder
 from jaxserve.engine.compiling import CompileGuard, check_memory, compile_all
 from jaxserve.engine.core import EngineCore
+from jaxserve.engine.devices import engine_devices
 from jaxserve.engine.pages import PageAllocator
 from jaxserve.engine.programs import ProgramBook
 from jaxserve.engine.protocol import CoreRequest, EngineInfo, EngineStats, TokenOutput
 from jaxserve.engine.runner import Runner
 from jaxserve.engine.scheduler import Scheduler
-from jaxserve.engine.settle import Settings, settle
+from jaxserve.engine.settle import Settings, layout_of, settle
 from jaxserve.engine.start_clock import timed
-from jaxserve.errors import EngineDeadError
+from jaxserve.errors import ConfigError, EngineDeadError
 from jaxserve.loading.checkpoint import AnyCheckpoint
-from jaxserve.models.loading import abstract_model, dummy_model, load_model
+from jaxserve.models.layout import Layout, plan_layout
+from jaxserve.models.loading import load_state
+from jaxserve.models.on_devices import abstract_on_devices, abstract_part, dummy_on_devices
 from jaxserve.structured.compiler import CompiledGrammar, GrammarCompiler
+
+if TYPE_CHECKING:
+    from jaxlib._jax import Device  # jax.Device, as type checkers can see it
+
 
 logger = logging.getLogger(__name__)
 
@@ -168,26 +176,36 @@ def build_client(
     checkpoint: AnyCheckpoint | None,
     model: ModelConfig,
     grammars: GrammarCompiler | None = None,
+    *,
+    devices: Sequence[Device] | None = None,
 ) -> InProcessClient:
     """Load the weights and compile every program, with progress on stderr.  The client is not started.
 
     Without a checkpoint (load_format "dummy") the weights are random.  Without `grammars`, no request may have one.
+    `devices` are those that the engine has to itself, as many as the config says; by default the first of all.
     Raises ConfigError if the model does not fit, CheckpointError if the weights are not the model's.
     """
     with timed("device and settings"):
-        settings = settle(config, model, weights_bytes(model))
-    dtype = jnp.dtype(settings.dtype)
+        devices = engine_devices(config, devices)
+        settings = settle(config, model, weights_bytes(model, layout_of(config, model)), devices)
+    layout = settings.layout
     with timed("list of programs"):
-        book = ProgramBook(settings, *abstract_model(model, dtype))
-        cache = CompileCache(default_folder(config.compile_cache_dir), _cache_context(settings))
+        # Where nothing else is said arrays are on the first device, and uncommitted: the shortest way into a program.
+        named = None if devices == tuple(jax.devices()[:1]) else devices
+        graphdef, abstract = abstract_on_devices(layout, jnp.dtype(settings.dtype), named)
+        book = ProgramBook(settings, graphdef, abstract)
+        cache = CompileCache(default_folder(config.compile_cache_dir), _cache_context(settings), devices)
 
     def load() -> nnx.State:
         with timed("weights"):
             if checkpoint is not None:
-                _, state = load_model(checkpoint, dtype)
-            else:
-                _, state = dummy_model(model, dtype, config.seed or 0)
-        return state
+                if layout.num_devices > 1:
+                    raise ConfigError(
+                        f"tensor_parallel_size={layout.num_devices}: checkpoints cannot be loaded over several devices "
+                        "yet; give 1, or load_format=dummy"
+                    )
+                return load_state(checkpoint, abstract)
+            return dummy_on_devices(abstract, config.seed or 0, layout)
 
     state, programs = _load_while_compiling(load, book, cache)
     check_memory(programs, settings.memory)
@@ -214,7 +232,9 @@ def build_client(
         num_pages=settings.memory.num_pages - 1,
         max_logprobs=settings.max_logprobs,
         dtype=settings.dtype,
-        device=settings.device_kind,
+        device=settings.device_kind
+        if layout.num_devices == 1
+        else f"{layout.num_devices} x {settings.device_kind}",
     )
     core = EngineCore(scheduler, runner, grammars)
     return InProcessClient(core, info, forbid_recompile=config.forbid_recompile, grammars=grammars)
@@ -240,16 +260,16 @@ def _load_while_compiling(
         return state, programs.result()
 
 
-def weights_bytes(model: ModelConfig) -> int:
-    """Bytes of the parameters at four bytes a number, without allocating any."""
-    _, abstract = abstract_model(model, jnp.dtype(jnp.float32))
+def weights_bytes(model: ModelConfig, layout: Layout | None = None) -> int:
+    """Bytes of the parameters, or of one device's in a layout, at four bytes a number, without allocating any."""
+    _, abstract = abstract_part(layout or plan_layout(model, 1), jnp.dtype(jnp.float32))
     return sum(leaf.size * 4 for leaf in jax.tree.leaves(abstract))
 
 
 def _cache_context(settings: Settings) -> object:
     """What programs depend on: the numbers that shape them, and not how much memory there happened to be."""
     return (
-        settings.model,
+        settings.layout,
         settings.dtype,
         settings.kv_dtype,
         settings.page_size,

@@ -13,15 +13,20 @@ import os
 import pickle
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 from jax.experimental import serialize_executable
 
 from jaxserve.engine.xla_options import compiler_options
+
+if TYPE_CHECKING:
+    from jaxlib._jax import Device  # jax.Device, as type checkers can see it
+
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +45,18 @@ _JAX_SETTINGS = (  # that change what is traced or compiled
 class CompileCache:
     """A folder of serialised executables; `None` as folder keeps nothing."""
 
-    def __init__(self, folder: Path | None, context: object) -> None:
-        """`context` is what the programs depend on beside sources, versions and device; its repr must tell."""
+    def __init__(self, folder: Path | None, context: object, devices: Sequence[Device] | None = None) -> None:
+        """`context` is what the programs depend on beside sources, versions and device; its repr must tell.
+
+        `devices` are those that the programs span; by default the first there is.
+        """
+        self._devices = tuple(devices or jax.devices()[:1])
         self._folder = folder
         # Programs are traced one by one, as the interpreter's lock would have it anyway: side by side they would all be
         # traced before the first one compiles.
         self._tracing = threading.Lock()
-        self._prefix = _environment_digest(repr(context)) if folder else ""
+        ids = [device.id for device in self._devices]  # which a program is loaded for
+        self._prefix = _environment_digest(repr((context, ids))) if folder else ""
 
     def load(self, name: str) -> jax.stages.Compiled | None:
         """The program compiled under this name before, or None; a file that cannot be read is as good as absent."""
@@ -54,7 +64,8 @@ class CompileCache:
         if path is None or not path.exists():
             return None
         try:
-            return serialize_executable.deserialize_and_load(*pickle.loads(path.read_bytes()))
+            stored = pickle.loads(path.read_bytes())
+            return serialize_executable.deserialize_and_load(*stored, execution_devices=self._devices)
         except (OSError, pickle.UnpicklingError, EOFError, ValueError, jax.errors.JaxRuntimeError):
             return None
 
@@ -67,7 +78,8 @@ class CompileCache:
         """
         with self._tracing:
             lowered = lower()
-        compiled = lowered.compile(compiler_options(jax.devices()[0].platform, rows=rows))
+        options = compiler_options(self._devices[0].platform, len(self._devices), rows)
+        compiled = lowered.compile(options)
         path = self._path(name)
         if path is not None:
             try:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxserve.engine import vocab_search
+from jaxserve.engine.vocab_shards import VocabShards
 
 
 @partial(
@@ -26,8 +27,16 @@ class Logprobs:
     top_logprobs: jax.Array  # [B, n] float32
 
 
-def gather_logprobs(logits: jax.Array, token_ids: jax.Array, num_logprobs: int) -> Logprobs:
-    """Logprobs of token_ids [B] and the num_logprobs likeliest tokens under softmax(logits [B, V])."""
+def gather_logprobs(
+    logits: jax.Array, token_ids: jax.Array, num_logprobs: int, shards: VocabShards | None = None
+) -> Logprobs:
+    """Logprobs of token_ids [B] and the num_logprobs likeliest tokens under softmax(logits [B, V]).
+
+    Within `shards` the logits are this device's share of each row.
+    """
+    if shards is not None:
+        own = gather_logprobs(shards.whole_rows(logits), shards.own_rows(token_ids), num_logprobs)
+        return shards.gather(own, logits.shape[0])
     logits = logits.astype(jnp.float32)
     largest = logits.max(-1, keepdims=True)
     log_total = jnp.log(jnp.exp(logits - largest).sum(-1, keepdims=True))  # [B, 1]
@@ -41,9 +50,11 @@ def gather_logprobs(logits: jax.Array, token_ids: jax.Array, num_logprobs: int) 
     )
 
 
-def prompt_logprobs(logits: jax.Array, target_ids: jax.Array, num_logprobs: int) -> Logprobs:
+def prompt_logprobs(
+    logits: jax.Array, target_ids: jax.Array, num_logprobs: int, shards: VocabShards | None = None
+) -> Logprobs:
     """Logprobs of prompt tokens: logits [C, V] of the positions before them, target_ids [C] int32.
 
     Padding positions may carry any id within the vocabulary; the host drops their results.
     """
-    return gather_logprobs(logits, target_ids, num_logprobs)
+    return gather_logprobs(logits, target_ids, num_logprobs, shards)

@@ -7,14 +7,16 @@ program needs no class of ours to be found again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxserve.engine.batch import unpack, vector_length
 from jaxserve.engine.lattice import BurstShape, ForwardShape, SampleShape
@@ -31,6 +33,7 @@ from jaxserve.engine.sampling_rows import (
     mask_words,
 )
 from jaxserve.engine.settle import Settings
+from jaxserve.engine.vocab_shards import VocabShards
 from jaxserve.engine.weight_pack import WeightPack
 from jaxserve.engine.xla_options import LIBRARY_ROWS
 from jaxserve.kernels_pallas import experts
@@ -39,6 +42,7 @@ from jaxserve.kernels_pallas.matmul import from_rows
 from jaxserve.kernels_pallas.metadata import Backend
 from jaxserve.models.decoder import DecoderModel
 from jaxserve.models.layers import CONTRACTED_AXES, take_rows
+from jaxserve.models.sharding import partition_spec
 from jaxserve.sampling_params import MAX_LOGIT_BIAS
 
 ADMIT_CHUNK = 1024  # tokens of one admit call
@@ -46,6 +50,7 @@ ADMIT = "admit"
 ASSIGN_CHUNK = 256  # pages of one assign call
 ASSIGN = "assign_pages"
 PROMPT_LOGPROBS = "prompt_logprobs"  # scores prompt tokens from the hidden states of a scoring step
+_STATE_FIELDS = tuple(field.name for field in dataclasses.fields(SamplerState))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,11 @@ class Weights:
 
 
 class ProgramBook:
-    """All programs of one engine, from its settings and the model's graph definition and abstract weights."""
+    """All programs of one engine, from its settings and the model's graph definition and abstract weights.
+
+    Of a model over several devices the graph is that of one device's part, and the weights' shardings say which devices
+    (on_devices.abstract_on_devices).  Every device then runs the same program on what it has of the arguments.
+    """
 
     def __init__(
         self, settings: Settings, graphdef: nnx.GraphDef[DecoderModel], abstract_state: nnx.State
@@ -75,21 +84,29 @@ class ProgramBook:
         self._settings = settings
         self._graphdef = graphdef
         leaves, self._treedef = jax.tree.flatten(abstract_state)
-        model = settings.model
+        model, layout = settings.model, settings.layout
+        self._sharding: jax.sharding.Sharding | None = leaves[0].sharding
+        self._shards: VocabShards | None = None
+        if layout.num_devices > 1:
+            self._shards = VocabShards(layout.part, model.vocab_size, layout.local.vocab_size)
         self._backend: Backend = backend_of(settings.platform, settings.dtype, model.head_dim)
         make_ready(self._backend, settings.dtype)
         if model.experts is not None:
             experts.make_ready(self._backend, settings.dtype)
         contracted = _contracted_axes(abstract_state) if self._backend == "cpu" else {}
         self._pack = WeightPack.plan(leaves, contracted)
-        self._leaf_specs = [_spec(leaf.shape, leaf.dtype) for leaf in leaves]
+        self._leaf_specs = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
         self._head = self._find_head(abstract_state)
-        self._head_spec = jax.eval_shape(lambda arrays: self._pack.leaf(arrays, self._head), self._pack.specs)
-        page = (settings.memory.num_pages, settings.page_size, model.num_kv_heads, 2, model.head_dim)
-        self.kv_specs = (_spec(page, settings.kv_dtype),) * model.num_layers
-        self.page_table_spec = _spec((settings.max_num_seqs + 1, settings.lattice.max_pages), jnp.int32)
-        state = jax.eval_shape(lambda: init_state(settings.max_num_seqs, model.vocab_size))
-        self._state_specs = tuple(_spec(x.shape, x.dtype) for x in state_to_tuple(state))
+        self._head_spec = self._pack.leaf_spec(self._head)
+        page = (settings.memory.num_pages, settings.page_size, layout.num_slots, 2, model.head_dim)
+        kv_axes = ("pages", "page_tokens", "kv_heads", "key_value", "head_dim")
+        self.kv_specs = (self._spec(page, settings.kv_dtype, *kv_axes),) * model.num_layers
+        self.page_table_spec = self._spec((settings.max_num_seqs + 1, settings.lattice.max_pages), jnp.int32)
+        state = jax.eval_shape(lambda: init_state(settings.max_num_seqs, layout.vocab_size))
+        self.state_specs = tuple(
+            self._spec(x.shape, x.dtype, *(("slots", "vocab") if name == "tokens_seen" else ()))
+            for name, x in zip(_STATE_FIELDS, state_to_tuple(state), strict=True)
+        )
 
     def __iter__(self) -> Iterator[Program]:
         lattice = self._settings.lattice
@@ -136,7 +153,38 @@ class ProgramBook:
         """A model's parameters as the programs take them."""
         leaves = jax.tree.leaves(state)
         model = self._pack.pack(leaves)
-        return Weights(model, self._pack.leaf(model, self._head))
+        head = self._pack.leaf(model, self._head)
+        return Weights(model, jax.device_put(head, self._head_spec.sharding) if self._sharding else head)
+
+    def put(self, tree: Any) -> Any:
+        """Arrays of the host on every device, in one transfer."""
+        return jax.device_put(tree, self._place(()))
+
+    def _place(self, axes: Sequence[str]) -> jax.sharding.Sharding | None:
+        """Where an array of the engine lies whose dimensions are called `axes`; other dimensions are not divided."""
+        if isinstance(self._sharding, NamedSharding):
+            return NamedSharding(self._sharding.mesh, partition_spec(axes, "of the engine"))
+        return self._sharding
+
+    def _spec(self, shape: tuple[int, ...], dtype: object, *axes: str) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=self._place(axes))  # type: ignore[arg-type]  # dtype-like
+
+    def _lower(
+        self, function: Callable[..., Any], *args: Any, donate: int | tuple[int, ...] = (), outs: Any = None
+    ) -> jax.stages.Lowered:
+        """Lower `function`, which gets what one device has of `args`.
+
+        `outs` are specs of results that are divided among devices, in their places; None is for others.
+        """
+        if isinstance(self._sharding, NamedSharding):
+            function = jax.shard_map(
+                function,
+                mesh=self._sharding.mesh,
+                in_specs=jax.tree.map(_partition, args),
+                out_specs=jax.tree.map(_partition, outs, is_leaf=lambda spec: spec is None),
+                check_vma=False,  # kernels do not say what they vary over
+            )
+        return jax.jit(function, donate_argnums=donate).lower(*args)
 
     def _find_head(self, abstract_state: nnx.State) -> int:
         """Index of the leaf that DecoderModel.logits multiplies with."""
@@ -171,14 +219,16 @@ class ProgramBook:
         return forward
 
     def _lower_forward(self, shape: ForwardShape) -> jax.stages.Lowered:
-        vector = _spec((vector_length(shape),), jnp.int32)
-        return jax.jit(self._forward(shape), donate_argnums=(1, 2)).lower(
+        return self._lower(
+            self._forward(shape),
             self._pack.specs,
             self.kv_specs,
             self.page_table_spec,
-            self._state_specs[0],
-            vector,
-            _spec((), jnp.int32),
+            self.state_specs[0],
+            self._spec((vector_length(shape),), jnp.int32),
+            self._spec((), jnp.int32),
+            donate=(1, 2),
+            outs=(*[None] * (2 if shape.scores_prompts else 1), self.kv_specs, None),
         )
 
     def _sampler(self, shape: SampleShape) -> Callable[..., tuple[Any, ...]]:
@@ -187,7 +237,7 @@ class ProgramBook:
         on_cpu = settings.platform == "cpu"
 
         def sample_rows(head, state, hidden, numbers, step, *mask):
-            logits = self._head_model(head).logits(hidden, self._backend)
+            logits = self._logits(head, hidden)
             rows = SamplingRows(
                 ints=at_step(numbers[:, :NUM_INTS], step),
                 floats=lax.bitcast_convert_type(numbers[:, NUM_INTS:], jnp.float32),
@@ -201,6 +251,7 @@ class ProgramBook:
                 num_logprobs=None,
                 on_cpu=on_cpu,
                 on_gpu=settings.platform == "gpu",
+                shards=self._shards,
             )
             results = (out.ids,)
             if shape.with_logprobs:
@@ -209,7 +260,7 @@ class ProgramBook:
 
         def _logprobs(logits, rows, ids):
             def gather():
-                return logprobs_to_tuple(gather_logprobs(logits, ids, settings.max_logprobs))
+                return logprobs_to_tuple(gather_logprobs(logits, ids, settings.max_logprobs, self._shards))
 
             if not on_cpu:
                 return gather()
@@ -221,20 +272,26 @@ class ProgramBook:
     def _lower_sample(self, shape: SampleShape) -> jax.stages.Lowered:
         settings = self._settings
         rows = shape.num_rows
+        state_specs = self.state_specs[: num_state_arrays(shape)]
         args = [
             self._head_spec,
-            self._state_specs[: num_state_arrays(shape)],
-            _spec((rows, settings.model.hidden_size), settings.dtype),
-            _spec((rows, NUM_INTS + NUM_FLOATS), jnp.int32),
-            _spec((), jnp.int32),
+            state_specs,
+            self._spec((rows, settings.model.hidden_size), settings.dtype),
+            self._spec((rows, NUM_INTS + NUM_FLOATS), jnp.int32),
+            self._spec((), jnp.int32),
         ]
         if has_processors(shape.variant):
-            args.append(_spec((rows, mask_words(settings.model.vocab_size)), jnp.uint32))
-        return jax.jit(self._sampler(shape), donate_argnums=1).lower(*args)
+            args.append(self._spec((rows, mask_words(settings.model.vocab_size)), jnp.uint32))
+        return self._lower(self._sampler(shape), *args, donate=1, outs=(None, state_specs))
+
+    def _logits(self, head: jax.Array, hidden: jax.Array) -> jax.Array:
+        """Inside a program: of hidden rows [R, D], this device's logits [R, V], -inf for tokens that only pad."""
+        logits = self._head_model(head).logits(hidden, self._backend)
+        return logits if self._shards is None else self._shards.without_padding(logits)
 
     def _lower_burst(self, shape: BurstShape) -> jax.stages.Lowered:
         forward, sampler = self._forward(shape.forward), self._sampler(shape.sample)
-        rows, state_specs = shape.sample.num_rows, self._state_specs[: num_state_arrays(shape.sample)]
+        rows, state_specs = shape.sample.num_rows, self.state_specs[: num_state_arrays(shape.sample)]
 
         def burst(weights, head, kv_pages, page_table, state, vector, numbers):
             def run_step(step, carry):
@@ -248,14 +305,17 @@ class ProgramBook:
             *rest, ids = lax.fori_loop(0, MAX_BURST, run_step, (kv_pages, page_table, state, ids))
             return ids, *rest
 
-        return jax.jit(burst, donate_argnums=(2, 3, 4)).lower(
+        return self._lower(
+            burst,
             self._pack.specs,
             self._head_spec,
             self.kv_specs,
             self.page_table_spec,
             state_specs,
-            _spec((vector_length(shape.forward),), jnp.int32),
-            _spec((rows, NUM_INTS + NUM_FLOATS), jnp.int32),
+            self._spec((vector_length(shape.forward),), jnp.int32),
+            self._spec((rows, NUM_INTS + NUM_FLOATS), jnp.int32),
+            donate=(2, 3, 4),
+            outs=(None, self.kv_specs, None, state_specs),
         )
 
     def _lower_prompt_logprobs(self) -> jax.stages.Lowered:
@@ -266,25 +326,30 @@ class ProgramBook:
         def score(head, hidden, start, target_ids):
             padded = jnp.pad(hidden, ((0, chunk), (0, 0)))  # a chunk may begin near the end
             rows = lax.dynamic_slice_in_dim(padded, start, chunk)
-            logits = self._head_model(head).logits(rows, self._backend)
-            return logprobs_to_tuple(prompt_logprobs(logits, target_ids, settings.max_logprobs))
+            scores = prompt_logprobs(
+                self._logits(head, rows), target_ids, settings.max_logprobs, self._shards
+            )
+            return logprobs_to_tuple(scores)
 
-        hidden = _spec((lattice.scoring.num_tokens, settings.model.hidden_size), settings.dtype)
-        return jax.jit(score).lower(self._head_spec, hidden, _spec((), jnp.int32), _spec((chunk,), jnp.int32))
+        hidden = self._spec((lattice.scoring.num_tokens, settings.model.hidden_size), settings.dtype)
+        numbers = self._spec((), jnp.int32), self._spec((chunk,), jnp.int32)
+        return self._lower(score, self._head_spec, hidden, *numbers)
 
     def _lower_resize(self, given: int, taken: int) -> jax.stages.Lowered:
-        hidden = _spec((given, self._settings.model.hidden_size), self._settings.dtype)
-        return jax.jit(_resize, static_argnums=1).lower(hidden, taken)
+        hidden = self._spec((given, self._settings.model.hidden_size), self._settings.dtype)
+        return self._lower(partial(_resize, num_rows=taken), hidden)
 
     def _lower_assign(self) -> jax.stages.Lowered:
         def assign(page_table, slots, places, pages):
             return page_table.at[slots, places].set(pages)
 
-        numbers = _spec((ASSIGN_CHUNK,), jnp.int32)
-        return jax.jit(assign, donate_argnums=0).lower(self.page_table_spec, numbers, numbers, numbers)
+        numbers = self._spec((ASSIGN_CHUNK,), jnp.int32)
+        return self._lower(assign, self.page_table_spec, numbers, numbers, numbers, donate=0)
 
     def _lower_admit(self) -> jax.stages.Lowered:
         def admit(state, slot, token_ids, num_prompt, num_valid, is_first, bias_ids, bias_values):
+            if self._shards is not None:
+                token_ids = self._shards.local_ids(token_ids)
             return state_to_tuple(
                 admit_chunk(
                     SamplerState(*state),
@@ -298,32 +363,35 @@ class ProgramBook:
                 )
             )
 
-        number = _spec((), jnp.int32)
-        return jax.jit(admit, donate_argnums=0).lower(
-            self._state_specs,
+        number = self._spec((), jnp.int32)
+        return self._lower(
+            admit,
+            self.state_specs,
             number,
-            _spec((ADMIT_CHUNK,), jnp.int32),
+            self._spec((ADMIT_CHUNK,), jnp.int32),
             number,
             number,
-            _spec((), jnp.bool_),
-            _spec((MAX_LOGIT_BIAS,), jnp.int32),
-            _spec((MAX_LOGIT_BIAS,), jnp.float32),
+            self._spec((), jnp.bool_),
+            self._spec((MAX_LOGIT_BIAS,), jnp.int32),
+            self._spec((MAX_LOGIT_BIAS,), jnp.float32),
+            donate=0,
+            outs=self.state_specs,
         )
 
 
 def state_to_tuple(state: SamplerState) -> tuple[jax.Array, ...]:
     """The sampler state's arrays in the order of SamplerState's fields; `last_token` comes first."""
-    return (state.last_token, state.tokens_seen, state.bias_ids, state.bias_values)
+    return tuple(getattr(state, name) for name in _STATE_FIELDS)
 
 
 def num_state_arrays(shape: SampleShape) -> int:
     """How many of the sampler state's arrays a sampler takes and gives back: few look beyond the first."""
-    return len(dataclasses.fields(SamplerState)) if has_processors(shape.variant) else 1
+    return len(_STATE_FIELDS) if has_processors(shape.variant) else 1
 
 
 def _state_from_tuple(arrays: tuple[jax.Array, ...]) -> SamplerState:
     """The state, whose missing arrays nobody will look at."""
-    missing = [None] * (len(dataclasses.fields(SamplerState)) - len(arrays))
+    missing = [None] * (len(_STATE_FIELDS) - len(arrays))
     return SamplerState(*arrays, *missing)  # type: ignore[arg-type]  # see num_state_arrays
 
 
@@ -351,5 +419,10 @@ def resize_program(given: int, taken: int) -> str:
     return f"resize_{given}_{taken}"
 
 
-def _spec(shape: tuple[int, ...], dtype: object) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))  # type: ignore[arg-type]  # dtype-like
+def _partition(spec: jax.ShapeDtypeStruct | None) -> PartitionSpec:
+    """How an argument lies over the mesh."""
+    return (
+        spec.sharding.spec
+        if spec is not None and isinstance(spec.sharding, NamedSharding)
+        else PartitionSpec()
+    )

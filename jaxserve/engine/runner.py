@@ -25,10 +25,8 @@ from jaxserve.engine.programs import (
     Weights,
     num_state_arrays,
     resize_program,
-    state_to_tuple,
 )
 from jaxserve.engine.protocol import TokenLogprobs
-from jaxserve.engine.sampler_state import init_state
 from jaxserve.engine.sampling_rows import (
     FLAG_ACTIVE,
     FLAG_LOGPROBS,
@@ -90,9 +88,10 @@ class Runner:
         self._settings = settings
         self._weights = weights
         self._programs = programs
-        self._kv_pages = tuple(jnp.zeros(spec.shape, spec.dtype) for spec in book.kv_specs)
-        self._page_table = jnp.zeros(book.page_table_spec.shape, book.page_table_spec.dtype)
-        self._state = state_to_tuple(init_state(settings.max_num_seqs, settings.model.vocab_size))
+        self._put = book.put
+        self._kv_pages = tuple(_zeros(spec) for spec in book.kv_specs)
+        self._page_table = _zeros(book.page_table_spec)
+        self._state = tuple(_zeros(spec) for spec in book.state_specs)  # in which no slot was admitted
         slots = settings.max_num_seqs
         self._dummy_slot = slots
         self._ints = np.zeros((slots + 1, NUM_INTS), np.int32)
@@ -102,7 +101,7 @@ class Runner:
         self._num_logprobs = np.full(slots, -1, np.int32)  # -1: not asked for
         self._num_prompt_logprobs = np.zeros(slots, np.int32)
         self._masks = MaskBook(slots, settings.model.vocab_size)
-        self._step_numbers = [jnp.int32(step) for step in range(MAX_BURST)]  # on the device already
+        self._step_numbers = book.put([np.int32(step) for step in range(MAX_BURST)])  # on the device already
 
     def warm_up(self) -> None:
         """Run every program once, on padding: the first run loads kernels and builds CUDA graphs.
@@ -172,7 +171,7 @@ class Runner:
             ids.copy_to_host_async()
             return self._pending(plan, ids, None)
         if plan.num_steps > 1:  # what its steps share travels once
-            vector, sampler = jax.device_put((vector, sampler))
+            vector, sampler = self._put((vector, sampler))
         sampled: list[tuple[jax.Array, ...]] = []
         hidden: jax.Array | None = None
         for step in range(plan.num_steps):
@@ -310,7 +309,7 @@ class Runner:
         return tuple(outputs)
 
     def _call_burst(
-        self, shape: BurstShape, vector: np.ndarray, numbers: np.ndarray | jax.Array
+        self, shape: BurstShape, vector: np.ndarray | jax.Array, numbers: np.ndarray | jax.Array
     ) -> jax.Array:
         """The ids that MAX_BURST steps sample, [MAX_BURST, rows of the sampler]."""
         num_arrays = num_state_arrays(shape.sample)
@@ -414,6 +413,10 @@ class Runner:
                 )
             token += len(entry.token_ids)
         return scores
+
+
+def _zeros(spec: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.zeros(spec.shape, spec.dtype, device=spec.sharding)
 
 
 def _pack_rows(ints: np.ndarray, floats: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from jaxserve.engine.sampling_filters import Filters, draw, draw_filtered, draw_
 from jaxserve.engine.sampling_noise import row_keys
 from jaxserve.engine.sampling_processors import apply_mask, apply_state
 from jaxserve.engine.sampling_rows import SamplingRows, Variant, covers, has_processors
+from jaxserve.engine.vocab_shards import VocabShards
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["ids", "logprobs"], meta_fields=[])
@@ -36,6 +37,7 @@ def sample(
     num_logprobs: int | None,
     on_cpu: bool,
     on_gpu: bool = False,
+    shards: VocabShards | None = None,
 ) -> tuple[SampleOutput, SamplerState]:
     """Choose a token per row of logits [B, V] float32; to be jitted with `state` donated.
 
@@ -51,20 +53,31 @@ def sample(
 
     The token depends on the row's logits, parameters, seed and position alone: not on the other rows, B, or
     the slot. Inactive rows write to the state's dummy row.  A row that allows no token at all gets token 0.
+
+    Within `shards` the logits and the state's tokens_seen are this device's share; everything else is as without.
     """
     if rows.allowed_mask is not None and not has_processors(variant):
         raise ValueError(f"allowed_mask needs variant 'full' or 'full_top_k', got {variant!r}")
     slot = jnp.where(rows.is_active, rows.slot, state.num_slots)
     x = logits.astype(jnp.float32)
     if has_processors(variant):
-        x = _process(x, rows, state, slot, on_cpu=on_cpu)
-    ids = _choose(x, rows, variant, on_cpu=on_cpu, on_gpu=on_gpu)
+        own = (rows, state) if shards is None else shards.own(rows, state)
+        x = _process(x, *own, slot, on_cpu=on_cpu)
+    if shards is None:
+        ids = _choose(x, rows, variant, on_cpu=on_cpu, on_gpu=on_gpu)
+    elif variant == "greedy":
+        ids = shards.argmax(x, on_cpu=on_cpu)
+    else:
+        own_rows = shards.own_rows(replace(rows, allowed_mask=None))
+        own_ids = _choose(shards.whole_rows(x), own_rows, variant, on_cpu=on_cpu, on_gpu=on_gpu)
+        ids = shards.gather(own_ids, x.shape[0])
 
     state = replace(state, last_token=state.last_token.at[slot].set(ids))
     if has_processors(variant):
         counted = (rows.is_active & rows.uses_state).astype(jnp.int32)
-        state = replace(state, tokens_seen=state.tokens_seen.at[slot, ids].add(counted))
-    logprobs = None if num_logprobs is None else gather_logprobs(logits, ids, num_logprobs)
+        seen_ids = ids if shards is None else shards.local_ids(ids)
+        state = replace(state, tokens_seen=state.tokens_seen.at[slot, seen_ids].add(counted))
+    logprobs = None if num_logprobs is None else gather_logprobs(logits, ids, num_logprobs, shards)
     return SampleOutput(ids=ids, logprobs=logprobs), state
 
 

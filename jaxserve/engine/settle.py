@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import logging
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from jaxserve.config import EngineConfig, ModelConfig
+from jaxserve.engine.devices import find_devices, pool_share
 from jaxserve.engine.host_limits import free_memory
 from jaxserve.engine.lattice import Lattice, build_lattice
 from jaxserve.engine.sampler_state import init_state
 from jaxserve.errors import ConfigError
 from jaxserve.kernels_pallas.pages import most_pages
+from jaxserve.models.layout import Layout, plan_layout
+
+if TYPE_CHECKING:
+    from jaxlib._jax import Device  # jax.Device, as type checkers can see it
+
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +41,6 @@ _KV_DTYPES = {
     "fp8_e4m3": "float8_e4m3fn",
     "fp8_e5m2": "float8_e5m2",
 }
-# What JAX's allocator may take of an accelerator: the second name is the older one, both at once are an error.
-_POOL_SHARES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
-_POOL_SHARE_DEFAULT = 0.75  # JAX's own
-_POOL_SHARE_LEAST = (
-    0.9  # where kv_cache_memory decides, and the share of the device is not to stand in its way
-)
 # Significant bits of an automatic page count: programs are compiled for an exact number.  What a CPU machine has free
 # changes from start to start, an accelerator's pool does not.
 _PAGE_COUNT_BITS = 6
@@ -50,7 +51,7 @@ _POOL_SLACK = 64
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes on one device, and what the KV share amounts to."""
+    """Bytes on one device, which has a part of each page, and what the KV share amounts to."""
 
     available: int  # what the engine may use
     weights: int
@@ -73,6 +74,7 @@ class Settings:
     """Everything decided: what the runner compiles and the scheduler plans with."""
 
     model: ModelConfig
+    layout: Layout  # of the model over the engine's devices
     dtype: str
     kv_dtype: str  # of KV pages
     platform: str
@@ -86,13 +88,16 @@ class Settings:
     lattice: Lattice
 
 
-def settle(config: EngineConfig, model: ModelConfig, weights_bytes: int) -> Settings:
+def settle(
+    config: EngineConfig, model: ModelConfig, weights_bytes: int, devices: Sequence[Device] | None = None
+) -> Settings:
     """Decide dtype, lengths, batch sizes and pages; ConfigError if the model does not fit, with the bytes it needs.
 
-    `weights_bytes` are the parameters' bytes at four bytes a number.
+    `weights_bytes` are the bytes of a device's parameters at four bytes a number; `devices` are the engine's, or if
+    nothing is said like the first one there is.
     """
-    _reserve_device_memory(config)
-    device = jax.devices()[0]
+    device = (devices or find_devices(config))[0]
+    layout = layout_of(config, model)
     on_cpu = device.platform == "cpu"
     dtype = config.dtype or ("float32" if on_cpu else "bfloat16")
     max_model_len = config.max_model_len or model.max_position_embeddings
@@ -111,9 +116,9 @@ def settle(config: EngineConfig, model: ModelConfig, weights_bytes: int) -> Sett
     page_size = config.page_size or (_GPU_PAGE_SIZE if device.platform == "gpu" else _PAGE_SIZE)
     memory = _plan_memory(
         config,
-        model,
+        layout.local,
         page_size=page_size,
-        available=_available_bytes(config),
+        available=_available_bytes(config, device),
         weights=weights_bytes * jnp.dtype(dtype).itemsize // 4,
         itemsize=jnp.dtype(dtype).itemsize,
         kv_dtype=kv_dtype,
@@ -124,6 +129,7 @@ def settle(config: EngineConfig, model: ModelConfig, weights_bytes: int) -> Sett
     )
     return Settings(
         model=model,
+        layout=layout,
         dtype=dtype,
         kv_dtype=kv_dtype,
         platform=device.platform,
@@ -141,13 +147,13 @@ def settle(config: EngineConfig, model: ModelConfig, weights_bytes: int) -> Sett
             page_size=page_size,
             platform=device.platform,
             hidden_size=model.hidden_size,
-            tile_size=_tile_size(model, dtype, device.platform),
-            has_bursts=not on_cpu and model.experts is None and model.hidden_size <= _BURST_HIDDEN_SIZE,
+            tile_size=_tile_size(layout.local, dtype, device.platform),
+            has_bursts=not on_cpu and _has_short_steps(layout),
         ),
     )
 
 
-def _token_budget(device: jax.Device) -> int:
+def _token_budget(device: Device) -> int:
     """Tokens of a step unless the operator says otherwise.
 
     On GPUs 64 for each multiprocessor, about 8192: products of so many rows come out at whole rounds of tiles.  On an
@@ -158,6 +164,19 @@ def _token_budget(device: jax.Device) -> int:
         return 256
     num_cores = getattr(device, "core_count", None) if device.platform == "gpu" else None
     return 8192 if not num_cores or num_cores < _MIN_MULTIPROCESSORS else 64 * num_cores
+
+
+def _has_short_steps(layout: Layout) -> bool:
+    """Whether a decode step of few sequences may be over before the host has asked for the next one."""
+    model = layout.config
+    is_small = model.hidden_size <= _BURST_HIDDEN_SIZE
+    # Over several devices steps are shorter, and a call takes longer.
+    return model.experts is None and (is_small or layout.num_devices > 1)
+
+
+def layout_of(config: EngineConfig, model: ModelConfig) -> Layout:
+    """How the operator wants the model laid over devices."""
+    return plan_layout(model, config.tensor_parallel_size, expert_parallel=config.enable_expert_parallel)
 
 
 def _tile_size(model: ModelConfig, dtype: str, platform: str) -> int:
@@ -267,31 +286,16 @@ def _round_down(count: int, bits: int) -> int:
     return count >> shift << shift
 
 
-def _reserve_device_memory(config: EngineConfig) -> None:
-    """Let JAX's allocator have the configured share of an accelerator.
-
-    By default it takes three quarters, of which the configured share would then be taken once more.  Whoever set
-    the share in the environment, or has used JAX in this process before, has decided already.
-    """
-    from jax._src import xla_bridge  # nothing public tells whether a backend runs
-
-    if xla_bridge.backends_are_initialized() or any(os.environ.get(name) for name in _POOL_SHARES):
-        return
-    share = config.gpu_memory_utilization
-    if config.kv_cache_memory is not None:
-        share = max(share, _POOL_SHARE_LEAST)
-    os.environ[_POOL_SHARES[0]] = str(share)
-
-
-def _available_bytes(config: EngineConfig) -> int | None:
+def _available_bytes(config: EngineConfig, device: Device) -> int | None:
     """What the engine may use; None if that is unknown and kv_cache_memory makes it unnecessary to know."""
-    device = jax.devices()[0]
     if device.platform == "cpu":
-        pool = device_bytes = free_memory()
+        free = free_memory()
+        pool = device_bytes = (
+            None if free is None else free // config.tensor_parallel_size
+        )  # which they share
     else:
         pool = (device.memory_stats() or {}).get("bytes_limit")
-        share = next((float(text) for name in _POOL_SHARES if (text := os.environ.get(name))), None)
-        device_bytes = None if pool is None else pool / (share or _POOL_SHARE_DEFAULT)
+        device_bytes = None if pool is None else pool / pool_share()
     if config.kv_cache_memory is not None:
         return pool
     if pool is None or device_bytes is None:

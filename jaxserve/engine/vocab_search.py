@@ -120,8 +120,13 @@ def find_threshold(
 
 
 def _lax_top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """lax.top_k, kept apart from what reads it: XLA turns a top_k whose result is sliced into a full sort."""
-    return lax.optimization_barrier(lax.top_k(x, k))
+    """lax.top_k, kept apart from what reads it: XLA turns a top_k whose result is sliced into a full sort.
+
+    One by one: in programs for several devices a barrier of both would be top_k's only reader, which XLA dies of (jax
+    0.10.2, CPU).
+    """
+    values, ids = lax.top_k(x, k)
+    return lax.optimization_barrier(values), lax.optimization_barrier(ids)
 
 
 def _grouped(x: jax.Array) -> jax.Array:

@@ -67,6 +67,8 @@ def test_engine_argv_is_the_way_back() -> None:
         dtype="float16",
         kv_cache_dtype="fp8_e5m2",
         max_model_len=100,
+        tensor_parallel_size=4,
+        enable_expert_parallel=True,
         enable_prefix_caching=False,
         forbid_recompile=True,
         seed=0,

@@ -58,6 +58,21 @@ def test_json(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_a_plan_for_several_devices_is_of_what_each_has(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--kv-cache-memory", "1M", "--dtype", "float32", "--tensor-parallel-size", "4")
+    assert main(["plan", model, "--json", *flags]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["devices"] == {"num_devices": 4, "tensor": 4, "expert": 1}
+    # Two kv heads, each in two slots with one of its two query heads; 320 tokens fill up to 384.
+    layer = 64 * 3 * 16 + 16 * 64 + 3 * 64 * 32 + 2 * 64
+    assert plan["memory"]["weights"] == 4 * (384 // 4 * 64 + 3 * layer + 64)
+    assert plan["kv"]["page_bytes"] == 3 * 16 * 1 * 2 * 16 * 4
+    assert main(["plan", model, "-tp", "4", "--enable-expert-parallel"]) == 2
+    assert "a model of family 'llama' has no experts" in capsys.readouterr().err
+
+
 def test_tables(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", model]) == 0
     out = capsys.readouterr().out

@@ -10,6 +10,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 
 from jaxserve.config import EngineConfig, ModelConfig
 from jaxserve.engine import programs
@@ -17,6 +18,7 @@ from jaxserve.engine.client import weights_bytes
 from jaxserve.engine.programs import ProgramBook
 from jaxserve.engine.settle import Settings, settle
 from jaxserve.models.loading import abstract_model
+from jaxserve.models.on_devices import abstract_on_mesh
 
 KINDS = {"gpu": "NVIDIA H100 80GB HBM3", "tpu": "TPU v6 lite"}
 
@@ -42,8 +44,9 @@ def pretend_book(
     *,
     memory: int,
     platform: str = "gpu",
+    mesh: AbstractMesh | None = None,
 ) -> Iterator[tuple[Settings, ProgramBook]]:
-    """What ProgramBook gives on an H100 or a TPU of `memory` bytes.
+    """What ProgramBook gives on an H100 or a TPU of `memory` bytes, or on a mesh of those.
 
     `lower` stands for `jitted.lower`: it gets what jax.jit returned, and the arguments.
     """
@@ -65,6 +68,10 @@ def pretend_book(
 
     with pretend_device(platform, memory):
         settings = settle(config, model, weights_bytes(model))
-        book = ProgramBook(settings, *abstract_model(model, jnp.dtype(settings.dtype)))
+        dtype = jnp.dtype(settings.dtype)
+        parts = (
+            abstract_model(model, dtype) if mesh is None else abstract_on_mesh(settings.layout, dtype, mesh)
+        )
+        book = ProgramBook(settings, *parts)
         with mock.patch.object(programs, "jax", OtherJax()):
             yield settings, book

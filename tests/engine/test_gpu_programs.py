@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import AbstractMesh
 
 from jaxserve.config import EngineConfig, ExpertsConfig
 from jaxserve.engine.programs import PROMPT_LOGPROBS, ProgramBook
+from jaxserve.models.sharding import DATA, EXPERT, TENSOR
 from tests.engine.pretend_device import pretend_book
 from tests.engine.tiny_engine import TINY
 from tests.kernels_pallas.lowering import DEVICES, triton_kernels
@@ -41,8 +43,12 @@ WITH_EXPERTS = replace(
 )
 
 
-def lower(jitted: Any, *specs: Any) -> jax.stages.Lowered:
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=DEVICES["cuda"])):
+ONE_GPU = AbstractMesh((1,), ("x",), abstract_device=DEVICES["cuda"])
+FOUR_GPUS = AbstractMesh((1, 4, 1), (DATA, TENSOR, EXPERT), abstract_device=DEVICES["cuda"])
+
+
+def lower(jitted: Any, *specs: Any, mesh: AbstractMesh = ONE_GPU) -> jax.stages.Lowered:
+    with jax.sharding.use_abstract_mesh(mesh):
         return jitted.trace(*specs).lower(lowering_platforms=("cuda",))
 
 
@@ -73,6 +79,34 @@ def test_every_program_lowers(book: ProgramBook) -> None:
             assert text.count("tf.aliasing_output") >= NUM_LAYERS + 1, name
             # Layers that are alike are one function; nothing is added before the first, and the last may be cut.
             assert text.count("func.func private @_run_layer") <= 3, name
+
+
+def test_four_gpus_add_up_twice_a_layer_and_for_the_embedding() -> None:
+    config = EngineConfig(
+        model="tiny",
+        max_num_seqs=4,
+        max_num_batched_tokens=64,
+        gpu_memory_utilization=0.5,
+        tensor_parallel_size=4,
+    )
+    with pretend_book(config, MODEL, partial(lower, mesh=FOUR_GPUS), memory=2**30, mesh=FOUR_GPUS) as (
+        _,
+        book,
+    ):
+        programs = {program.name: program for program in book}
+        step = programs["forward_decode_4"].lower().as_text()
+        greedy = programs["sample_greedy_4"].lower().as_text()
+        sampled = programs["sample_full_4"].lower().as_text()
+    # Layers that are alike are one function, the last may be another.
+    calls = step.count("call @_run_layer")
+    assert calls == NUM_LAYERS
+    functions = step.count("func.func private @_run_layer")
+    assert step.count("stablehlo.all_reduce") == 1 + 2 * functions
+    assert "triton" in step
+    assert step.count("tf.aliasing_output") + step.count("jax.buffer_donor") >= NUM_LAYERS + 1
+    assert greedy.count("stablehlo.all_gather") == 1
+    assert "stablehlo.all_to_all" not in greedy
+    assert sampled.count("stablehlo.all_to_all") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,76 @@
+"""Which devices an engine may use, and how much of their memory JAX sets aside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import jax
+
+from jaxserve.config import EngineConfig
+from jaxserve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jaxlib._jax import Device  # jax.Device, as type checkers can see it
+
+
+_PRETEND = "XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+
+# What JAX's allocator may take of an accelerator: the second name is the older one, both at once are an error.
+_POOL_SHARES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+_POOL_SHARE_DEFAULT = 0.75  # JAX's own
+_POOL_SHARE_LEAST = (
+    0.9  # where kv_cache_memory decides, and the share of the device is not to stand in its way
+)
+
+
+def find_devices(config: EngineConfig) -> list[Device]:
+    """All devices there are.  To be asked first of all: it decides what JAX's allocator takes of them."""
+    _reserve_device_memory(config)
+    return jax.devices()
+
+
+def engine_devices(config: EngineConfig, devices: Sequence[Device] | None = None) -> tuple[Device, ...]:
+    """The devices of one engine: `devices`, or the first ones there are.
+
+    Raises ConfigError if there are too few.
+    """
+    wanted = config.tensor_parallel_size
+    if devices is not None:
+        assert len(devices) == wanted, f"{len(devices)} devices for an engine of {wanted}"
+        return tuple(devices)
+    found = find_devices(config)
+    if len(found) < wanted:
+        raise ConfigError(f"tensor_parallel_size={wanted}: {missing_devices(found, wanted)}")
+    return tuple(found[:wanted])
+
+
+def missing_devices(found: Sequence[Device], wanted: int) -> str:
+    """What to say where there are fewer than `wanted` devices."""
+    there_are = f"there {'is' if len(found) == 1 else 'are'} {len(found)} ({found[0].device_kind})"
+    if found[0].platform == "cpu":
+        return f"{there_are}; for {wanted} pretend ones, to try it out, set {_PRETEND.format(count=wanted)}"
+    return f"{there_are}; lower it to at most {len(found)}"
+
+
+def pool_share() -> float:
+    """The share of an accelerator's memory that JAX's allocator has taken."""
+    share = next((float(text) for name in _POOL_SHARES if (text := os.environ.get(name))), None)
+    return share or _POOL_SHARE_DEFAULT
+
+
+def _reserve_device_memory(config: EngineConfig) -> None:
+    """Let JAX's allocator have the configured share of an accelerator.
+
+    By default it takes three quarters, of which the configured share would then be taken once more.  Whoever set
+    the share in the environment, or has used JAX in this process before, has decided already.
+    """
+    from jax._src import xla_bridge  # nothing public tells whether a backend runs
+
+    if xla_bridge.backends_are_initialized() or any(os.environ.get(name) for name in _POOL_SHARES):
+        return
+    share = config.gpu_memory_utilization
+    if config.kv_cache_memory is not None:
+        share = max(share, _POOL_SHARE_LEAST)
+    os.environ[_POOL_SHARES[0]] = str(share)
