@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from jaxserve.media.fetch import Fetcher
 from jaxserve.media.policy import MediaPolicy
 from tests.media.web import answer, is_allowed, web
 
+TLS = Path(__file__).parents[1] / "data" / "tls"
 WHERE = "messages[0].content[1]"
 
 
@@ -142,6 +145,24 @@ async def test_large_files_whatever_their_head_says() -> None:
         for path in ("/said", "/unsaid", "/chunked"):
             said = await refusal(here.url(path), policy(max_bytes=1000))
             assert "is larger than this server's limit of 1000 bytes" in said
+
+
+async def test_certificates_must_be_of_the_host_that_the_url_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate = TLS / "test_only_certificate.pem"  # of 127.0.0.1 and localhost
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(certificate, TLS / "test_only_key.pem")
+    trusting = ssl.create_default_context(cafile=certificate)
+
+    async def getaddrinfo(self: Any, host: str, port: int, **_: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    async with web({"/": answer(b"abc")}, server) as here:
+        named, other = f"https://localhost:{here.port}/", f"https://example.com:{here.port}/"
+        assert "could not be fetched (ConnectError)" in await refusal(named)  # nobody has signed it
+        monkeypatch.setattr("httpcore.default_ssl_context", lambda: trusting)
+        assert await Fetcher(policy()).fetch(named, WHERE) == b"abc"
+        assert "could not be fetched (ConnectError)" in await refusal(other)
 
 
 async def test_other_refusals() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ def answer(body: bytes = b"", status: str = "200 OK", **headers: str) -> bytes:
 
 
 @asynccontextmanager
-async def web(pages: Mapping[str, Answer]) -> AsyncIterator[Web]:
+async def web(pages: Mapping[str, Answer], tls: ssl.SSLContext | None = None) -> AsyncIterator[Web]:
     """Serves `pages` by path on all loopback addresses; {port} in an answer becomes the port."""
     here = Web()
 
@@ -52,7 +53,7 @@ async def web(pages: Mapping[str, Answer]) -> AsyncIterator[Web]:
         finally:
             writer.close()
 
-    server = await asyncio.start_server(serve, "0.0.0.0", 0)
+    server = await asyncio.start_server(serve, "0.0.0.0", 0, ssl=tls)
     here.port = server.sockets[0].getsockname()[1]
     async with server:
         yield here
