@@ -80,12 +80,23 @@ def pack(
         part["new_pages"][:, : len(pages)] = np.array(pages, np.int32).T
     entries = plan.entries
     slots = [entry.slot for entry in entries]
-    part["kv_lens"][: len(entries)] = [entry.start + len(entry.token_ids) for entry in entries]
+    ends = [entry.start + len(entry.token_ids) for entry in entries]
+    part["kv_lens"][: len(entries)] = ends
     if shape.kind == "decode":
         part["slots"][: len(entries)] = slots
-        part["token_ids"][: len(entries)] = [entry.token_ids[0] for entry in entries]
-        part["positions"][: len(entries)] = [entry.start for entry in entries]
+        part["token_ids"][: len(entries)] = [entry.token_ids[-1] for entry in entries]
+        part["positions"][: len(entries)] = [end - 1 for end in ends]
         part["num_steps"][: len(entries)] = [entry.num_steps for entry in entries]
+        # The other tokens of short chunks (Lattice.chunk_rows): keys and values of all rows are written before any row
+        # looks at them, and so each token finds those before it.
+        row = len(entries)
+        for entry in entries:
+            for offset, token_id in enumerate(entry.token_ids[:-1]):
+                position = entry.start + offset
+                part["slots"][row], part["token_ids"][row] = entry.slot, token_id
+                part["positions"][row], part["kv_lens"][row] = position, position + 1
+                part["num_steps"][row] = 1
+                row += 1
         return vector
     part["row_slots"][:] = dummy_slot
     part["row_slots"][: len(entries)] = slots

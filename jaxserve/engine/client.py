@@ -18,7 +18,7 @@ from flax import nnx
 from jaxserve.config import EngineConfig, ModelConfig
 from jaxserve.engine.compile_cache import CompileCache, default_folder
 from jaxserve.engine.compiling import CompileGuard, check_memory, compile_all
-from jaxserve.engine.core import EngineCore
+from jaxserve.engine.core import EngineCore, failure
 from jaxserve.engine.devices import engine_devices
 from jaxserve.engine.pages import PageAllocator
 from jaxserve.engine.programs import ProgramBook
@@ -168,7 +168,10 @@ class InProcessClient:
         if request.request_id not in self._compiling:
             return []  # it was aborted meanwhile
         self._compiling.remove(request.request_id)
-        return self._core.add(request, compiling.result())
+        # It is done: nothing waits here, and what the compiler itself ran into fails this request alone.
+        if (error := compiling.exception(timeout=0)) is not None:
+            return [failure(request.request_id, error)]
+        return self._core.add(request, compiling.result(timeout=0))
 
 
 def build_client(
@@ -220,6 +223,7 @@ def build_client(
         max_num_seqs=settings.max_num_seqs,
         token_budget=settings.max_num_batched_tokens,
         scoring_budget=settings.lattice.scoring.num_tokens,
+        chunk_rows=settings.lattice.chunk_rows,
         max_model_len=settings.max_model_len,
     )
     info = EngineInfo(

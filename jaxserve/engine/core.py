@@ -24,8 +24,9 @@ from jaxserve.structured.constraint import ConstraintError, TokenConstraint
 logger = logging.getLogger(__name__)
 
 _STEPS_IN_FLIGHT = 2  # one that runs and one that waits behind it
-# Forced tokens that are run at once: the step that runs them is a mixed one, slower for all than a decode step.
-_MIN_FORCED = 3
+# Forced tokens that are run at once.  One saves nothing: the step in which it would have been sampled has begun.
+_MIN_FORCED = 2
+_MIN_FORCED_MIXED = 3  # where the step that runs them is a mixed one, slower for all than a decode step
 _STUCK = (
     "what the answer must look like (structured_outputs, response_format or required tool calls) leaves no token to go "
     "on with: it is at odds with allowed_token_ids, bad_words, min_tokens or ignore_eos."
@@ -60,7 +61,7 @@ class EngineCore:
             return [_own_fault(request.request_id, error)]
         except (AssertionError, OverflowError, TypeError, ValueError) as error:
             logger.exception("request %s was refused", request.request_id)
-            return [_failure(request.request_id, error)]
+            return [failure(request.request_id, error)]
         return []
 
     def abort(self, request_id: str) -> None:
@@ -142,6 +143,7 @@ class EngineCore:
     ) -> dict[int, list[int]]:
         """Let constraints take a step's tokens; the tokens that they force next, by the entry's index."""
         forced: dict[int, list[int]] = {}
+        least = _MIN_FORCED if self._scheduler.has_room_for_chunks else _MIN_FORCED_MIXED
         for index, seq in self._scheduler.constrained(plan).items():
             assert seq.constraint is not None
             (token_id,) = result.token_ids[index]
@@ -150,7 +152,7 @@ class EngineCore:
             except ConstraintError as error:
                 self._fail(seq.request.request_id, error, outputs)
                 continue
-            if tokens := seq.take_forced(1, least=_MIN_FORCED):
+            if tokens := seq.take_forced(1, least=least):
                 forced[index] = tokens
         return forced
 
@@ -187,7 +189,7 @@ class EngineCore:
                 logger.exception("request %s could not be set up", request_id)
                 failed_slots.add(admission.slot)
                 self._scheduler.abort(request_id)
-                outputs.append(_failure(request_id, error))
+                outputs.append(failure(request_id, error))
         if not failed_slots:
             return plan
         entries = tuple(
@@ -227,7 +229,8 @@ def _own_fault(request_id: str, error: ConstraintError) -> TokenOutput:
     )
 
 
-def _failure(request_id: str, error: Exception) -> TokenOutput:
+def failure(request_id: str, error: BaseException) -> TokenOutput:
+    """The end of a request that an error of the server's own ended."""
     return TokenOutput(
         request_id=request_id,
         token_ids=[],

@@ -75,6 +75,9 @@ class Lattice:
     max_num_seqs: int
     max_num_batched_tokens: int
     bursts: tuple[BurstShape, ...] = ()
+    # Up to so many tokens, a step with short chunks among them is a decode step, each token in a row of its own:
+    # padding rows cost as much as others.  0 where a program may look at keys before all rows have written theirs.
+    chunk_rows: int = 0
 
     def forward(self, kind: StepKind, num_tokens: int) -> ForwardShape:
         """The smallest forward pass that holds `num_tokens`."""
@@ -130,7 +133,8 @@ class Lattice:
         for variant, with_logprobs in kinds:
             takes = {count: self.sample(count, variant, with_logprobs).num_rows for count in self._counts()}
             for below, given in zip((0, *decodes), decodes, strict=False):
-                found |= {(given, takes[count]) for count in self._counts() if below < count <= given}
+                fewest = 0 if given <= self.chunk_rows else below
+                found |= {(given, takes[count]) for count in self._counts() if fewest < count <= given}
             found |= {(self.max_num_seqs, taken) for taken in takes.values()}
         return sorted((given, taken) for given, taken in found if given != taken)
 
@@ -187,6 +191,7 @@ def build_lattice(
         samples += [SampleShape(n, variant, False) for variant in processing for n in coarse]
         with_logprobs: tuple[Variant, ...] = ("greedy", "full")
         samples += [SampleShape(n, variant, True) for variant in with_logprobs for n in rare]
+    chunk_rows = max((n for n in rows if n < tokens[0]), default=0) if platform == "cpu" else 0
     forwards = [ForwardShape("decode", n, n, 1, max_pages) for n in rows]
     forwards += [ForwardShape("mixed", n, max_num_seqs + 1, min(tile_size, n), max_pages) for n in tokens]
     # Room for every other sequence's token and as many of a prompt; a GPU is busy from some hundred tokens on.
@@ -194,7 +199,9 @@ def build_lattice(
     scoring = next((n for n in tokens if n >= room), tokens[-1])
     tile = min(tile_size, scoring)
     forwards.append(ForwardShape("mixed", scoring, max_num_seqs + 1, tile, max_pages, scores_prompts=True))
-    lattice = Lattice(tuple(forwards), tuple(samples), max_num_seqs, max_num_batched_tokens)
+    lattice = Lattice(
+        tuple(forwards), tuple(samples), max_num_seqs, max_num_batched_tokens, chunk_rows=chunk_rows
+    )
     if not has_bursts:
         return lattice
     short = [

@@ -359,7 +359,7 @@ class Runner:
         if plan.scores_prompts:
             assert plan.num_tokens <= lattice.scoring.num_tokens, "the scheduler keeps to the scoring budget"
             return lattice.scoring
-        is_decode = all(len(entry.token_ids) == 1 for entry in plan.entries)
+        is_decode = plan.num_tokens <= max(lattice.chunk_rows, len(plan.entries))
         return lattice.forward("decode" if is_decode else "mixed", plan.num_tokens)
 
     def _sampler_inputs(

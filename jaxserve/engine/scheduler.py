@@ -47,10 +47,12 @@ class Scheduler:
         token_budget: int,
         scoring_budget: int,
         max_model_len: int,
+        chunk_rows: int = 0,
     ) -> None:
         """A step has at most `token_budget` tokens, and `scoring_budget` if any prompt is scored in it.
 
-        Neither may be less than `max_num_seqs`.
+        Neither may be less than `max_num_seqs`.  Up to `chunk_rows` tokens, steps with chunks of several tokens take no
+        longer than others.
         """
         self.burst_steps = 1  # decode steps that a plan may hold; whoever steps the engine sets it (pace.py)
         self.allocator = allocator
@@ -58,6 +60,7 @@ class Scheduler:
         self._page_size = page_size
         self._token_budget = token_budget
         self._scoring_budget = min(scoring_budget, token_budget)
+        self._chunk_rows = chunk_rows
         self._max_model_len = max_model_len
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
         self._running: list[Sequence] = []  # in Sequence.order
@@ -95,6 +98,11 @@ class Scheduler:
         self._finish(seq)
         return True
 
+    @property
+    def has_room_for_chunks(self) -> bool:
+        """Whether a step of all that runs takes no longer for a chunk of a few tokens."""
+        return self.num_running < self._chunk_rows
+
     def constrained(self, plan: StepPlan) -> dict[int, Sequence]:
         """The sequences that follow a grammar and sample in a plan, by the entry's index."""
         if not self._num_constrained:
@@ -110,7 +118,7 @@ class Scheduler:
         """The next step, or None if no sequence can advance before a step in flight comes back."""
         # One bucket of forward passes keeps the hidden states of all its tokens.
         scores = any(_scores_next(seq) for seq in self._running)
-        budget = self._scoring_budget if scores else self._token_budget
+        budget = whole_budget = self._scoring_budget if scores else self._token_budget
         planned: dict[int, PlanEntry] = {}  # seq_id -> entry
         admissions: list[Admission] = []
         preemptions_before = self.counters.num_preemptions
@@ -125,7 +133,10 @@ class Scheduler:
                 budget -= 1
         for seq in chunks:
             count = min(self._num_schedulable(seq), budget)
-            if count > 1 and seq.slot >= 0 and self._grow(seq, count, planned):
+            spare = self._chunk_rows - (whole_budget - budget)
+            if planned and spare > 0 and seq.num_scheduled >= seq.num_prompt_tokens:
+                count = min(count, spare)  # of forced tokens: so many hold nobody up
+            if count and seq.slot >= 0 and self._grow(seq, count, planned):
                 planned[seq.seq_id] = self._plan_entry(seq, count)
                 budget -= count
         if self.counters.num_preemptions == preemptions_before:

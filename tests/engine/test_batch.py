@@ -62,6 +62,19 @@ def test_a_later_step_of_a_burst() -> None:
     assert batch.meta.page_table.tolist() == [[7, 102, 9], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
 
 
+def test_a_decode_step_with_a_short_chunk() -> None:
+    """The last token of each entry comes first, where the sampler looks for it."""
+    shape = ForwardShape("decode", 8, 8, 1, 3)
+    batch = round_trip(
+        [entry(2, 5, (ON_DEVICE,)), entry(0, 9, (7, 8, 6)), entry(1, 0, (3, ON_DEVICE))], shape
+    )
+    assert batch.token_ids.tolist() == [ON_DEVICE, 6, ON_DEVICE, 7, 8, 3, 0, 0]
+    assert batch.slots.tolist() == [2, 0, 1, 0, 0, 1, DUMMY, DUMMY]
+    assert batch.meta.positions.tolist() == [5, 11, 1, 9, 10, 0, 0, 0]
+    assert batch.meta.kv_lens.tolist() == [6, 12, 2, 10, 11, 1, 0, 0]
+    assert batch.meta.page_table[:6].tolist() == batch.page_table[batch.slots[:6]].tolist()
+
+
 def test_mixed() -> None:
     shape = ForwardShape("mixed", 8, 5, 2, 3)
     batch = round_trip([entry(1, 5, (ON_DEVICE,)), entry(3, 2, (7, 8, 9)), entry(0, 0, (4, 5))], shape)
@@ -106,6 +119,12 @@ def test_every_step_finds_a_shape(platform: str, hidden_size: int, seqs: int, to
                 assert sampler.with_logprobs >= with_logprobs
                 given = {shape.num_tokens, seqs}
                 assert all(g == sampler.num_rows or (g, sampler.num_rows) in lattice.resizes() for g in given)
+    for count in range(1, lattice.chunk_rows + 1):  # tokens of a decode step, some of one sequence
+        given = lattice.forward("decode", count).num_tokens
+        rows = {
+            lattice.sample(entries, v, False).num_rows for entries in range(1, count + 1) for v in VARIANTS
+        }
+        assert all(given == taken or (given, taken) in lattice.resizes() for taken in rows)
     for count in range(1, tokens + 1):
         shape = lattice.forward("mixed", count)
         assert shape.num_tokens >= count

@@ -10,16 +10,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from jaxserve import LLM, SamplingParams, StructuredOutputsParams
 from jaxserve.assembly import EngineParts
 from jaxserve.engine.client import InProcessClient
+from jaxserve.engine.lattice import ForwardShape
 from jaxserve.engine.protocol import CoreRequest
 from jaxserve.engine.runner import Runner
 from jaxserve.errors import RequestError
 from jaxserve.loading.checkpoint import GenerationDefaults
+from jaxserve.structured import compiler
 from jaxserve.structured.compiler import GrammarCompiler
 from tests.engine.tiny_engine import Collector, DenseModel, build_constrained, request
 from tests.tiny import ASCII_EOS, ASCII_MARK, ASCII_VOCAB_SIZE, ascii_tokenizer
@@ -38,6 +41,7 @@ PERSON = {
     "required": ["name", "age", "tags"],
     "additionalProperties": False,
 }
+ON_CPU = jax.default_backend() == "cpu"
 FORCED = "the name is yes"  # what a grammar may spell out
 
 Engine = tuple[InProcessClient, Collector, GrammarCompiler]
@@ -158,6 +162,26 @@ def test_forced_tokens_are_not_sampled_one_by_one(engine: Engine) -> None:
     # Where somebody asks for log-probabilities they are sampled, and are the same.
     (sampled,) = run(engine, constrained(engine, "sampled", constraint, logprobs=1))
     assert sampled == ahead
+
+
+def test_forced_tokens_run_in_rows_that_a_decode_step_has_to_spare(
+    engine: Engine, dense: DenseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    call = Runner._call_forward
+
+    def noting(runner: Runner, shape: ForwardShape, *args: Any) -> Any:
+        names.append(shape.name)
+        return call(runner, shape, *args)
+
+    monkeypatch.setattr(Runner, "_call_forward", noting)
+    other = request("other", [1, 2, 3, 4, 5, 6], max_tokens=10)
+    core = constrained(engine, "forced", {"regex": f"[a-c]{FORCED}[a-c]"}, prompt="a question")
+    told, answer = run(engine, other, core)
+    assert told == dense.greedy(other.prompt_token_ids, 10)
+    assert FORCED in text_of(answer)
+    mixed = [name for name in names if "mixed" in name]
+    assert len(mixed) <= 2 if ON_CPU else mixed, "only prompts need others, where padding rows can be used"
 
 
 def test_the_forward_pass_does_not_wait_for_masks(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,6 +391,19 @@ def test_a_grammar_is_compiled_before_its_request_starts(engine: Engine) -> None
     (token_ids,) = run(engine, constrained(engine, "f", fresh))
     assert re.fullmatch(fresh["regex"], text_of(token_ids))
     assert "unclosed" in failure(engine, constrained(engine, "b", {"regex": "[a"}))
+
+
+def test_a_compiler_that_breaks_fails_one_request(
+    engine: Engine, dense: DenseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any) -> None:
+        raise MemoryError("no room")
+
+    core = constrained(engine, "b", {"regex": "[a-c]{4}broken"})
+    monkeypatch.setattr(compiler, "_compile", broken)
+    told, _ = run(engine, request("plain", [5, 6, 7], max_tokens=20), core)
+    assert told == dense.greedy([5, 6, 7], 20)
+    assert engine[1].outputs["b"][-1].error == "MemoryError: no room"
 
 
 def test_a_request_can_be_aborted_while_its_grammar_is_compiled(engine: Engine) -> None:

@@ -58,6 +58,7 @@ class Rig:
     scoring_budget: int = 16
     depth: int = 2
     prefix_caching: bool = True
+    chunk_rows: int = 0
     outputs: dict[str, list[TokenOutput]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,6 +70,7 @@ class Rig:
             token_budget=self.budget,
             scoring_budget=self.scoring_budget,
             max_model_len=MAX_LEN,
+            chunk_rows=self.chunk_rows,
         )
         self.device = SimulatedDevice(PAGE_SIZE)
         self.in_flight: deque[tuple[StepPlan, StepResult]] = deque()
@@ -112,6 +114,7 @@ def test_any_load_gives_what_each_request_gives_alone(seed: int) -> None:
         scoring_budget=rng.choice([6, 8, 16]),
         depth=rng.randint(1, 3),
         prefix_caching=rng.random() < 0.8,
+        chunk_rows=seed % 3 * 4,
     )
     longest_burst = rng.choice([1, 1, 3, 8])
 
@@ -233,6 +236,35 @@ def test_decodes_go_on_while_a_long_prompt_is_read_in_chunks() -> None:
         assert plan is not None
         counts.append([len(entry.token_ids) for entry in plan.entries])
     assert counts == [[1, 7], [1, 7], [1, 7], [1, 7], [1, 2]]
+
+
+class Forcing:
+    """A grammar that forces a text; who follows it is told by `commit`."""
+
+    ends_itself = False
+
+    def take_forced(self, least: int, most: int) -> list[int]:
+        return []
+
+
+@pytest.mark.parametrize(("chunk_rows", "counts"), [(0, [7]), (4, [3, 3, 1]), (1, [7])])
+def test_forced_tokens_hold_nobody_up(chunk_rows: int, counts: list[int]) -> None:
+    """They take the rows that a decode step has to spare beside others, and all at once where it has none."""
+    rig = Rig(chunk_rows=chunk_rows, depth=1)
+    rig.scheduler.add(make_request("other", [1, 2], max_tokens=30))
+    rig.step()
+    rig.scheduler.add(make_request("forced", [3, 4, 5], max_tokens=30), Forcing())  # type: ignore[arg-type]  # by shape
+    plan = rig.scheduler.schedule()
+    assert plan is not None
+    assert [len(entry.token_ids) for entry in plan.entries] == [1, 3], "prompts are read whole"
+    rig.scheduler.commit(plan, rig.device.run(plan), {1: [6, 7, 8, 9, 10, 11]})
+    taken = []
+    while not taken or not plan.entries[-1].samples:
+        plan = rig.scheduler.schedule()
+        assert plan is not None
+        rig.scheduler.commit(plan, rig.device.run(plan))
+        taken.append(len(plan.entries[-1].token_ids))
+    assert taken == counts
 
 
 def test_priority_goes_before_arrival() -> None:
