@@ -2,13 +2,15 @@
 
 In this order, each only where the template needs it (TemplateTraits):
 
-1. A developer's message becomes a system message.
+1. A developer's message becomes a system message, everywhere or after the first message.
 2. Several calls in one message are told one after another, each with its result.
-3. A message with text and calls becomes two; where even that does not help, the calls become text.
+3. A message with text and calls becomes two; where even that does not help, such calls become text, and their
+   results the user's.
 4. Calls become text of their message, in the form that `write_call` gives them.
 5. Results of tools become a user's message, `<tool_response>` around each; neighbouring ones share it.
 6. Tools and documents that the template does not show are described at the end of the system message.
-7. System messages open the next user's message: all of them, or those after the first.
+7. System messages open the next user's message: all of them, or those after the first.  (There are templates
+   that lose the system message where the last message is a tool's: then, too.)
 
 So a later rule sees what an earlier one has made.
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jaxserve.text.chat_messages import Turn, arguments_text, joined_contents, text_of
@@ -33,34 +35,35 @@ def fold(
 ) -> list[Turn]:
     """The conversation as the template can write it; `described` goes into the system message."""
     folded: list[Turn] = list(turns)
-    if not traits.knows_developer:
-        folded = [_with_role(turn, "system") if turn.role == "developer" else turn for turn in folded]
+    folded = [
+        _with_role(turn, "system") if turn.role == "developer" and not _is_known(i, traits) else turn
+        for i, turn in enumerate(folded)
+    ]
     if traits.shows_tool_calls:
         if not traits.takes_parallel_calls:
             folded = _one_by_one(folded)
-        if traits.call_form != "beside":
-            apart = _calls_after_text if traits.call_form == "split" else _calls_as_text(write_call)
-            folded = [
-                part
-                for turn in folded
-                for part in (
-                    apart(turn) if "tool_calls" in turn.message and turn.message["content"] else [turn]
-                )
-            ]
+        if traits.call_form == "split":
+            folded = [part for turn in folded for part in _calls_after_text(turn)]
+        elif traits.call_form == "text":
+            folded = _exchanges_as_text(folded, write_call)
         if not traits.takes_long_ids:
             folded = [_with_short_ids(turn) for turn in folded]
     else:
-        as_text = _calls_as_text(write_call)
-        folded = [
-            part for turn in folded for part in (as_text(turn) if "tool_calls" in turn.message else [turn])
-        ]
+        folded = [_calls_as_text(turn, write_call) for turn in folded]
     if not traits.shows_tool_results:
         folded = _results_as_user(folded)
     if described:
         folded = _described(folded, described)
-    if not traits.writes_later_system:
-        folded = _system_as_user(folded, keeps_first=traits.system.is_written)
+    keeps_first = traits.system.is_written and (
+        traits.writes_system_before_results or folded[-1].role == "user"
+    )
+    if not (keeps_first and traits.writes_later_system):
+        folded = _system_as_user(folded, keeps_first=keeps_first)
     return folded
+
+
+def _is_known(place: int, traits: TemplateTraits) -> bool:
+    return traits.knows_later_developer or (traits.knows_developer and place == 0)
 
 
 def _with_role(turn: Turn, role: str) -> Turn:
@@ -94,20 +97,36 @@ def _one_by_one(turns: Sequence[Turn]) -> list[Turn]:
 
 
 def _calls_after_text(turn: Turn) -> list[Turn]:
+    """A message with text and calls as two."""
+    if "tool_calls" not in turn.message or not turn.message["content"]:
+        return [turn]
     text = {key: value for key, value in turn.message.items() if key != "tool_calls"}
     return [Turn(text, turn.index), _with_content(turn, "")]
 
 
-def _calls_as_text(write_call: CallWriter) -> Callable[[Turn], list[Turn]]:
-    def told(turn: Turn) -> list[Turn]:
-        message = dict(turn.message)
-        calls = message.pop("tool_calls")
-        written = "\n".join(write_call(call["function"]["name"], arguments_text(call)) for call in calls)
-        content = message["content"]
-        message["content"] = f"{text_of(content)}\n{written}" if content else written
-        return [Turn(message, turn.index)]
+def _exchanges_as_text(turns: Sequence[Turn], write_call: CallWriter) -> list[Turn]:
+    """Calls beside text become text, and their results the user's."""
+    told: list[tuple[Turn, bool]] = []
+    for turn in turns:
+        if turn.role == "tool" and told and told[-1][1]:
+            content = result_text(text_of(turn.message["content"]))
+            told.append((Turn({"role": "user", "content": content}, turn.index), True))
+            continue
+        is_text = "tool_calls" in turn.message and bool(turn.message["content"])
+        told.append((_calls_as_text(turn, write_call) if is_text else turn, is_text))
+    return _joined_neighbours([(turn, is_made and turn.role == "user") for turn, is_made in told])
 
-    return told
+
+def _calls_as_text(turn: Turn, write_call: CallWriter) -> Turn:
+    """A message's calls at the end of its text."""
+    message = dict(turn.message)
+    calls = message.pop("tool_calls", None)
+    if calls is None:
+        return turn
+    written = "\n".join(write_call(call["function"]["name"], arguments_text(call)) for call in calls)
+    content = message["content"]
+    message["content"] = f"{text_of(content)}\n{written}" if content else written
+    return Turn(message, turn.index)
 
 
 def _with_short_ids(turn: Turn) -> Turn:

@@ -36,8 +36,10 @@ class TemplateTraits:
     assistant: ContentForm
     system: ContentForm
     tool: ContentForm
-    knows_developer: bool
+    knows_developer: bool  # as the first message
+    knows_later_developer: bool
     writes_later_system: bool  # beside the first message
+    writes_system_before_results: bool  # where the last message is a tool's and no user's
     shows_tools: bool
     takes_bare_tools: bool  # those whose description and parameters are null
     shows_documents: bool
@@ -65,11 +67,14 @@ class TemplateTraits:
             "it does not show `tools`: they are described in the system message": not self.shows_tools,
             "it writes no tool calls: they become text of the assistant's message": not self.shows_tool_calls,
             "it writes no tool results: they become a user's message": not self.shows_tool_results,
+            "it writes the system message for a user's last message alone: else it opens the user's first": (
+                self.system.is_written and not self.writes_system_before_results
+            ),
             "it takes one tool call a message: several are told one after another": not self.takes_parallel_calls,
             "it writes either text or tool calls: a message with both is told as two": (
                 self.shows_tool_calls and self.call_form == "split"
             ),
-            "it loses text beside tool calls: such calls become text too": (
+            "it loses text beside tool calls: such calls and their results become text too": (
                 self.shows_tool_calls and self.call_form == "text"
             ),
             "it takes tool call ids of nine characters: others are shortened": not self.takes_long_ids,
@@ -103,15 +108,20 @@ class _Probe:
         empty, shows_calls = self._empty_text(shows_calls)
         self._empty = empty
         tool = self._form(lambda content: self._history(content, _SHORT_ID))
+        developer = _message("developer", _as(system, _CANARY))
+        knows_developer = "developer" in self._source and self._shows([developer, self._hello])
+        shows_calls = shows_calls and self._shows_calls_later(tool)
         shows_results = tool.is_written and self._shows_results_later(tool)
         return TemplateTraits(
             user=self._user,
             assistant=assistant,
             system=system,
             tool=tool,
-            knows_developer="developer" in self._source
-            and self._shows([_message("developer", _as(system, _CANARY)), self._hello]),
-            writes_later_system=system.is_written and self._shows_later_system(system, assistant),
+            knows_developer=knows_developer,
+            knows_later_developer=knows_developer and self._shows_later("developer", system, assistant),
+            writes_later_system=system.is_written and self._shows_later("system", system, assistant),
+            writes_system_before_results=system.is_written
+            and self._shows([_message("system", _as(system, _CANARY)), *self._asked(tool)]),
             shows_tools=self._shows(
                 [self._hello], tools=[_tool(_CANARY, "d", {"type": "object", "properties": {}})]
             ),
@@ -124,7 +134,7 @@ class _Probe:
             shows_tool_results=shows_results,
             takes_argument_objects=takes_objects,
             takes_empty_text=empty is not None,
-            call_form=self._call_form() if shows_calls else "text",
+            call_form=self._call_form(tool, shows_results) if shows_calls else "text",
             takes_parallel_calls=not shows_calls or self._shows_parallel(tool, shows_results),
             takes_long_ids=not shows_results or self._shows(self._history(_as(tool, _CANARY), _LONG_ID)),
         )
@@ -132,12 +142,12 @@ class _Probe:
     def _form(self, conversation: Callable[[Any], list[dict[str, Any]]]) -> ContentForm:
         """How the content of one message of a conversation is taken."""
         as_text = self._try(conversation(_CANARY))
-        as_parts = self._try(conversation([{"type": "text", "text": _CANARY}]))
+        as_parts = self._try(conversation([{"type": "text", "text": _CANARY}] * 2))
         if self._decided is not None:
             takes_parts = self._decided == "openai"
             written = as_parts if takes_parts else as_text
             return ContentForm(not takes_parts, takes_parts, written is not None and _CANARY in written)
-        takes_parts = _writes_bare(as_parts)
+        takes_parts = _writes_bare(as_parts, times=2)
         takes_strings = not takes_parts or _writes_bare(as_text)
         return ContentForm(
             takes_strings, takes_parts, takes_parts or (as_text is not None and _CANARY in as_text)
@@ -170,15 +180,28 @@ class _Probe:
         call = _call(call_id, "f", {} if isinstance(self._arguments_given, dict) else "{}")
         return [self._hello, _calling(self._empty, [call]), _result(call_id, result)]
 
+    def _shows_calls_later(self, tool: ContentForm) -> bool:
+        call = _call(_SHORT_ID, _CANARY, self._arguments_given)
+        results = [_result(_SHORT_ID, _as(tool, _HELLO))] if tool.is_written else []
+        answer = _message("assistant", _as(self._assistant, _HELLO))
+        return self._shows(
+            [self._hello, _calling(self._empty, [call]), *results, answer, self._hello], times=2
+        )
+
     def _shows_results_later(self, tool: ContentForm) -> bool:
         answer = _message("assistant", _as(self._assistant, _HELLO))
         return self._shows([*self._history(_as(tool, _CANARY), _SHORT_ID), answer, self._hello])
 
-    def _shows_later_system(self, system: ContentForm, assistant: ContentForm) -> bool:
-        first, second = (_message("system", _as(system, text)) for text in (_HELLO, _CANARY))
+    def _asked(self, tool: ContentForm) -> list[dict[str, Any]]:
+        """A conversation whose last message is a tool's result."""
+        return self._history(_as(tool, _HELLO), _SHORT_ID) if tool.is_written else [self._hello]
+
+    def _shows_later(self, role: str, system: ContentForm, assistant: ContentForm) -> bool:
+        """Whether a message of this role is written beside a first one and behind an answer."""
+        first, second = _message("system", _as(system, _CANARY)), _message(role, _as(system, _CANARY))
         answer = _message("assistant", _as(assistant, _HELLO))
-        return self._shows([first, second, self._hello]) and self._shows(
-            [first, self._hello, answer, second, self._hello]
+        return self._shows([first, second, self._hello], times=2) and self._shows(
+            [first, self._hello, answer, second, self._hello], times=2
         )
 
     def _shows_parallel(self, tool: ContentForm, shows_results: bool) -> bool:
@@ -188,12 +211,18 @@ class _Probe:
         times = len(calls) + len(results)
         return self._shows([self._hello, _calling(self._empty, calls), *results], times=times)
 
-    def _call_form(self) -> CallForm:
-        text, call = _as(self._assistant, _CANARY), _call(_SHORT_ID, "f", self._arguments_given)
-        if self._shows([self._hello, _calling(text, [call])], times=2):
+    def _call_form(self, tool: ContentForm, shows_results: bool) -> CallForm:
+        """The first form in which a text, its call, and the answer to the result all come out."""
+        call = _call(_SHORT_ID, "f", self._arguments_given)
+        text = _as(self._assistant, _CANARY)
+        end = [_message("assistant", text), self._hello]
+        if shows_results:
+            end.insert(0, _result(_SHORT_ID, _as(tool, _CANARY)))
+        times = 2 + len(end) - 1
+        if self._shows([self._hello, _calling(text, [call]), *end], times=times):
             return "beside"
-        both = [self._hello, _message("assistant", text), _calling(self._empty, [call])]
-        return "split" if self._shows(both, times=2) else "text"
+        both = [_message("assistant", text), _calling(self._empty, [call])]
+        return "split" if self._shows([self._hello, *both, *end], times=times) else "text"
 
     def _shows(
         self,
@@ -204,18 +233,27 @@ class _Probe:
         times: int = 1,
     ) -> bool:
         """Whether canaries come out, `times` of them at least."""
-        prompt = self._render(messages, tools, documents)
+        if tools is None and documents is None:
+            prompt = self._try(messages)
+        else:
+            prompt = self._render(messages, tools, documents)
         return prompt is not None and prompt.count(_CANARY) >= times
 
     def _try(self, messages: list[dict[str, Any]]) -> str | None:
-        return self._render(messages, None, None)
+        """The prompt; some templates are for requests with tools or documents alone."""
+        prompt = self._render(messages, None, None)
+        if prompt is None and "tools" in self._source:
+            prompt = self._render(messages, [_tool("f", "d", {"type": "object", "properties": {}})], None)
+        if prompt is None and "documents" in self._source:
+            prompt = self._render(messages, None, [{"title": "t", "text": "x"}])
+        return prompt
 
 
-def _writes_bare(prompt: str | None) -> bool:
-    """Whether the text came out as it is, and not as a part of a list or a JSON text."""
+def _writes_bare(prompt: str | None, times: int = 1) -> bool:
+    """Whether the text came out as it is, so many times, and not as a part of a list or a JSON text."""
     return (
         prompt is not None
-        and _CANARY in prompt
+        and prompt.count(_CANARY) >= times
         and f"'{_CANARY}'" not in prompt
         and f'"{_CANARY}"' not in prompt
     )

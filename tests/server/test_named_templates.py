@@ -27,6 +27,7 @@ from jaxserve.server.tool_parsers.registry import TOOL_FORMATS
 from jaxserve.text import template_sandbox
 from jaxserve.text.chat_template import ChatTemplate
 from jaxserve.text.tool_text import hermes_call
+from tests.text.conversations import Marked
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ROOT / "tests" / "data" / "chat_templates"
@@ -122,6 +123,16 @@ def test_templates_for_tools_need_no_help(name: str) -> None:
     assert template.traits.takes_bare_tools
     for said in ("Be brief.", "I look.", "18 degrees", "get_weather", "The city"):
         assert said in template.render(MESSAGES, tools=TOOLS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_vanishes(name: str) -> None:
+    template = compiled(name)
+    for seed in range(30):
+        conversation = Marked(seed)
+        prompt = template.render(conversation.messages, tools=TOOLS, wants_tool_calls=True)
+        assert [mark for mark in conversation.marks if mark not in prompt] == [], (seed, prompt)
+        assert "get_weather" in prompt
 
 
 @pytest.mark.parametrize("name", NAMES)

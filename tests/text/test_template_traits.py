@@ -6,6 +6,7 @@ import pytest
 
 from jaxserve.errors import RequestError
 from jaxserve.text.chat_template import ChatTemplate
+from tests.text.conversations import Marked
 from tests.tiny import CHAT_TEMPLATE
 
 USER = {"role": "user", "content": "Hi"}
@@ -179,7 +180,7 @@ SPLIT = (
     + CALLS
     + "{% else %}{{ m.content }}{% endif %}{% endfor %}"
 )
-EITHER = (
+FIRST_CALL = (
     "{% for m in messages %}[{{ m.role }}]"
     "{% if m.tool_calls and messages|selectattr('role', 'eq', 'assistant')|list|length < 2 %}"
     + CALLS
@@ -194,9 +195,8 @@ def test_text_beside_calls() -> None:
     assert written(SPLIT, USER, calling("f", content="So."), result(0)) == (
         '[user]Hi[assistant]So.[assistant]<c0 f({"k": 0})>[tool]18'
     )
-    assert ChatTemplate(EITHER).traits.call_form == "text"
-    assert "So.\n<tool_call>" in written(EITHER, USER, calling("f", content="So."))
-    assert written(EITHER, USER, calling("f")) == '[user]Hi[assistant]<c0 f({"k": 0})>'
+    assert not ChatTemplate(FIRST_CALL).traits.shows_tool_calls
+    assert "So.\n<tool_call>" in written(FIRST_CALL, USER, calling("f", content="So."))
 
 
 NINE = (
@@ -309,3 +309,93 @@ def test_the_templates_variables_are_known() -> None:
 
 def test_the_little_template_of_other_tests() -> None:
     assert ChatTemplate(CHAT_TEMPLATE).traits.shortcomings == ()
+
+
+def test_the_first_part_alone_is_no_way_to_take_parts() -> None:
+    source = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content if m.content is string else m.content[0].text }}"
+        "{% endfor %}"
+    )
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert written(source, {"role": "system", "content": parts}, USER) == "[system]a\nb[user]Hi"
+
+
+def test_where_the_last_system_message_wins() -> None:
+    source = (
+        "{% set ns = namespace(system='') %}{% for m in messages if m.role == 'system' %}"
+        "{% set ns.system = m.content %}{% endfor %}{{ ns.system }}{% for m in messages if m.role != 'system' %}"
+        "[{{ m.role }}]{{ m.content }}{% endfor %}"
+    )
+    system, other = {"role": "system", "content": "A"}, {"role": "system", "content": "B"}
+    answer = {"role": "assistant", "content": "x"}
+    assert written(source, system, other, USER) == "A\n\nB[user]Hi"
+    assert written(source, system, USER, answer, other, USER) == "A[user]Hi[assistant]x[user]B\n\nHi"
+
+
+SYSTEM_AT_END = (
+    "{% for m in messages if m.role != 'system' %}[{{ m.role }}]"
+    "{% if loop.last and m.role == 'user' and messages[0].role == 'system' %}{{ messages[0].content }}: {% endif %}"
+    "{{ m.content }}" + CALLS + "{% endfor %}"
+)
+
+
+def test_where_the_system_message_needs_a_users_last_message() -> None:
+    assert not ChatTemplate(SYSTEM_AT_END).traits.writes_system_before_results
+    system = {"role": "system", "content": "A"}
+    assert written(SYSTEM_AT_END, system, USER) == "[user]A: Hi"
+    assert written(SYSTEM_AT_END, system, USER, calling("f"), result(0)) == (
+        '[user]A\n\nHi[assistant]<c0 f({"k": 0})>[tool]18'
+    )
+
+
+ALTERNATING = (
+    "{% set ns = namespace(n=0) %}{% for m in messages %}[{{ m.role }}]"
+    "{% if m.role != 'tool' and not m.tool_calls %}"
+    "{% if (m.role == 'user') != (ns.n % 2 == 0) %}{{ raise_exception('alternate') }}{% endif %}"
+    "{% set ns.n = ns.n + 1 %}{% endif %}"
+    "{% if m.tool_calls %}" + CALLS + "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+def test_where_text_beside_calls_breaks_the_turns() -> None:
+    assert ChatTemplate(ALTERNATING).traits.call_form == "text"
+    answer = {"role": "assistant", "content": "18."}
+    again = [calling("f", "g", content="So."), result(0), result(1, "19"), answer, USER]
+    assert written(ALTERNATING, USER, calling("f"), result(0), *again) == (
+        '[user]Hi[assistant]<c0 f({"k": 0})>[tool]18[assistant]So.\n'
+        '<tool_call>\n{"name": "f", "arguments": {"k": 0}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "g", "arguments": {"k": 1}}\n</tool_call>'
+        "[user]<tool_response>\n18\n</tool_response>\n\n<tool_response>\n19\n</tool_response>[assistant]18.[user]Hi"
+    )
+
+
+def test_developers_that_are_known_as_the_first_alone() -> None:
+    source = (
+        "{% for m in messages %}{% if m.role != 'developer' or loop.first %}[{{ m.role }}]{{ m.content }}{% endif %}"
+        "{% endfor %}"
+    )
+    developer = {"role": "developer", "content": "B"}
+    assert written(source, developer, USER, developer) == "[developer]B[user]Hi[system]B"
+
+
+def test_templates_for_requests_with_tools_alone() -> None:
+    source = "{% for t in tools %}{{ t.function.name }}{% endfor %}" + FULL
+    assert ChatTemplate(source).traits.shortcomings == ()
+    assert written(source, USER, calling("f"), tools=[TOOL]) == 'f[user]Hi[assistant]<c0 f({"k": 0})>'
+
+
+FORGETFUL = (
+    *(PLAIN, USERS_ONLY, SILENT, FIRST_SYSTEM_ONLY, FULL, ONE_CALL),
+    *(SPLIT, FIRST_CALL, NINE, SYSTEM_AT_END, ALTERNATING),
+)
+
+
+@pytest.mark.parametrize("source", FORGETFUL)
+def test_nothing_vanishes(source: str) -> None:
+    template = ChatTemplate(source)
+    for seed in range(40):
+        conversation = Marked(seed)
+        prompt = template.render(conversation.messages, tools=[TOOL], wants_tool_calls=True)
+        lost = [mark for mark in conversation.marks if mark not in prompt]
+        assert lost == [], (seed, prompt)
+        assert '"description": "Does f."' in prompt
