@@ -6,7 +6,7 @@ import asyncio
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from jaxserve.server.errors import ApiError
 
@@ -32,6 +32,7 @@ class Connection(HttpToolsProtocol):
         self._num_field_bytes = 0  # of the head's complete fields
         self._refusal: ApiError | None = None
         self._is_refused = False
+        self._cycles: list[RequestResponseCycle] = []  # requests that wait for their answers' ends
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # as uvicorn's own
         super().connection_made(transport)
@@ -42,6 +43,9 @@ class Connection(HttpToolsProtocol):
         if self._linger is not None:
             self._linger.cancel()
         super().connection_lost(exc)
+        for cycle in self._cycles:  # uvicorn tells the newest alone
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
@@ -80,6 +84,8 @@ class Connection(HttpToolsProtocol):
         self._is_in_head = False
         self._stop_waiting()
         super().on_headers_complete()
+        cycles = (*self._cycles, self.cycle)
+        self._cycles = [cycle for cycle in cycles if cycle is not None and not cycle.response_complete]
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -123,12 +129,17 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, error: ApiError) -> None:
-        """Say why and close; in the middle of another request's answer, only close."""
+        """Say why and close; in the middle of an answer, only close."""
         self._is_refused, self._is_in_head = True, False
         self._stop_waiting()
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.transport.close()
-            return
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            # A body that breaks off has no answer yet, unless it waits for that of a request before it.
+            if cycle.response_started or not cycle.more_body or self.pipeline:
+                self.transport.close()
+                return
+            cycle.disconnected = True  # to the application the client is gone
+            cycle.message_event.set()
         body = error.to_json()
         self.transport.write(
             f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"

@@ -153,6 +153,43 @@ async def test_a_body_that_never_ends(is_chunked: bool, monkeypatch: pytest.Monk
         assert await is_well(url)
 
 
+@pytest.mark.parametrize("broken", [b"xyz\r\n", b"5\r\nabcdefgh\r\n"], ids=["length", "longer than it says"])
+async def test_a_body_that_breaks_off(broken: bytes):
+    async with connected() as (served, url):
+        head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON + b"Transfer-Encoding: chunked\r\n\r\n"
+        answer = await ask(url, head, b'9\r\n{"prompt"\r\n', broken)
+        assert answer[0] == 400
+        assert error_of(answer)["type"] == "BadRequestError"
+        assert served.engine.submitted == []
+        assert await is_well(url)
+
+
+async def test_a_body_that_breaks_off_behind_another_request():
+    with serving(say("abc"), engine={"stalled": True}) as served:
+        async with listening(served) as url:
+            reader, writer = await open_connection(url)
+            body = b'{"prompt": "a", "max_tokens": 3}'
+            head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON
+            writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            writer.write(head + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n")
+            assert await reader.read() == b""  # nothing that could be taken for the first one's answer
+            writer.close()
+            await asyncio.to_thread(served.engine.wait_until, lambda: served.engine.num_unfinished == 0)
+            assert await is_well(url)
+
+
+async def test_hanging_up_ends_the_first_of_several_requests():
+    with serving(say("abc"), engine={"stalled": True}) as served:
+        async with listening(served) as url:
+            _, writer = await open_connection(url)
+            body = b'{"prompt": "a", "max_tokens": 3}'
+            head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON
+            writer.write((head + b"Content-Length: %d\r\n\r\n" % len(body) + body) * 2)
+            await asyncio.to_thread(served.engine.wait_until, lambda: len(served.engine.submitted) == 1)
+            writer.close()
+            await asyncio.to_thread(served.engine.wait_until, lambda: served.engine.num_unfinished == 0)
+
+
 async def test_a_connection_is_used_again_and_again():
     async with connected() as (_, url):
         reader, writer = await open_connection(url)
