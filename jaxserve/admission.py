@@ -191,11 +191,9 @@ class Admission:
             )
         return self._compiled(own.get(source, source), content_format)
 
-    def check_structured(
-        self, constraint: StructuredOutputsParams, param: str = "structured_outputs"
-    ) -> Future[None]:
+    def check_structured(self, constraint: StructuredOutputsParams) -> Future[None]:
         """Compile a constraint, on another thread.  The future raises RequestError saying what is wrong with it."""
-        return self.grammars.check(constraint, param=param)
+        return self.grammars.check(constraint)
 
     def admit(
         self,

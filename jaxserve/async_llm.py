@@ -172,20 +172,18 @@ class AsyncLLM:
         """
         return self._admission.chat_template(source, content_format, has_tools=has_tools)
 
-    async def check_structured(
-        self, constraint: StructuredOutputsParams | None, *, param: str = "structured_outputs"
-    ) -> None:
+    async def check_structured(self, constraint: StructuredOutputsParams | None) -> None:
         """Compile a constraint on another thread and keep it, so that the `generate` that follows is cheap.
 
-        Raises RequestError naming `param` and the part of the constraint that is wrong, too large or too slow.
+        Raises RequestError naming the constraint's param and the part of it that is wrong, too large or too slow.
         """
         if constraint is None:
             return
-        checking = asyncio.wrap_future(self._admission.check_structured(constraint, param))
+        checking = asyncio.wrap_future(self._admission.check_structured(constraint))
         try:
             await asyncio.wait_for(checking, self._admission.grammars.time_limit)
         except TimeoutError:
-            raise self._admission.grammars.too_slow(param) from None
+            raise self._admission.grammars.too_slow(constraint) from None
 
     async def encode(self, text: str, *, add_special_tokens: bool = True, param: str = "prompt") -> list[int]:
         """Token ids of a text, for `generate`; a long one is tokenized on another thread.

@@ -189,7 +189,7 @@ class LLM:
         try:
             self._admission.check_structured(constraint).result(self._admission.grammars.time_limit)
         except TimeoutError:
-            raise self._admission.grammars.too_slow("structured_outputs") from None
+            raise self._admission.grammars.too_slow(constraint) from None
 
     def _run(self, requests: Sequence[RequestState], use_tqdm: bool) -> list[RequestOutput]:
         processor = OutputProcessor()

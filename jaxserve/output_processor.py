@@ -168,6 +168,16 @@ class RequestState:
         self._has_new_tokens = False
         self._is_prompt_taken = False  # prompt log-probabilities went out with a delta
 
+    def fail(self, output: TokenOutput) -> None:
+        """Note the engine's error; a constraint's fault is told of the field in which it was sent."""
+        assert output.error is not None
+        param, constraint = output.error_param, self._params.structured_outputs
+        if param == "structured_outputs" and constraint is not None:
+            param = constraint.param
+        self.error = (
+            RequestFailedError(output.error) if param is None else RequestError(output.error, param=param)
+        )
+
     @property
     def is_finished(self) -> bool:
         """Whether all answers have ended."""
@@ -312,10 +322,7 @@ class OutputProcessor:
             if output.error is not None:
                 del self._answers[output.request_id]
                 self._observe_end(request, index, FINISH_ERROR)
-                if output.error_param is None:
-                    request.error = RequestFailedError(output.error)
-                else:
-                    request.error = RequestError(output.error, param=output.error_param)
+                request.fail(output)
                 aborts += self.drop(request.request_id, FINISH_ERROR)
             elif self._push(request, index, output):
                 del self._answers[output.request_id]

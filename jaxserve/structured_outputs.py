@@ -17,7 +17,7 @@ _JSON_OPTIONS = ("whitespace_pattern", "disable_any_whitespace", "disable_additi
 class StructuredOutputsParams:
     """Exactly one kind of constraint, under vLLM's names.
 
-    Raises RequestError (param "structured_outputs") unless exactly one kind is given, and for a part of a wrong type.
+    Raises RequestError (param as given) unless exactly one kind is given, and for a part of a wrong type.
     What the constraint says is checked when it is compiled: see AsyncLLM.check_structured.
     """
 
@@ -36,6 +36,7 @@ class StructuredOutputsParams:
     reasoning_start: str | None = None
     reasoning_end: str | None = None
     alternative: str | None = None
+    param: str = "structured_outputs"  # the request's field that says so: errors name it
 
     def __post_init__(self) -> None:
         given = [name for name in _KINDS if getattr(self, name) not in (None, False)]
@@ -43,14 +44,14 @@ class StructuredOutputsParams:
             said = f"got {', '.join(given)}" if given else "got none"
             raise RequestError(
                 f"structured_outputs must have exactly one of {', '.join(_KINDS)}; {said}.",
-                param="structured_outputs",
+                param=self.param,
             )
 
         def need(ok: bool, name: str, wants: str) -> None:
             if not ok:
                 raise RequestError(
                     f"structured_outputs.{name} must be {wants}, got {getattr(self, name)!r:.60}.",
-                    param="structured_outputs",
+                    param=self.param,
                 )
 
         need(
@@ -81,13 +82,13 @@ class StructuredOutputsParams:
         if self.whitespace_pattern is not None and self.disable_any_whitespace:
             raise RequestError(
                 "structured_outputs: whitespace_pattern and disable_any_whitespace exclude each other.",
-                param="structured_outputs",
+                param=self.param,
             )
         misplaced = [name for name in _JSON_OPTIONS if getattr(self, name) not in (None, False)]
         if misplaced and self.kind not in ("json", "json_object", "structural_tag"):
             raise RequestError(
                 f"structured_outputs: {', '.join(misplaced)} is for JSON, and the constraint is a {self.kind}.",
-                param="structured_outputs",
+                param=self.param,
             )
 
     @property

@@ -10,7 +10,7 @@ from jaxserve.sampling_params import SamplingParams
 from jaxserve.server.answer_reader import AnswerReader, Reading
 from jaxserve.server.conversation import echoed_text
 from jaxserve.server.protocol import ChatRequest
-from jaxserve.server.response_format import Constraint, asked_constraint
+from jaxserve.server.response_format import asked_constraint, constrained
 from jaxserve.server.state import ServerState
 from jaxserve.server.tool_choice import Mode, ToolChoice, tool_choice
 from jaxserve.structured_outputs import StructuredOutputsParams
@@ -23,7 +23,7 @@ class AnswerPlan:
     state: ServerState
     fields: ChatRequest
     choice: ToolChoice
-    asked: Constraint | None  # response_format or structured_outputs
+    asked: StructuredOutputsParams | None  # response_format or structured_outputs
     tools: list[dict[str, Any]]  # those that the answer may call, as the request has them
 
     @property
@@ -49,9 +49,9 @@ class AnswerPlan:
         constraint = await self._constraint()
         if constraint is None:
             return params, False
-        holds_calls = constraint.wanted.alternative is not None or constraint.param == "tools"
+        holds_calls = constraint.alternative is not None or constraint.param == "tools"
         constraint = self._behind_reasoning(constraint, prompt)
-        return await constraint.put_into(params, self.state.llm), holds_calls
+        return await constrained(params, constraint, self.state.llm), holds_calls
 
     def reader(self, prompt: str, *, holds_calls: bool) -> AnswerReader:
         """A reader for one of the answers; `holds_calls` says whether a grammar does."""
@@ -68,38 +68,35 @@ class AnswerPlan:
         )
         return AnswerReader(parser, told)
 
-    async def _constraint(self) -> Constraint | None:
+    async def _constraint(self) -> StructuredOutputsParams | None:
         """What the answer must look like, but for the reasoning that may come before it."""
         if not self.tools:
             return self.asked
         if self.asked is None:
             grammar = self._calls(_choice_for_grammar(self.choice))
-            return None if grammar is None else Constraint(StructuredOutputsParams(grammar=grammar), "tools")
+            return None if grammar is None else StructuredOutputsParams(grammar=grammar, param="tools")
         if self.asked.param != "response_format":
             return self.asked
         # OpenAI's meaning: the answer has this format, unless it is a call.
-        return replace(
-            self.asked, wanted=replace(self.asked.wanted, alternative=await self._calls_if_possible())
-        )
+        return replace(self.asked, alternative=await self._calls_if_possible())
 
     async def _calls_if_possible(self) -> str | None:
         """The grammar of calls, or None where none can hold them: a format alone holds the answer then, as in vLLM."""
         try:
             calls = self._calls(Mode.REQUIRED.value)
             if calls is not None:
-                await self.state.llm.check_structured(StructuredOutputsParams(grammar=calls), param="tools")
+                await self.state.llm.check_structured(StructuredOutputsParams(grammar=calls, param="tools"))
         except RequestError:
             return None
         return calls
 
-    def _behind_reasoning(self, constraint: Constraint, prompt: str) -> Constraint:
+    def _behind_reasoning(self, constraint: StructuredOutputsParams, prompt: str) -> StructuredOutputsParams:
         """The constraint for what follows the reasoning with which the answer begins, or may begin."""
         marks = self.state.answer_format.reasoning_marks(self._opening(prompt))
         if marks is None:
             return constraint
         start, end = marks
-        wanted = replace(constraint.wanted, reasoning_start=start, reasoning_end=end)
-        return replace(constraint, wanted=wanted)
+        return replace(constraint, reasoning_start=start, reasoning_end=end)
 
     def _opening(self, prompt: str) -> str:
         """The text whose end tells whether the answer begins inside reasoning.

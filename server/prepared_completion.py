@@ -11,7 +11,7 @@ from jaxserve.sampling_params import SamplingParams
 from jaxserve.server.intake import Intake, take
 from jaxserve.server.prompts import completion_prompts
 from jaxserve.server.protocol import CompletionRequest
-from jaxserve.server.response_format import asked_constraint
+from jaxserve.server.response_format import asked_constraint, constrained
 from jaxserve.server.sampling import check_stream_options, completion_sampling
 from jaxserve.server.state import ServerState
 from jaxserve.server.unsupported import COMPLETION_FIELDS
@@ -35,5 +35,5 @@ async def prepare_completion(state: ServerState, request: Request) -> PreparedCo
     params = completion_sampling(state.llm, fields)
     prompts = await completion_prompts(state.llm, fields, params)
     if constraint is not None:
-        params = await constraint.put_into(params, state.llm)
+        params = await constrained(params, constraint, state.llm)
     return PreparedCompletion(taken, prompts, params)

@@ -67,6 +67,8 @@ def _effective(params: SamplingParams, room: int) -> dict[str, Any]:
     constraint = params.structured_outputs
     if constraint is not None:
         told["structured_outputs"] = {
-            name: value for name, value in asdict(constraint).items() if value not in (None, False)
+            name: value
+            for name, value in asdict(constraint).items()
+            if value not in (None, False) and name != "param"
         }
     return {name: value for name, value in told.items() if name not in _OF_OUTPUT and value is not None}

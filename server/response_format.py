@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from jaxserve.async_llm import AsyncLLM
@@ -13,20 +13,15 @@ from jaxserve.server.protocol import GenerationRequest
 from jaxserve.structured_outputs import StructuredOutputsParams
 
 
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """What an answer must look like, and the field of the request that says so."""
-
-    wanted: StructuredOutputsParams
-    param: str
-
-    async def put_into(self, params: SamplingParams, llm: AsyncLLM) -> SamplingParams:
-        """`params` with the constraint, compiled.  Raises RequestError for one that cannot be."""
-        await llm.check_structured(self.wanted, param=self.param)
-        return replace(params, structured_outputs=self.wanted)
+async def constrained(
+    params: SamplingParams, constraint: StructuredOutputsParams, llm: AsyncLLM
+) -> SamplingParams:
+    """`params` with a constraint, compiled.  Raises RequestError for one that cannot be."""
+    await llm.check_structured(constraint)
+    return replace(params, structured_outputs=constraint)
 
 
-def asked_constraint(request: GenerationRequest) -> Constraint | None:
+def asked_constraint(request: GenerationRequest) -> StructuredOutputsParams | None:
     """What the request says of the answer, or None for free text.
 
     Raises RequestError naming the field that is wrong, or one of the two when both constrain the answer.
@@ -34,26 +29,26 @@ def asked_constraint(request: GenerationRequest) -> Constraint | None:
     response_format, structured_outputs = request.response_format, request.structured_outputs
     of_format = None if response_format is None else _of_response_format(response_format)
     if structured_outputs is None:
-        return None if of_format is None else Constraint(of_format, "response_format")
+        return of_format
     if of_format is not None:
         raise RequestError(
             "response_format and structured_outputs cannot both constrain the answer: send one of them.",
             param="structured_outputs",
         )
-    return Constraint(_of_structured_outputs(structured_outputs), "structured_outputs")
+    return _of_structured_outputs(structured_outputs)
 
 
 def _of_response_format(given: ResponseFormat) -> StructuredOutputsParams | None:
     if given.type == "json_object":
-        return StructuredOutputsParams(json_object=True)
+        return StructuredOutputsParams(json_object=True, param="response_format")
     if given.type == "json_schema":
         if given.json_schema is None:
             raise _incomplete("json_schema", "with a name and a schema")
         if given.json_schema.schema_ is None:
             raise _incomplete("json_schema.schema", "(a JSON schema)")
-        return StructuredOutputsParams(json=given.json_schema.schema_)
+        return StructuredOutputsParams(json=given.json_schema.schema_, param="response_format")
     if given.type == "structural_tag":
-        return StructuredOutputsParams(structural_tag=_structural_tag(given))
+        return StructuredOutputsParams(structural_tag=_structural_tag(given), param="response_format")
     return None
 
 

@@ -16,6 +16,7 @@ from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.output_processor import OutputProcessor, RequestState
 from jaxserve.outputs import CompletionOutput, RequestOutput
 from jaxserve.sampling_params import OutputKind, SamplingParams
+from jaxserve.structured_outputs import StructuredOutputsParams
 from tests.scripted import scripted_info, scripted_logprobs
 from tests.tiny import BOS, EOS, IM_END, VOCAB_SIZE, byte_tokenizer
 
@@ -356,3 +357,14 @@ class TestFanOut:
         with pytest.raises(RequestError, match="'a' is in use"):
             processor.add(admit(final(), request_id="a"))
         processor.add(admit(final(), request_id="a-1"))
+
+
+@pytest.mark.parametrize("param", ["structured_outputs", "response_format", "tools"])
+def test_a_constraint_at_fault_is_told_of_the_field_that_was_sent(param: str) -> None:
+    state = admit(final(structured_outputs=StructuredOutputsParams(regex="a", param=param)))
+    processor = OutputProcessor()
+    processor.add(state)
+    failed = TokenOutput(request_id="r#0", token_ids=[], error="stuck", error_param="structured_outputs")
+    processor.process([failed])
+    assert isinstance(state.error, RequestError)
+    assert state.error.param == param

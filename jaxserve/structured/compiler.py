@@ -75,13 +75,13 @@ class GrammarCompiler:
                 vocabulary = self._begin_vocabulary()
             self._workers.submit(lambda: _compile(vocabulary.result(), _WARM_UP))
 
-    def text(self, constraint: StructuredOutputsParams, *, param: str = "structured_outputs") -> str:
+    def text(self, constraint: StructuredOutputsParams) -> str:
         """The constraint's grammar, by which `compile` knows it.  Raises RequestError: see grammar_text."""
         if not self.end_token_ids:
             raise RequestError(
-                "structured output needs an end token, and this model names none.", param=param
+                "structured output needs an end token, and this model names none.", param=constraint.param
             )
-        return grammar_text(constraint, self._tokenizer, self.end_token_ids, param=param)
+        return grammar_text(constraint, self._tokenizer, self.end_token_ids)
 
     def compile(self, grammar: str) -> Future[CompiledGrammar]:
         """The grammar compiled, now or soon.  What is wrong with it is in the result."""
@@ -114,10 +114,8 @@ class GrammarCompiler:
             if self._cache.pop(grammar, None) is not None:
                 self._cache_characters -= len(grammar)
 
-    def check(
-        self, constraint: StructuredOutputsParams, *, param: str = "structured_outputs"
-    ) -> Future[None]:
-        """Compile a constraint for later.  The future raises RequestError (param as given) saying what is wrong."""
+    def check(self, constraint: StructuredOutputsParams) -> Future[None]:
+        """Compile a constraint for later.  The future raises RequestError saying what is wrong."""
         checked: Future[None] = Future()
         checked.set_running_or_notify_cancel()  # whoever leaves cancels nothing: others may want it
 
@@ -126,7 +124,7 @@ class GrammarCompiler:
             try:
                 compiled = compiling.result()
                 if compiled.error:
-                    raise RequestError(explain(constraint, compiled.error), param=param)
+                    raise RequestError(explain(constraint, compiled.error), param=constraint.param)
             except BaseException as error:  # noqa: BLE001  # it is the future's, and raised there
                 checked.set_exception(error)
             else:
@@ -134,7 +132,7 @@ class GrammarCompiler:
 
         def begin() -> None:
             try:
-                compiling = self.compile(self.text(constraint, param=param))
+                compiling = self.compile(self.text(constraint))
             except BaseException as error:  # noqa: BLE001  # likewise
                 checked.set_exception(error)
             else:
@@ -144,10 +142,11 @@ class GrammarCompiler:
         self._workers.submit(begin)
         return checked
 
-    def too_slow(self, param: str) -> RequestError:
+    def too_slow(self, constraint: StructuredOutputsParams) -> RequestError:
         """What to raise when a check took longer than the time limit."""
         return RequestError(
-            f"the constraint took longer than {self.time_limit:g} s to compile; make it simpler.", param=param
+            f"the constraint took longer than {self.time_limit:g} s to compile; make it simpler.",
+            param=constraint.param,
         )
 
     def _begin_vocabulary(self) -> Future[LLTokenizer]:

@@ -34,17 +34,14 @@ _LARK_LINE = re.compile(r"^[^\S\n]*(?:%llguidance\b|start\s*:)", re.MULTILINE)
 
 
 def grammar_text(
-    constraint: StructuredOutputsParams,
-    tokenizer: Tokenizer,
-    end_token_ids: Iterable[int],
-    *,
-    param: str = "structured_outputs",
+    constraint: StructuredOutputsParams, tokenizer: Tokenizer, end_token_ids: Iterable[int]
 ) -> str:
     """The constraint as text for llguidance: JSON with a list of Lark grammars, of which the first is the whole.
 
-    Raises RequestError (param as given) for what is too large, no JSON, or no grammar by its form; the rest shows
-    when the text is compiled.
+    Raises RequestError for what is too large, no JSON, or no grammar by its form; the rest shows when the text is
+    compiled.
     """
+    param = constraint.param
     try:
         grammars = _grammars(constraint, tokenizer, end_token_ids)
         text = json.dumps({"grammars": grammars}, ensure_ascii=False)

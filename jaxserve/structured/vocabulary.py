@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from jaxserve.structured.lark import control_ids
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 
     from jaxserve.text.tokenizer import Tokenizer
 
+_LONG_TEXT = (
+    1024  # characters from which a text's tokens are remembered: the answers to one request force the same
+)
 _MARK = "\x02"  # stands before a text to keep a tokenizer from putting a space there
 
 
@@ -46,9 +50,13 @@ class _Wrapper:
         ]
         self._tokenizer = tokenizer
         self._marks = marks
+        self._tokens_of_long = lru_cache(maxsize=8)(self._tokens_of)
 
     def __call__(self, text: str) -> list[int]:
         """The tokens of a text as the model would write it, marks in it taken for text.  Must not raise."""
+        return self._tokens_of(text) if len(text) < _LONG_TEXT else self._tokens_of_long(text)
+
+    def _tokens_of(self, text: str) -> list[int]:
         wanted = text.encode()
         for prefix in ("", _MARK):
             ids = self._without(prefix, self._tokenizer.encode(prefix + text, add_special_tokens=False))

@@ -17,9 +17,9 @@ def compiler() -> GrammarCompiler:
     return GrammarCompiler(TOKENIZER, VOCAB_SIZE, (EOS, IM_END))
 
 
-def check(param: str = "structured_outputs", **constraint: Any) -> None:
+def check(**constraint: Any) -> None:
     """Raises RequestError for a constraint that is refused."""
-    compiler().check(StructuredOutputsParams(**constraint), param=param).result(10)
+    compiler().check(StructuredOutputsParams(**constraint)).result(10)
 
 
 def follows(text: str, **constraint: Any) -> bool:

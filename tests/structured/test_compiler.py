@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -91,9 +92,9 @@ def new_llm(client: ScriptedClient) -> AsyncLLM:
 async def test_the_door_checks_a_constraint() -> None:
     llm = new_llm(client := ScriptedClient())
     await llm.check_structured(None)
-    await llm.check_structured(YES_OR_NO, param="response_format")
+    await llm.check_structured(replace(YES_OR_NO, param="response_format"))
     with pytest.raises(RequestError, match="unclosed") as caught:
-        await llm.check_structured(StructuredOutputsParams(regex="["), param="response_format")
+        await llm.check_structured(StructuredOutputsParams(regex="[", param="response_format"))
     assert caught.value.param == "response_format"
     stream = llm.generate("a", SamplingParams(structured_outputs=YES_OR_NO))
     assert [output async for output in stream][-1].finished
@@ -111,7 +112,7 @@ async def test_the_door_does_not_wait_for_ever(caplog: pytest.LogCaptureFixture)
     for _ in range(2):
         compiler._workers.submit(held.wait)
     with pytest.raises(RequestError, match="took longer than") as caught:
-        await llm.check_structured(YES_OR_NO, param="tools")
+        await llm.check_structured(replace(YES_OR_NO, param="tools"))
     assert caught.value.param == "tools"
     held.set()
     compiler.time_limit = 10

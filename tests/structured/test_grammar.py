@@ -156,7 +156,7 @@ def test_an_alternative_stands_beside_the_constraint() -> None:
 )
 def test_a_bad_constraint_is_refused_by_name(constraint: dict[str, Any], said: str) -> None:
     with pytest.raises(RequestError, match=said) as caught:
-        check("response_format", **constraint)
+        check(param="response_format", **constraint)
     assert caught.value.param == "response_format"
 
 
