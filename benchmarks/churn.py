@@ -16,12 +16,11 @@ import random
 import sys
 import time
 from collections import Counter
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 from jaxserve.bench.http_client import HttpClient, TransportError
 from jaxserve.bench.load_generator import LoadGenerator, Prompt, RequestRecord
-from jaxserve.bench.server_process import ServerProcess
+from jaxserve.bench.server_process import server_at
 from jaxserve.cli.quantities import num_bytes
 from jaxserve.errors import JaxserveError
 
@@ -76,11 +75,7 @@ def main() -> int:
     """Run the churn and print the verdict."""
     args = _parse()
     try:
-        with ExitStack() as stack:
-            url = args.base_url
-            if url is None:
-                print(f"starting a server for {args.model} …", flush=True)
-                url = stack.enter_context(ServerProcess(args.model, args.serve_flag)).url
+        with server_at(args.base_url, args.model, args.serve_flag) as url:
             checks = asyncio.run(churn(url, args))
     except JaxserveError as error:
         print(f"churn: error: {error}", file=sys.stderr)

@@ -10,7 +10,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -98,6 +99,17 @@ class ServerProcess:
     def _tail(self) -> str:
         lines = Path(self._log.name).read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(lines[-_LOG_TAIL:])
+
+
+@contextmanager
+def server_at(base_url: str | None, model: str, flags: Sequence[str]) -> Iterator[str]:
+    """The URL of a server: the one that is given, or of one started for as long as this lasts."""
+    if base_url is not None:
+        yield base_url
+        return
+    print(f"starting a server for {model} …", flush=True)
+    with ServerProcess(model, flags) as server:
+        yield server.url
 
 
 def free_port() -> int:
