@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from jaxserve.errors import RequestError
+from jaxserve.server.parser_api.abstract import ToolParserManager
+from jaxserve.server.parser_api.reasoning import ReasoningParserManager
 from jaxserve.server.parsing.events import AnswerParser
 from jaxserve.server.parsing.stages import AllContent, CallsInReasoning, ReasoningThenCalls, WithoutBlanks
 from jaxserve.server.plugins.formats import (
@@ -17,8 +19,6 @@ from jaxserve.server.plugins.formats import (
 from jaxserve.server.protocol import ChatRequest
 from jaxserve.server.reasoning_parsers.registry import find_reasoning_parser
 from jaxserve.server.reasoning_parsers.splitter import ReasoningSplitter
-from jaxserve.server.tool_parsers.abstract import ToolParserManager
-from jaxserve.server.tool_parsers.reasoning import ReasoningParserManager
 from jaxserve.server.tool_parsers.registry import find_tool_parser
 from jaxserve.text.tokenizer import Tokenizer
 
@@ -205,7 +205,7 @@ def make_answer_format(
 
 def check_parser_names(tool_call_parser: str | None, reasoning_parser: str | None) -> None:
     """Raise ConfigError, listing the names, for one that is neither a plug-in's nor built in."""
-    if tool_call_parser is not None and not ToolParserManager._registry.has(tool_call_parser):
+    if tool_call_parser is not None and not ToolParserManager.registry.has(tool_call_parser):
         find_tool_parser(tool_call_parser)
-    if reasoning_parser is not None and not ReasoningParserManager._registry.has(reasoning_parser):
+    if reasoning_parser is not None and not ReasoningParserManager.registry.has(reasoning_parser):
         find_reasoning_parser(reasoning_parser)

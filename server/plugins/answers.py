@@ -8,6 +8,10 @@ from functools import cache
 from typing import Any
 
 from jaxserve.errors import RequestFailedError
+from jaxserve.server.parser_api.abstract import ToolParser
+from jaxserve.server.parser_api.protocol import DeltaToolCall, make_tool_call_id
+from jaxserve.server.parser_api.reasoning import ReasoningParser
+from jaxserve.server.parser_api.requests import ChatCompletionRequest
 from jaxserve.server.parsing.events import (
     AnswerParser,
     CallArguments,
@@ -19,10 +23,6 @@ from jaxserve.server.parsing.events import (
 from jaxserve.server.plugins.errors import plugin_errors
 from jaxserve.server.plugins.pieces import TokenPieces
 from jaxserve.server.plugins.tokenizer import PluginTokenizer
-from jaxserve.server.tool_parsers.abstract import ToolParser
-from jaxserve.server.tool_parsers.protocol import DeltaToolCall, make_tool_call_id
-from jaxserve.server.tool_parsers.reasoning import ReasoningParser
-from jaxserve.server.tool_parsers.requests import ChatCompletionRequest
 
 
 def make_tool_parser(

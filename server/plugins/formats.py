@@ -9,6 +9,10 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from jaxserve.errors import ConfigError, RequestFailedError
+from jaxserve.server.parser_api.abstract import ToolParser, ToolParserManager
+from jaxserve.server.parser_api.reasoning import ReasoningParser, ReasoningParserManager
+from jaxserve.server.parser_api.requests import ChatCompletionRequest
+from jaxserve.server.parser_api.schemas import get_json_schema_from_tools
 from jaxserve.server.parsing.events import AnswerParser
 from jaxserve.server.parsing.stages import AllContent
 from jaxserve.server.plugins.answers import (
@@ -18,14 +22,10 @@ from jaxserve.server.plugins.answers import (
     make_tool_parser,
 )
 from jaxserve.server.plugins.request import adjusted, is_forced, plugin_request
-from jaxserve.server.plugins.schemas import get_json_schema_from_tools
 from jaxserve.server.plugins.tokenizer import PluginTokenizer
 from jaxserve.server.protocol import ChatRequest
-from jaxserve.server.tool_parsers.abstract import ToolParser, ToolParserManager
 from jaxserve.server.tool_parsers.elements import InOrder, Many, Mark, Space
 from jaxserve.server.tool_parsers.json_calls import JsonCall
-from jaxserve.server.tool_parsers.reasoning import ReasoningParser, ReasoningParserManager
-from jaxserve.server.tool_parsers.requests import ChatCompletionRequest
 from jaxserve.server.tool_parsers.tool_format import ToolFormat
 from jaxserve.text.tokenizer import Tokenizer
 
@@ -177,7 +177,7 @@ def tool_plugin_format(name: str, tokenizer: Tokenizer | None) -> ToolPluginForm
 
     Raises ConfigError for one that cannot be imported, or made for this tokenizer.
     """
-    registry = ToolParserManager._registry
+    registry = ToolParserManager.registry
     if tokenizer is None or not registry.has(name):
         return None
     return ToolPluginFormat(name, registry.found(name), plugin_tokenizer(tokenizer))
@@ -188,7 +188,7 @@ def reasoning_plugin_format(name: str, tokenizer: Tokenizer | None) -> Reasoning
 
     Raises ConfigError for one that cannot be imported, or made for this tokenizer.
     """
-    registry = ReasoningParserManager._registry
+    registry = ReasoningParserManager.registry
     if tokenizer is None or not registry.has(name):
         return None
     return ReasoningPluginFormat(name, registry.found(name), plugin_tokenizer(tokenizer))

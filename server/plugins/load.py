@@ -11,10 +11,10 @@ from pathlib import Path
 from types import ModuleType
 
 from jaxserve.errors import ConfigError
+from jaxserve.server.parser_api.abstract import ToolParser, ToolParserManager
+from jaxserve.server.parser_api.class_registry import ParserRegistry
+from jaxserve.server.parser_api.reasoning import ReasoningParserManager
 from jaxserve.server.plugins.finder import PLUGIN_MODULES, PluginLoader, import_plugin_module
-from jaxserve.server.tool_parsers.abstract import ToolParser, ToolParserManager
-from jaxserve.server.tool_parsers.class_registry import ParserRegistry
-from jaxserve.server.tool_parsers.reasoning import ReasoningParserManager
 
 # Where vLLM keeps its registries, for plug-ins that were loaded with a real vLLM.
 _REAL_MANAGERS = (
@@ -53,7 +53,7 @@ def load_plugin(path: str | Path) -> Plugin:
 
     Raises ConfigError with the plug-in's own error, and the line of the plug-in that it came from.
     """
-    registries = (ToolParserManager._registry, ReasoningParserManager._registry)
+    registries = (ToolParserManager.registry, ReasoningParserManager.registry)
     before = [registry.entries() for registry in registries]
     try:
         module = _module(str(path))

@@ -11,7 +11,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from jaxserve.server.tool_parsers.protocol import DeltaFunctionCall, DeltaToolCall, FunctionCall, ToolCall
+from jaxserve.server.parser_api.protocol import DeltaFunctionCall, DeltaToolCall, FunctionCall, ToolCall
 
 _STRING = r"""(?P<quote>['"])(?:\\.|(?!(?P=quote))[^\\])*(?:(?P=quote)|\\?\Z)"""  # a literal, perhaps cut off
 _CONTROL = re.compile(r"\\.|[\n\r\t\0]", re.DOTALL)

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
+from jaxserve.server.parser_api.protocol import ChatCompletionNamedToolChoiceParam
+from jaxserve.server.parser_api.requests import ChatCompletionRequest
 from jaxserve.server.plugins.errors import plugin_errors
 from jaxserve.server.protocol import ChatRequest
-from jaxserve.server.tool_parsers.protocol import ChatCompletionNamedToolChoiceParam
-from jaxserve.server.tool_parsers.requests import ChatCompletionRequest
 from jaxserve.structured_outputs import StructuredOutputsParams
 
 _HELD_NAMES = frozenset(field.name for field in fields_of(StructuredOutputsParams))

@@ -15,9 +15,9 @@ from jaxserve.server.plugins.vllm_parsers import PARSER_MODULES, parser_classes
 VERSION = "0.33.0"  # the newest vLLM whose places of these names are listed
 
 _SERVER = "jaxserve.server"
-_ABSTRACT = f"{_SERVER}.tool_parsers.abstract"
-_REASONING = f"{_SERVER}.tool_parsers.reasoning"
-_THINKING = f"{_SERVER}.tool_parsers.thinking"
+_ABSTRACT = f"{_SERVER}.parser_api.abstract"
+_REASONING = f"{_SERVER}.parser_api.reasoning"
+_THINKING = f"{_SERVER}.parser_api.thinking"
 _HELPERS = f"{_SERVER}.plugins.small_helpers"
 _FOREIGN = f"{_SERVER}.plugins.foreign_types"
 
@@ -28,7 +28,7 @@ def _from(module: str, *names: str) -> dict[str, tuple[str, str]]:
 
 # One module until vLLM 0.12, then several that import from each other: every one of them has every name.
 _PROTOCOL = _from(
-    f"{_SERVER}.tool_parsers.protocol",
+    f"{_SERVER}.parser_api.protocol",
     "ChatCompletionNamedFunction",
     "ChatCompletionNamedToolChoiceParam",
     "ChatCompletionToolsParam",
@@ -43,7 +43,7 @@ _PROTOCOL = _from(
     "OpenAIBaseModel",
     "ToolCall",
 ) | _from(
-    f"{_SERVER}.tool_parsers.requests",
+    f"{_SERVER}.parser_api.requests",
     "ChatCompletionRequest",
     "JsonSchemaResponseFormat",
     "ResponseFormat",
@@ -51,10 +51,10 @@ _PROTOCOL = _from(
     "StreamOptions",
 )
 _IDS = {
-    "make_tool_call_id": (f"{_SERVER}.tool_parsers.protocol", "make_tool_call_id"),
-    "random_tool_call_id": (f"{_SERVER}.tool_parsers.protocol", "make_tool_call_id"),  # its name in 0.9
+    "make_tool_call_id": (f"{_SERVER}.parser_api.protocol", "make_tool_call_id"),
+    "random_tool_call_id": (f"{_SERVER}.parser_api.protocol", "make_tool_call_id"),  # its name in 0.9
 }
-_RANDOM_UUID = _from(f"{_SERVER}.tool_parsers.protocol", "random_uuid")
+_RANDOM_UUID = _from(f"{_SERVER}.parser_api.protocol", "random_uuid")
 _STRUCTURED = _from("jaxserve.structured_outputs", "StructuredOutputsParams")
 _TOOL_PARSERS = _from(_ABSTRACT, "ToolParser", "ToolParserManager")
 _REASONING_PARSERS = _from(_REASONING, "ReasoningParser", "ReasoningParserManager")
@@ -90,7 +90,7 @@ _UTILS = (
         "safe_literal_eval",
     )
     | _from(
-        f"{_SERVER}.plugins.schemas",
+        f"{_SERVER}.parser_api.schemas",
         "coerce_to_schema_type",
         "extract_types_from_schema",
         "find_tool_name",

@@ -1,4 +1,4 @@
-"""vLLM's own tool parsers, for plug-ins that derive from one: here they are the built-in formats' classes."""
+"""vLLM's own parsers, for plug-ins that derive from one: here they are the built-in formats' classes."""
 
 from __future__ import annotations
 
@@ -47,20 +47,54 @@ _CLASSES = (
     ("xLAMToolParser", "xlam_tool_parser", "xlam"),
 )
 _PACKAGES = ("vllm.tool_parsers", "vllm.entrypoints.openai.tool_parsers")
+_REASONING_CLASSES = (
+    ("DeepSeekV3ReasoningParser", "deepseek_v3_reasoning_parser", "deepseek_v3"),
+    ("DeepSeekV3ReasoningWithThinkingParser", "deepseek_v3_reasoning_parser", "holo2"),
+    ("Ernie45ReasoningParser", "ernie45_reasoning_parser", "ernie45"),
+    ("Gemma4ReasoningParser", "gemma4_reasoning_parser", "gemma4"),
+    ("Glm4MoeModelReasoningParser", "glm4_moe_reasoning_parser", "glm45"),
+    ("GptOssReasoningParser", "gptoss_reasoning_parser", "openai_gptoss"),
+    ("GraniteReasoningParser", "granite_reasoning_parser", "granite"),
+    ("HunyuanA13BReasoningParser", "hunyuan_a13b_reasoning_parser", "hunyuan_a13b"),
+    ("KimiK2ReasoningParser", "kimi_k2_reasoning_parser", "kimi_k2"),
+    ("MiniMaxM2AppendThinkReasoningParser", "minimax_m2_reasoning_parser", "minimax_m2_append_think"),
+    ("MiniMaxM2ReasoningParser", "minimax_m2_reasoning_parser", "minimax_m2"),
+    ("MistralReasoningParser", "mistral_reasoning_parser", "mistral"),
+    ("NemotronV3ReasoningParser", "nemotron_v3_reasoning_parser", "nemotron_v3"),
+    ("Olmo3ReasoningParser", "olmo3_reasoning_parser", "olmo3"),
+    ("Qwen3ReasoningParser", "qwen3_reasoning_parser", "qwen3"),
+    ("SeedOSSReasoningParser", "seedoss_reasoning_parser", "seed_oss"),
+    ("Step3ReasoningParser", "step3_reasoning_parser", "step3"),
+    ("Step3p5ReasoningParser", "step3p5_reasoning_parser", "step3p5"),
+)
+
+_TOOL_MODULES = {
+    f"{package}.{module}": {cls: name} for package in _PACKAGES for cls, module, name in _CLASSES
+}
+_TOOL_MODULES |= {package: {cls: name for cls, _, name in _CLASSES} for package in _PACKAGES}
+_REASONING_MODULES = {
+    f"vllm.reasoning.{module}": {cls: name for cls, home, name in _REASONING_CLASSES if home == module}
+    for _, module, _ in _REASONING_CLASSES
+}
 
 # Module: the classes that it has, each with its format's name.
-PARSER_MODULES = MappingProxyType(
-    {f"{package}.{module}": {cls: name} for package in _PACKAGES for cls, module, name in _CLASSES}
-    | {package: {cls: name for cls, _, name in _CLASSES} for package in _PACKAGES}
-)
+PARSER_MODULES = MappingProxyType(_TOOL_MODULES | _REASONING_MODULES)
 
 
 def parser_classes(module: str) -> Iterator[tuple[str, type]]:
     """The classes of a module of vLLM's."""
-    if module in PARSER_MODULES:
-        from jaxserve.server.tool_parsers.declared import builtin_tool_parser  # needs every format
+    for cls, name in PARSER_MODULES.get(module, {}).items():
+        found = _builtin(name, is_reasoning=module in _REASONING_MODULES)
+        assert found is not None
+        yield cls, found
 
-        for cls, name in PARSER_MODULES[module].items():
-            found = builtin_tool_parser(name)
-            assert found is not None
-            yield cls, found
+
+def _builtin(name: str, *, is_reasoning: bool) -> type | None:
+    # Imported late: they need every format, and those what plug-ins derive from.
+    if is_reasoning:
+        from jaxserve.server.reasoning_parsers.declared import builtin_reasoning_parser
+
+        return builtin_reasoning_parser(name)
+    from jaxserve.server.tool_parsers.declared import builtin_tool_parser
+
+    return builtin_tool_parser(name)

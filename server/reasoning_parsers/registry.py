@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from jaxserve.errors import ConfigError
+from jaxserve.server.parser_api.reasoning import ReasoningParserManager
 from jaxserve.server.reasoning_parsers.reasoning_format import ReasoningFormat
 from jaxserve.server.tool_parsers.harmony import HarmonyReasoning
-from jaxserve.server.tool_parsers.reasoning import ReasoningParserManager
 
 _FORMATS: tuple[ReasoningFormat | HarmonyReasoning, ...] = (
     # Templates that do not say, or models that leave the beginning mark out.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jaxserve.server.parser_api.protocol import make_tool_call_id
 from jaxserve.server.parsing.events import CallArguments, CallStart
-from jaxserve.server.tool_parsers.protocol import make_tool_call_id
 from jaxserve.server.tool_parsers.reader import Reader
 
 # A call is announced when it is complete.  When so many characters of its arguments have come and were in

@@ -6,11 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
-from jaxserve.server.parsing.events import AnswerParser, CallArguments, CallStart, Content, Event, Reasoning
-from jaxserve.server.parsing.stages import WithoutBlanks
-from jaxserve.server.tool_parsers.abstract import ToolParser
-from jaxserve.server.tool_parsers.harmony import HarmonyCalls
-from jaxserve.server.tool_parsers.protocol import (
+from jaxserve.server.parser_api.abstract import ToolParser
+from jaxserve.server.parser_api.protocol import (
     DeltaFunctionCall,
     DeltaMessage,
     DeltaToolCall,
@@ -18,8 +15,11 @@ from jaxserve.server.tool_parsers.protocol import (
     FunctionCall,
     ToolCall,
 )
+from jaxserve.server.parser_api.requests import ChatCompletionRequest
+from jaxserve.server.parsing.events import AnswerParser, CallArguments, CallStart, Content, Event, Reasoning
+from jaxserve.server.parsing.stages import WithoutBlanks
+from jaxserve.server.tool_parsers.harmony import HarmonyCalls
 from jaxserve.server.tool_parsers.registry import TOOL_FORMATS
-from jaxserve.server.tool_parsers.requests import ChatCompletionRequest
 from jaxserve.server.tool_parsers.tool_format import ToolFormat
 
 

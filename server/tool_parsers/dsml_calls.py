@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from jaxserve.server.tool_parsers.reader import NoCallError, Reader, Steps
 _CALL, _END_OF_CALL = '<｜DSML｜invoke name="', "</｜DSML｜invoke>"
 _ARGUMENT, _END_OF_ARGUMENT = '<｜DSML｜parameter name="', "</｜DSML｜parameter>"
 _IN_QUOTES = re.compile(r'[^"<>]*')
+_WRAPPERS = ("arguments", "input", "parameters")  # that models put around arguments at times
 _END = re.compile(re.escape(_END_OF_ARGUMENT))
 
 
@@ -40,10 +42,13 @@ class DsmlCall:
             yield from reader.expect('" string="')
             is_string = (yield from reader.match(_IN_QUOTES)) != "false"
             yield from reader.expect('">')
-            call.add(f"{before}{json_text(key)}: ")
+            schema = call.schema(name)
+            if before == "{" and key in _WRAPPERS and key not in _properties(schema):
+                yield from self._wrapped(reader, call, schema, key, is_string)
+            else:
+                call.add(f"{before}{json_text(key)}: ")
+                yield from self._value(reader, call, is_string and _takes_strings(schema, key))
             before = ", "
-            is_string = is_string and _takes_strings(call.schema(name), key)
-            yield from self._value(reader, call, is_string)
             yield from reader.white()
         if before == ", ":
             call.add("}")
@@ -59,6 +64,19 @@ class DsmlCall:
             yield from reader.until(_END, len(_END_OF_ARGUMENT), pieces.append)
             text = "".join(pieces)
             call.add(text.strip() if is_json(text) else json_text(text))
+
+    def _wrapped(
+        self, reader: Reader, call: CallDraft, schema: Mapping[str, Any], key: str, is_string: bool
+    ) -> Steps[None]:
+        """Read an argument that the schema does not know: an object that holds those that it knows stands for them."""
+        pieces: list[str] = []
+        yield from reader.until(_END, len(_END_OF_ARGUMENT), pieces.append)
+        text = "".join(pieces)
+        if _holds_arguments(text, _properties(schema)):
+            call.add(text.strip().removesuffix("}"))
+        else:
+            value = text.strip() if is_json(text) and not is_string else json_text(text)
+            call.add(f"{{{json_text(key)}: {value}")
 
     def marks(self) -> Iterator[str]:
         """All of them."""
@@ -108,10 +126,23 @@ class DsmlCall:
         return f"{writer.text(begin + 'false' + chr(34) + '>')} {writer.json(inner)} {writer.text(end + chr(10))}"
 
 
+def _properties(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    properties = schema.get("properties")
+    return properties if isinstance(properties, Mapping) else {}
+
+
+def _holds_arguments(text: str, properties: Mapping[str, Any]) -> bool:
+    """Whether a text is a JSON object, not empty, of such properties."""
+    try:
+        held = json.loads(text) if is_json(text) else None
+    except (ValueError, RecursionError):  # numbers, or brackets, beyond all measure
+        return False
+    return isinstance(held, dict) and bool(held) and held.keys() <= properties.keys()
+
+
 def _takes_strings(schema: Mapping[str, Any], name: str) -> bool:
     """Whether an argument may be a string: models call everything one sometimes."""
-    properties = schema.get("properties")
-    inner = properties.get(name) if isinstance(properties, Mapping) else None
+    inner = _properties(schema).get(name)
     if not isinstance(inner, Mapping):
         return True
     options = inner.get("anyOf") or inner.get("oneOf") or [inner]

@@ -13,7 +13,7 @@ from jaxserve.server.tool_parsers.call_draft import CallDraft
 from jaxserve.server.tool_parsers.grammar import GrammarWriter, json_text
 from jaxserve.server.tool_parsers.json_calls import FUNCTION_NAME, NAME_CHARACTERS
 from jaxserve.server.tool_parsers.literal_grammar import PYTHON_STYLE, LiteralWriter
-from jaxserve.server.tool_parsers.reader import NoCallError, Reader, Steps
+from jaxserve.server.tool_parsers.reader import WHITE, NoCallError, Reader, Steps
 
 _WORD = re.compile(r"[\w.+\-]*")
 _KEY = re.compile(r"\w*")
@@ -24,6 +24,7 @@ _BODIES = {quote: re.compile(rf"[^\\{quote}]*") for quote in "\"'"}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "a": "\a", "v": "\v", "\n": ""}
 _ESCAPES |= {character: character for character in "\\'\"/"}
 _NUM_HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
+_BEHIND_LITERALS = ",)]}:"
 _DEEPEST = 64  # levels of lists and dicts
 
 Sink = Callable[[str], None]
@@ -143,11 +144,15 @@ def _read_string(reader: Reader, sink: Sink) -> Steps[None]:
         if following == "\\":
             yield from reader.expect("\\")
             sink((yield from _read_escape(reader)))
-        elif (yield from reader.literal(end)):
+        elif end != quote and (yield from reader.literal(end)):
             break
         else:
-            yield from reader.expect(quote)  # one of fewer than three
-            escaped(quote)
+            yield from reader.expect(quote)
+            white = "" if end != quote else (yield from reader.match(WHITE))
+            if end == quote and (yield from reader.peek()) in _BEHIND_LITERALS:
+                break
+            # One of fewer than three, or of a text in the text, such as the shell's: models forget to escape those.
+            escaped(quote + white)
     sink('"')
 
 

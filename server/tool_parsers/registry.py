@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from jaxserve.errors import ConfigError
+from jaxserve.server.parser_api.abstract import ToolParserManager
 from jaxserve.server.tool_parsers import bare_json, json_in_tags, pythonic, token_frames, xml_tags
-from jaxserve.server.tool_parsers.abstract import ToolParserManager
 from jaxserve.server.tool_parsers.harmony import HarmonyCalls
 from jaxserve.server.tool_parsers.tool_format import ToolFormat
 

@@ -152,6 +152,7 @@ class AttributeCall(TaggedArguments):
     quote: str = ""  # around names, as the model writes them
     space: str = ""  # behind tags, as the model writes it
     other_ends: tuple[str, ...] = field(default=())  # marks that end the call where its own is left out
+    other_key_opens: tuple[str, ...] = field(default=())  # that models write at times
 
     def read(self, reader: Reader, call: CallDraft) -> Steps[None]:
         """Read one call."""
@@ -166,7 +167,7 @@ class AttributeCall(TaggedArguments):
         while not (yield from self._is_over(reader, mark)):
             if not mark.rstrip().endswith(self.key_open):
                 yield from reader.white()
-                yield from reader.expect(self.key_open)
+                yield from Mark(self.key_open, self.other_key_opens).read(reader, call)
             key = yield from self._attribute(reader)
             call.add(f"{before}{json_text(key)}: ")
             before = ", "
@@ -200,7 +201,8 @@ class AttributeCall(TaggedArguments):
 
     def marks(self) -> Iterator[str]:
         """The tags."""
-        yield from filter(None, (self.open, self.key_open, self.values.end, self.end, *self.other_ends))
+        marks = (self.open, self.key_open, self.values.end, self.end, *self.other_ends, *self.other_key_opens)
+        yield from filter(None, marks)
 
     def lark(self, writer: GrammarWriter) -> str:
         """The name, and the arguments."""

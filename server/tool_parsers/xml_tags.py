@@ -98,18 +98,23 @@ FORMATS = (
         ),
         ("<｜tool_calls_begin｜>",),
     ),
-    # OpenBMB MiniCPM 5
+    # OpenBMB MiniCPM 5, which forgets the blank in its tags at times
     ToolFormat(
         ("minicpm5",),
         InOrder(
-            Mark("<function name="),
+            Mark("<function name=", ("<functionname=",)),
             One(
                 AttributeCall(
-                    "", "<param name=", Values("</param>", is_xml=True), end="</function>", quote='"'
+                    "",
+                    "<param name=",
+                    Values("</param>", is_xml=True),
+                    end="</function>",
+                    quote='"',
+                    other_key_opens=("<paramname=",),
                 )
             ),
         ),
-        ("<function name=",),
+        ("<function name=", "<functionname="),
         between="",
     ),
 )

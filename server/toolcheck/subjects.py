@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jaxserve.errors import ConfigError, RequestFailedError
+from jaxserve.server.parser_api.abstract import ToolParser, ToolParserManager
 from jaxserve.server.parsing.answer_format import make_answer_format
 from jaxserve.server.parsing.events import AnswerParser
 from jaxserve.server.plugins.answers import ToolPluginAnswer, make_tool_parser
 from jaxserve.server.plugins.formats import plugin_tokenizer
 from jaxserve.server.plugins.load import Plugin
 from jaxserve.server.plugins.request import adjusted, plugin_request
-from jaxserve.server.tool_parsers.abstract import ToolParser, ToolParserManager
 from jaxserve.server.tool_parsers.registry import find_tool_parser
 from jaxserve.server.toolcheck.byte_tokenizer import ProbingTokenizer, byte_tokenizer
 from jaxserve.text.tokenizer import Tokenizer
@@ -95,7 +95,7 @@ def plugin_subjects(
     for a plug-in without parsers.
     """
     file = Path(plugin.module.__file__ or plugin.module.__name__).name
-    classes = {name: ToolParserManager._registry.found(name) for name in plugin.tool_parsers}
+    classes = {name: ToolParserManager.registry.found(name) for name in plugin.tool_parsers}
     classes = classes or {cls.__name__: cls for cls in plugin.parser_classes()}
     if not classes:
         raise ConfigError(

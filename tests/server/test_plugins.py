@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jaxserve.errors import ConfigError
-from jaxserve.server.tool_parsers.abstract import ToolParserManager
-from jaxserve.server.tool_parsers.reasoning import ReasoningParserManager
 from tests.scripted import saying
 from tests.server.recorded import joined, whole
 from tests.server.serving import say, serving
@@ -73,15 +70,6 @@ class Tagged(BaseThinkingReasoningParser):
     start_token = "<tool_call>"
     end_token = "</tool_call>"
 """
-
-
-@pytest.fixture(autouse=True)
-def registries() -> Iterator[None]:
-    """What plug-ins register is gone after the test."""
-    kept = [manager._registry.entries() for manager in (ToolParserManager, ReasoningParserManager)]
-    yield
-    for manager, entries in zip((ToolParserManager, ReasoningParserManager), kept, strict=True):
-        manager._registry.restore(entries)
 
 
 @pytest.fixture

@@ -10,6 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxserve.errors import RequestError, RequestFailedError
+from jaxserve.server.parser_api.abstract import ToolParser
+from jaxserve.server.parser_api.protocol import (
+    DeltaFunctionCall,
+    DeltaMessage,
+    DeltaToolCall,
+    ExtractedToolCallInformation,
+    FunctionCall,
+    ToolCall,
+)
+from jaxserve.server.parser_api.reasoning import ReasoningParser
+from jaxserve.server.parser_api.requests import ChatCompletionRequest
+from jaxserve.server.parser_api.thinking import DeepSeekR1ReasoningParser, IdentityReasoningParser
 from jaxserve.server.parsing.events import CallArguments, CallStart, Content, Event, Reasoning
 from jaxserve.server.plugins.answers import (
     ReasoningPluginAnswer,
@@ -22,18 +34,6 @@ from jaxserve.server.plugins.request import adjusted, plugin_request
 from jaxserve.server.plugins.small_helpers import VLLMValidationError
 from jaxserve.server.plugins.tokenizer import PluginTokenizer
 from jaxserve.server.protocol import ChatRequest
-from jaxserve.server.tool_parsers.abstract import ToolParser
-from jaxserve.server.tool_parsers.protocol import (
-    DeltaFunctionCall,
-    DeltaMessage,
-    DeltaToolCall,
-    ExtractedToolCallInformation,
-    FunctionCall,
-    ToolCall,
-)
-from jaxserve.server.tool_parsers.reasoning import ReasoningParser
-from jaxserve.server.tool_parsers.requests import ChatCompletionRequest
-from jaxserve.server.tool_parsers.thinking import DeepSeekR1ReasoningParser, IdentityReasoningParser
 from jaxserve.structured_outputs import StructuredOutputsParams
 from tests.tiny import EOS, IM_END, IM_START, TOOL_CALL, byte_tokenizer
 

@@ -14,11 +14,8 @@ from partial_json_parser.core.exceptions import MalformedJSON
 from partial_json_parser.core.options import Allow
 
 from jaxserve.errors import RequestError
-from jaxserve.server.plugins import partial_text as text
-from jaxserve.server.plugins import python_text as python
-from jaxserve.server.plugins import schemas
-from jaxserve.server.plugins.small_helpers import VLLMValidationError, init_logger, is_list_of
-from jaxserve.server.tool_parsers.protocol import (
+from jaxserve.server.parser_api import schemas
+from jaxserve.server.parser_api.protocol import (
     ChatCompletionNamedToolChoiceParam,
     ChatCompletionToolsParam,
     DeltaMessage,
@@ -28,6 +25,9 @@ from jaxserve.server.tool_parsers.protocol import (
     InitialDeltaToolCall,
     ToolCall,
 )
+from jaxserve.server.plugins import partial_text as text
+from jaxserve.server.plugins import python_text as python
+from jaxserve.server.plugins.small_helpers import VLLMValidationError, init_logger, is_list_of
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.text(max_size=8),

@@ -12,11 +12,11 @@ from typing import Any, cast
 import pytest
 
 from jaxserve.errors import ConfigError
+from jaxserve.server.parser_api.abstract import ToolParser, ToolParserManager
+from jaxserve.server.parser_api.reasoning import ReasoningParser, ReasoningParserManager
 from jaxserve.server.plugins.errors import plugin_errors
 from jaxserve.server.plugins.load import Plugin, load_plugin
 from jaxserve.server.plugins.request import plugin_request
-from jaxserve.server.tool_parsers.abstract import ToolParser, ToolParserManager
-from jaxserve.server.tool_parsers.reasoning import ReasoningParser, ReasoningParserManager
 
 Load = Callable[[str], Plugin]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from jaxserve.server.parser_api.abstract import ToolParser, ToolParserManager
+from jaxserve.server.parser_api.protocol import ChatCompletionToolsParam, DeltaMessage, FunctionDefinition
+from jaxserve.server.parser_api.requests import ChatCompletionRequest
 from jaxserve.server.plugins.tokenizer import PluginTokenizer
-from jaxserve.server.tool_parsers.abstract import ToolParser, ToolParserManager
 from jaxserve.server.tool_parsers.declared import DeclaredToolParser
-from jaxserve.server.tool_parsers.protocol import ChatCompletionToolsParam, DeltaMessage, FunctionDefinition
-from jaxserve.server.tool_parsers.requests import ChatCompletionRequest
 from jaxserve.server.toolcheck.writers import WRITERS
 from tests.tiny import byte_tokenizer
 

@@ -142,8 +142,18 @@ def test_literals_of_python_and_of_json():
         assert said("pythonic", text) == (text, []), bad
 
 
+def test_quotes_that_models_forget_to_escape():
+    """They are a part of the text, unless something follows that can follow an argument."""
+    for name, start, end in (("lfm2", "<|tool_call_start|>[", "]<|tool_call_end|>"), ("pythonic", "[", "]")):
+        for value in ("sed -n '360,450p' /tmp/a.py", "echo 'a' 'b' \n 'c' d", "it's"):
+            text = f"{start}f(command='{value}', n=['{value}']){end}"
+            content, calls = said(name, text)
+            assert content == ""
+            assert json.loads(calls[0].arguments) == {"command": value, "n": [value]}
+
+
 def test_a_good_call_survives_a_bad_one_behind_it():
-    good, bad = "f(city='Paris')", "f(a='x 'y')"
+    good, bad = "f(city='Paris')", "f(a=x 'y')"
     assert said("pythonic", f"[{good}, {bad}]") == (f", {bad}]", [Call("f", '{"city": "Paris"}')])
     first, second = ('{"name": "f", "arguments": {}}', '{"name": "f", "arguments": {]}')
     assert said("jamba", f"<tool_calls>[{first}, {second}]</tool_calls>") == (
@@ -201,3 +211,24 @@ def test_deepseek_says_which_arguments_are_strings():
     out = whole(make_answer_format("deepseek_v32", None).parser(tools=tools), text)
     assert out.content == ""
     assert out.calls[0].value == {"a": ' 5 "q"\n<b>', "b": [1, None], "c": "no JSON", "n": 5}
+
+
+def test_arguments_that_deepseek_wraps():
+    """One that the schema does not know, and that holds those that it knows, is no argument."""
+    argument = '<｜DSML｜parameter name="{}" string="{}">{}</｜DSML｜parameter>\n'
+    tools = [
+        {"type": "function", "function": {"name": "f", "parameters": {"properties": {"city": {}, "n": {}}}}}
+    ]
+    for key, is_string, value, wanted in (
+        ("arguments", "false", ' {"city": "Paris", "n": 1} ', {"city": "Paris", "n": 1}),
+        ("input", "true", '{"n": 1}', {"n": 1}),
+        ("input", "true", '{"n": 1, "x": 2}', {"input": '{"n": 1, "x": 2}'}),
+        ("input", "false", '{"n": 1, "x": 2}', {"input": {"n": 1, "x": 2}}),
+        ("arguments", "false", "{}", {"arguments": {}}),
+        ("arguments", "false", "no JSON", {"arguments": "no JSON"}),
+        ("other", "false", '{"n": 1}', {"other": {"n": 1}}),
+    ):
+        call = f'<｜DSML｜invoke name="f">\n{argument.format(key, is_string, value)}</｜DSML｜invoke>\n'
+        text = f"<｜DSML｜function_calls>\n{call}</｜DSML｜function_calls>"
+        out = whole(make_answer_format("deepseek_v32", None).parser(tools=tools), text)
+        assert [call.value for call in out.calls] == [wanted]

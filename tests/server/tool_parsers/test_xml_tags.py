@@ -150,6 +150,7 @@ LOOSE = {
     "minicpm5": [
         '<function name="weather"> <param name="city"><![CDATA[Paris]]></param><param name="days">2</param> </function>',
         '<function name="weather"><param name="city">P&#97;ris</param><param name="days">&#x32;</param></function>',
+        '<functionname="weather"><paramname="city">Paris</param> <param name="days">2</param></function>',
     ],
 }
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from jaxserve.cli.main import main
 from jaxserve.errors import ConfigError
-from jaxserve.server.tool_parsers.abstract import ToolParserManager
 from jaxserve.server.toolcheck.replay import check, num_planned, tokens_of
 from jaxserve.server.toolcheck.subjects import BuiltIn
 from jaxserve.server.toolcheck.texts import Sample, read_samples, samples_for
@@ -48,14 +46,6 @@ class AtSign(ToolParser):
                  for i, name in enumerate(re.findall("@(.*?);", current_text)) if i >= known]
         return DeltaMessage(content=now[len(before):] or None, tool_calls=calls)
 """
-
-
-@pytest.fixture(autouse=True)
-def registry() -> Iterator[None]:
-    """What plug-ins register is gone after the test."""
-    entries = ToolParserManager._registry.entries()
-    yield
-    ToolParserManager._registry.restore(entries)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from jaxserve.errors import ConfigError
-from jaxserve.server.plugins.finder import import_plugin_module
 
 
 class ParserRegistry:
@@ -44,6 +43,8 @@ class ParserRegistry:
                 if builtin is not None:
                     return builtin
                 raise KeyError(f"{self.kind} {name!r} is not registered; there are {', '.join(self.names())}")
+            from jaxserve.server.plugins.finder import import_plugin_module  # serves this package to plug-ins
+
             module, class_name = self.lazy[name]
             self.add(name, getattr(import_plugin_module(module), class_name), force=True)
         return self.classes[name]
@@ -120,7 +121,7 @@ class ParserRegistry:
 class ParserManager:
     """What vLLM's two managers share; a subclass brings the registry, which belongs to the process, as in vLLM."""
 
-    _registry: ClassVar[ParserRegistry]
+    registry: ClassVar[ParserRegistry]
 
     @classmethod
     def register_module(
@@ -130,17 +131,17 @@ class ParserManager:
 
         Raises KeyError for a name in use when `force` is false, TypeError for what is no such parser.
         """
-        return cls._registry.register(name, force, module)
+        return cls.registry.register(name, force, module)
 
     @classmethod
     def register_lazy_module(cls, name: str, module_path: str, class_name: str) -> None:
         """Register a class that is imported when it is first asked for."""
-        cls._registry.add_lazy(name, module_path, class_name)
+        cls.registry.add_lazy(name, module_path, class_name)
 
     @classmethod
     def list_registered(cls) -> list[str]:
         """Every registered name, in order."""
-        return cls._registry.names()
+        return cls.registry.names()
 
 
 def _is_names(value: Any) -> bool:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jaxserve.errors import RequestError
+from jaxserve.server.parser_api.protocol import ChatCompletionNamedToolChoiceParam
 from jaxserve.server.tool_parsers.coercion import canonical_type, json_type
-from jaxserve.server.tool_parsers.protocol import ChatCompletionNamedToolChoiceParam
 
 
 def find_tool_properties(tools: Iterable[Any] | None, tool_name: str) -> dict[str, Any]:

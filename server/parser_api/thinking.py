@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jaxserve.server.tool_parsers.protocol import DeltaMessage
-from jaxserve.server.tool_parsers.reasoning import ReasoningParser
-from jaxserve.server.tool_parsers.requests import ChatCompletionRequest
+from jaxserve.server.parser_api.protocol import DeltaMessage
+from jaxserve.server.parser_api.reasoning import ReasoningParser
+from jaxserve.server.parser_api.requests import ChatCompletionRequest
 
 
 class BaseThinkingReasoningParser(ReasoningParser):

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
-from jaxserve.server.plugins.schemas import get_json_schema_from_tools
-from jaxserve.server.tool_parsers.class_registry import ParserManager, ParserRegistry
-from jaxserve.server.tool_parsers.protocol import (
+from jaxserve.server.parser_api.class_registry import ParserManager, ParserRegistry
+from jaxserve.server.parser_api.protocol import (
     ChatCompletionToolsParam,
     DeltaMessage,
     ExtractedToolCallInformation,
 )
-from jaxserve.server.tool_parsers.requests import ChatCompletionRequest
+from jaxserve.server.parser_api.requests import ChatCompletionRequest
+from jaxserve.server.parser_api.schemas import get_json_schema_from_tools
 from jaxserve.structured_outputs import StructuredOutputsParams
 
 Tool = ChatCompletionToolsParam
@@ -109,14 +109,14 @@ def _builtin_names() -> list[str]:
 class ToolParserManager(ParserManager):
     """The registry of tool parsers."""
 
-    _registry: ClassVar = ParserRegistry("tool parser", ToolParser, _builtin, _builtin_names)
-    tool_parsers: ClassVar[dict[str, type[ToolParser]]] = _registry.classes
-    lazy_parsers: ClassVar[dict[str, tuple[str, str]]] = _registry.lazy
+    registry: ClassVar = ParserRegistry("tool parser", ToolParser, _builtin, _builtin_names)
+    tool_parsers: ClassVar[dict[str, type[ToolParser]]] = registry.classes
+    lazy_parsers: ClassVar[dict[str, tuple[str, str]]] = registry.lazy
 
     @classmethod
     def get_tool_parser(cls, name: str) -> type[ToolParser]:
         """The class registered under a name.  Raises KeyError if there is none."""
-        return cls._registry.get(name)
+        return cls.registry.get(name)
 
     @classmethod
     def import_tool_parser(cls, plugin_path: str) -> None:

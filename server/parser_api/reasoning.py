@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
-from jaxserve.server.tool_parsers.class_registry import ParserManager, ParserRegistry
-from jaxserve.server.tool_parsers.protocol import DeltaMessage
-from jaxserve.server.tool_parsers.requests import ChatCompletionRequest
+from jaxserve.server.parser_api.class_registry import ParserManager, ParserRegistry
+from jaxserve.server.parser_api.protocol import DeltaMessage
+from jaxserve.server.parser_api.requests import ChatCompletionRequest
 
 # The methods' names before vLLM 0.12, and since.
 _RENAMED = {
@@ -102,17 +102,30 @@ class ReasoningParser:
         return original_tag
 
 
+def _builtin(name: str) -> type | None:
+    # Derives from this module's class.
+    from jaxserve.server.reasoning_parsers.declared import builtin_reasoning_parser
+
+    return builtin_reasoning_parser(name)
+
+
+def _builtin_names() -> list[str]:
+    from jaxserve.server.reasoning_parsers.declared import builtin_reasoning_parsers
+
+    return builtin_reasoning_parsers()
+
+
 class ReasoningParserManager(ParserManager):
     """The registry of reasoning parsers."""
 
-    _registry: ClassVar = ParserRegistry("reasoning parser", ReasoningParser)
-    reasoning_parsers: ClassVar[dict[str, type[ReasoningParser]]] = _registry.classes
-    lazy_parsers: ClassVar[dict[str, tuple[str, str]]] = _registry.lazy
+    registry: ClassVar = ParserRegistry("reasoning parser", ReasoningParser, _builtin, _builtin_names)
+    reasoning_parsers: ClassVar[dict[str, type[ReasoningParser]]] = registry.classes
+    lazy_parsers: ClassVar[dict[str, tuple[str, str]]] = registry.lazy
 
     @classmethod
     def get_reasoning_parser(cls, name: str) -> type[ReasoningParser]:
         """The class registered under a name.  Raises KeyError if there is none."""
-        return cls._registry.get(name)
+        return cls.registry.get(name)
 
     @classmethod
     def import_reasoning_parser(cls, plugin_path: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from jaxserve.server.tool_parsers.protocol import (
+from jaxserve.server.parser_api.protocol import (
     ChatCompletionNamedToolChoiceParam,
     ChatCompletionToolsParam,
     OpenAIBaseModel,
