@@ -34,6 +34,7 @@ def assemble(config: EngineConfig) -> EngineParts:
     from jaxserve.admission import end_token_ids
     from jaxserve.engine.client import build_client
     from jaxserve.generation_config import generation_defaults
+    from jaxserve.loading.image_processor import read_image_processor
     from jaxserve.loading.resolve import locate_tokenizer, open_checkpoint, open_config
     from jaxserve.structured.compiler import GrammarCompiler
     from jaxserve.text.tokenizer import load_tokenizer
@@ -47,8 +48,9 @@ def assemble(config: EngineConfig) -> EngineParts:
         checkpoint = open_checkpoint(config.model, config.load_format)
         model, defaults, path = checkpoint.config, checkpoint.defaults, checkpoint.path
     defaults = generation_defaults(config, defaults)
+    processor = None if model.vision is None else read_image_processor(path)
     tokenizer = load_tokenizer(locate_tokenizer(config.tokenizer) if config.tokenizer else path)
     grammars = GrammarCompiler(tokenizer, model.vocab_size, end_token_ids(tokenizer, defaults))
     grammars.warm_up()
-    client = build_client(config, checkpoint, model, grammars)
+    client = build_client(config, checkpoint, model, grammars, processor)
     return EngineParts(client, tokenizer, defaults, grammars, media)

@@ -52,6 +52,55 @@ class ExpertsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class VisionConfig:
+    """The vision tower of a model that sees, and how its language model places images."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    patch_size: int  # pixels, across and down
+    temporal_patch_size: int  # frames of a patch; an image is as many copies of itself
+    num_channels: int
+    merge_size: int  # patches, across and down, that become one token
+    window_size: int | None  # patches, across and down, that see each other where layers have windows
+    full_attention_layers: tuple[int, ...]  # layers without windows
+    mrope_sections: tuple[int, int, int]  # rotated pairs of a head that turn by time, row and column
+    image_token_id: int  # stands in the prompt where an image's tokens go
+    image_marker_ids: tuple[int, ...]  # what a chat template writes for an image, with image_token_id once
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % (4 * self.num_heads):
+            raise ConfigError(
+                f"model config: vision hidden_size {self.hidden_size} is not a multiple of 4 * num_heads "
+                f"({4 * self.num_heads}), as rotation by row and column wants it"
+            )
+        if self.window_size is not None and (self.window_size < 1 or self.window_size % self.merge_size):
+            raise ConfigError(
+                f"model config: vision windows of {self.window_size} patches are not whole groups of {self.merge_size}"
+            )
+        outside = [i for i in self.full_attention_layers if not 0 <= i < self.num_layers]
+        if outside:
+            raise ConfigError(
+                f"model config: full attention in vision layers {outside}, of {self.num_layers} layers"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def merged_patches(self) -> int:
+        """Patches that become one token."""
+        return self.merge_size**2
+
+    @property
+    def frame_values(self) -> int:
+        """Numbers of one patch in one frame."""
+        return self.num_channels * self.patch_size**2
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """The numbers a checkpoint decides.  None of them has a default: the config reader fills all."""
 
@@ -75,6 +124,7 @@ class ModelConfig:
     qk_norm: bool
     hidden_act: Literal["silu"]
     experts: ExpertsConfig | None  # of models that have them in some layers
+    vision: VisionConfig | None  # of models that see
 
     def __post_init__(self) -> None:
         for name in (
@@ -99,6 +149,11 @@ class ModelConfig:
         if self.experts is not None and len(self.experts.layers) != self.num_layers:
             raise ConfigError(
                 f"model config: experts.layers speaks of {len(self.experts.layers)} layers of {self.num_layers}"
+            )
+        if self.vision is not None and 2 * sum(self.vision.mrope_sections) != self.head_dim:
+            raise ConfigError(
+                f"model config: mrope_section {list(self.vision.mrope_sections)} does not sum up to half of head_dim "
+                f"({self.head_dim})"
             )
 
     def experts_of(self, layer: int) -> ExpertsConfig | None:

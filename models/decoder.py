@@ -16,6 +16,7 @@ from jaxserve.kernels_pallas.heads import RopeTable
 from jaxserve.kernels_pallas.matmul import contract, contract_rows
 from jaxserve.kernels_pallas.metadata import AttentionMetadata, Backend
 from jaxserve.models.experts import ExpertsMLP
+from jaxserve.models.image_tokens import ImageTokens
 from jaxserve.models.layers import Attention, GatedMLP, RMSNorm, parameter, take_rows
 from jaxserve.models.part import WHOLE, Part
 from jaxserve.models.rope import rope_table
@@ -133,18 +134,21 @@ class DecoderModel(nnx.Module):
         kv_pages: tuple[jax.Array, ...],
         meta: AttentionMetadata,
         rows: jax.Array | None = None,
+        images: ImageTokens | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """One step: token_ids [T] int32, each layer's pages [P, S, K, 2, H] to hidden [T, D] and the pages.
 
         `rows` [R] int32 are the tokens whose hidden states are wanted, [R, D]: what the last layer does behind its
         attention it does for them alone.  `hidden` has passed the final norm; give the rows that need logits to
-        `logits`.
+        `logits`.  `images` of models that see.
         """
         last = len(self.layers) - 1
         # More rows than tokens are mostly padding, and cheaper to take at the end.
         cut = None if rows is None or rows.shape[0] >= token_ids.shape[0] else rows
         x = self.part.take_rows(self.embedding[...], token_ids)  # ids are checked at the door
         rope = rope_table(meta.positions, self.config)
+        if images is not None:
+            x, rope = images.splice(x), images.rope_table(self.config)
         scratch = start_step(meta, self.config.num_kv_heads)
         delta, written = None, []
         for index, (layer, pages) in enumerate(zip(self.layers, kv_pages, strict=True)):

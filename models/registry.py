@@ -15,6 +15,7 @@ from jaxserve.models.mistral import Mistral, mistral_weights
 from jaxserve.models.mixtral import Mixtral, mixtral_weights
 from jaxserve.models.part import WHOLE, Part
 from jaxserve.models.qwen2 import Qwen2, qwen2_weights
+from jaxserve.models.qwen2_vl import Qwen2VL, qwen2_vl_weights
 from jaxserve.models.qwen3 import Qwen3, qwen3_weights
 from jaxserve.models.qwen3_moe import Qwen3Moe, qwen3_moe_weights
 from jaxserve.models.weight_table import WeightTable
@@ -26,6 +27,9 @@ class Family:
 
     model: type[DecoderModel]
     weights: Callable[[ModelConfig], WeightTable]
+    language: type[DecoderModel] | None = (
+        None  # the part of it that makes tokens, if there is a tower beside it
+    )
 
 
 FAMILIES = {
@@ -35,6 +39,8 @@ FAMILIES = {
     "qwen3": Family(Qwen3, qwen3_weights),
     "mixtral": Family(Mixtral, mixtral_weights),
     "qwen3_moe": Family(Qwen3Moe, qwen3_moe_weights),
+    "qwen2_vl": Family(Qwen2VL, qwen2_vl_weights, language=Qwen2),
+    "qwen2_5_vl": Family(Qwen2VL, qwen2_vl_weights, language=Qwen2),
 }
 
 
@@ -53,3 +59,9 @@ def build_model(config: ModelConfig, dtype: jnp.dtype, part: Part = WHOLE) -> De
     Under nnx.eval_shape: its shapes alone, nothing allocated.
     """
     return family_of(config).model(config, dtype, part)
+
+
+def build_language_model(config: ModelConfig, dtype: jnp.dtype, part: Part = WHOLE) -> DecoderModel:
+    """The same without a tower: what the programs that make tokens hold of it."""
+    family = family_of(config)
+    return (family.language or family.model)(config, dtype, part)

@@ -45,6 +45,8 @@ class EngineCollector(Collector):
                 "Prompt tokens found in the prefix cache.",
                 stats.prefix_cache_hits,
             ),
+            (prefix + "mm_cache_queries", "Images in prompts.", stats.mm_cache_queries),
+            (prefix + "mm_cache_hits", "Images that need not be encoded again.", stats.mm_cache_hits),
             (
                 prefix + "num_preemptions",
                 "Sequences put back to wait for pages.",

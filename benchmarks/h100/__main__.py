@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.h100 import parts, results
-from benchmarks.h100.models import HF_CONFIGS
+from benchmarks.h100.models import HF_CONFIGS, TEXT_MODELS
 from benchmarks.h100.options import add_engine_options
 
 if TYPE_CHECKING:
@@ -27,8 +27,10 @@ BATCHES = {
     "qwen3moe": (1, 8, 32, 64, 128),  # beside 61 GB of weights there is no room for 256 sequences
     "tiny": (1, 4),
     "tinymoe": (1, 4),
+    "vl7b": (1, 8, 32),
+    "tinyvl": (1, 4),
 }
-KINDS = ("decode", "prefill", "e2e", "sampling", "start")
+KINDS = ("decode", "prefill", "e2e", "sampling", "start", "vision")
 DEFAULT_PARTS = ("decode-8b", "prefill-8b", "sampling-8b", "decode-1b", "prefill-1b", "start-8b")
 
 
@@ -52,6 +54,14 @@ def main() -> int:
 
                 result: dict[str, Any] | None = start(model, args.engine, say)
                 device = result["cold"]["device"]
+            elif kind == "vision":
+                from benchmarks.h100.vision import vision
+
+                engines.close()
+                engine = None
+                gc.collect()
+                result = vision(model, Path(folder), args.engine, args.repeats, say)
+                device = result["device"]
             else:
                 if engine is None or engine.model != model:
                     engines.close()
@@ -112,7 +122,7 @@ def _parse() -> argparse.Namespace:
         prog="benchmarks/h100.sh",
         description="Measure this machine's GPU with random weights of published dimensions, beside vLLM's figures.",
         epilog=f"Parts are KIND or KIND-MODEL with KIND one of {', '.join(KINDS)} and MODEL one of "
-        f"{', '.join(HF_CONFIGS)} (default 8b); tiny and tinymoe are rehearsals without a GPU. "
+        f"{', '.join(HF_CONFIGS)} (default 8b); tiny, tinymoe and tinyvl are rehearsals without a GPU. "
         f"Without parts: {' '.join(DEFAULT_PARTS)}.",
     )
     add = parser.add_argument
@@ -133,9 +143,11 @@ def _parse() -> argparse.Namespace:
         kind, _, model = part.partition("-")
         if kind not in KINDS or (model and model not in HF_CONFIGS):
             parser.error(f"unknown part {part!r}")
+        if kind == "vision" and model in TEXT_MODELS:
+            parser.error(f"{model} takes no images")
         if args.profile and kind not in ("decode", "sampling"):
             parser.error(f"--profile traces decode and sampling, not {part}")
-        args.parts[index] = f"{kind}-{model or '8b'}"
+        args.parts[index] = f"{kind}-{model or ('vl7b' if kind == 'vision' else '8b')}"
     # JAX keeps the device's memory to the end of a process: those that start processes of their own come first.
     args.parts.sort(key=lambda part: not part.startswith("start"))
     args.engine = dict(args.engine)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.h100.engine import SETTINGS
-from benchmarks.h100.models import HF_CONFIGS, write_model
+from benchmarks.h100.models import TEXT_MODELS, write_model
 from benchmarks.h100.tables import print_table
 from jaxserve.config import EngineConfig
 from jaxserve.engine import compile_cache
@@ -97,7 +97,7 @@ def main() -> int:
     """Compare the choices, one after the other; `--one` is what each process runs."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.h100.compile_time", description=__doc__)
     parser.add_argument("--settings", default="engine,triton", help=f"of {', '.join(CHOICES)}")
-    parser.add_argument("--model", choices=tuple(HF_CONFIGS), default="8b")
+    parser.add_argument("--model", choices=TEXT_MODELS, default="8b")
     parser.add_argument("--engine", type=json.loads, default={}, help="engine options as a JSON object")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.h100.compile_time import CHOICES
 from benchmarks.h100.engine import SETTINGS
-from benchmarks.h100.models import HF_CONFIGS, write_model
+from benchmarks.h100.models import TEXT_MODELS, write_model
 from benchmarks.h100.options import add_engine_options
 from benchmarks.h100.peer import floor_ms
 from benchmarks.h100.tables import print_table
@@ -198,7 +198,7 @@ def _case(text: str) -> Case:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.h100.forward", description=__doc__)
-    parser.add_argument("--model", choices=tuple(HF_CONFIGS), default="8b")
+    parser.add_argument("--model", choices=TEXT_MODELS, default="8b")
     parser.add_argument(
         "--shapes", type=lambda text: [_case(part) for part in text.split(",")], required=True
     )

@@ -52,6 +52,27 @@ def _llama3_rope(factor: float) -> dict[str, Any]:
     }
 
 
+_QWEN2_5_VL: dict[str, Any] = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "model_type": "qwen2_5_vl",
+    "max_position_embeddings": 128000,
+    "max_window_layers": 28,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "hidden_act": "silu",
+    "sliding_window": 32768,
+    "use_sliding_window": False,
+    "tie_word_embeddings": False,
+}
+_TOWER: dict[str, Any] = {
+    "hidden_act": "silu",
+    "in_chans": 3,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "tokens_per_second": 2,
+}
+
+
 HF_CONFIGS: dict[str, dict[str, Any]] = {
     "8b": _LLAMA  # meta-llama/Llama-3.1-8B
     | {
@@ -123,6 +144,60 @@ HF_CONFIGS: dict[str, dict[str, Any]] = {
         "bos_token_id": 256,
         "eos_token_id": 257,
     },
+    "vl7b": _QWEN2_5_VL  # Qwen/Qwen2.5-VL-7B-Instruct
+    | {
+        "num_hidden_layers": 28,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "vision_config": _TOWER
+        | {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "out_hidden_size": 3584,
+            "patch_size": 14,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+    },
+    "tinyvl": _QWEN2_5_VL  # no figure counts, as of tiny
+    | {
+        "num_hidden_layers": 2,
+        "hidden_size": 112,
+        "intermediate_size": 128,
+        "num_attention_heads": 7,
+        "num_key_value_heads": 1,
+        "vocab_size": 512,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "vision_start_token_id": 260,
+        "vision_end_token_id": 261,
+        "image_token_id": 262,
+        "video_token_id": 263,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+        "vision_config": _TOWER
+        | {
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_heads": 4,
+            "out_hidden_size": 112,
+            "patch_size": 14,
+            "window_size": 112,
+            "fullatt_block_indexes": [1],
+        },
+    },
     "tiny": _LLAMA  # no figure counts: to rehearse every part without a GPU
     | {
         "vocab_size": 512,
@@ -139,6 +214,20 @@ HF_CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+# Of models that see: Qwen/Qwen2.5-VL's preprocessor_config.json.
+IMAGE_PROCESSOR: dict[str, Any] = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "min_pixels": 3136,
+    "max_pixels": 12845056,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
+
+TEXT_MODELS = tuple(name for name, config in HF_CONFIGS.items() if "vision_config" not in config)
 CUT = {"mixtral": "16 of its 32 layers"}  # what tables must say of a model that is not whole
 
 
@@ -152,6 +241,9 @@ def write_model(name: str, folder: Path) -> Path:
     path = folder / name
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(HF_CONFIGS[name], indent=2), encoding="utf-8")
+    if "vision_config" in HF_CONFIGS[name]:
+        text = json.dumps(IMAGE_PROCESSOR, indent=2)
+        (path / "preprocessor_config.json").write_text(text, encoding="utf-8")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]  # a setter, which the stubs leave out

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 def make_plan(config: EngineConfig) -> dict[str, Any]:
     """What `config` comes to on this machine: settings, memory in bytes, KV capacity, every program."""
+    from jaxserve.loading.image_processor import read_image_processor
     from jaxserve.loading.resolve import open_config
 
     model, _, path = open_config(config.model)
@@ -54,7 +55,9 @@ def make_plan(config: EngineConfig) -> dict[str, Any]:
 
     # A plan shall not take the memory that it speaks of: a server may be using it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    settings = settle(config, model, weights_bytes(model, layout_of(config, model)))
+    processor = None if model.vision is None else read_image_processor(path)
+    device_bytes = weights_bytes(model, layout_of(config, model))
+    settings = settle(config, model, device_bytes, processor=processor)
     programs = _programs(settings)
     return {
         "model": config.model,
@@ -72,6 +75,7 @@ def make_plan(config: EngineConfig) -> dict[str, Any]:
             "forwards": [{"name": shape.name, **asdict(shape)} for shape in settings.lattice.forwards],
             "samples": [{"name": shape.name, **asdict(shape)} for shape in settings.lattice.samples],
             "bursts": [shape.name for shape in settings.lattice.bursts],
+            "towers": _towers(settings),
         },
         "programs": programs,
         "compile_seconds_estimate": round(
@@ -85,6 +89,12 @@ def _devices(settings: Settings) -> dict[str, Any]:
     return {"num_devices": layout.num_devices, "tensor": layout.tensor, "expert": layout.expert}
 
 
+def _towers(settings: Settings) -> list[dict[str, Any]]:
+    """Calls of the tower that encodes images, in a model that sees."""
+    shapes = () if settings.tower is None else settings.tower.lattice.shapes
+    return [{"name": shape.name, **asdict(shape)} for shape in shapes]
+
+
 def _memory(settings: Settings) -> dict[str, int]:
     memory = settings.memory
     return {
@@ -92,6 +102,7 @@ def _memory(settings: Settings) -> dict[str, int]:
         "weights": memory.weights,
         "activations": memory.activations,
         "sampler_state": memory.sampler_state,
+        "image_cache": memory.image_cache,
         "kv_cache": memory.kv_cache,
         "total": memory.total,
     }
@@ -114,11 +125,13 @@ def _programs(settings: Settings) -> list[str]:
     """Names of all programs that start-up compiles."""
     import jax.numpy as jnp
 
-    from jaxserve.engine.programs import ProgramBook
+    from jaxserve.engine.books import make_books
     from jaxserve.models.on_devices import abstract_on_devices
 
-    graphdef, abstract = abstract_on_devices(settings.layout, jnp.dtype(settings.dtype))
-    return [program.name for program in ProgramBook(settings, graphdef, abstract)]
+    book, tower_book = make_books(
+        settings, abstract_on_devices(settings.layout, jnp.dtype(settings.dtype))[1]
+    )
+    return [program.name for program in (*book, *(tower_book or ()))]
 
 
 def _print(plan: dict[str, Any]) -> None:
@@ -142,7 +155,9 @@ def _print(plan: dict[str, Any]) -> None:
     memory = Table(title="memory of each device", show_header=False)
     memory.add_column()
     memory.add_column(justify="right")
-    for name in ("weights", "activations", "sampler_state", "kv_cache", "total", "available"):
+    for name in ("weights", "activations", "sampler_state", "image_cache", "kv_cache", "total", "available"):
+        if name == "image_cache" and not plan["lattice"]["towers"]:
+            continue
         memory.add_row(name.replace("_", " "), f"{plan['memory'][name] / 2**20:,.0f} MiB")
     kv = plan["kv"]
     memory.add_section()
@@ -158,6 +173,11 @@ def _print(plan: dict[str, Any]) -> None:
         numbers = (shape["num_tokens"], shape["num_rows"], shape["tile_size"], shape["max_pages"])
         shapes.add_row(shape["kind"], *map(str, numbers))
     console.print(shapes)
+    if plan["lattice"]["towers"]:
+        towers = Table("images a call", "patches each", title="encoding of images")
+        for shape in plan["lattice"]["towers"]:
+            towers.add_row(str(shape["num_images"]), f"{shape['num_patches']:,}")
+        console.print(towers)
     samplers = Table("sampler", "logprobs", "rows", title="samplers")
     for variant, with_logprobs in dict.fromkeys(
         (shape["variant"], shape["with_logprobs"]) for shape in plan["lattice"]["samples"]

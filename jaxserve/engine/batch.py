@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from jaxserve.engine.image_batch import TEXT, place_tokens
 from jaxserve.engine.lattice import ForwardShape
 from jaxserve.engine.plan import ON_DEVICE, StepPlan
 from jaxserve.kernels_pallas.metadata import AttentionMetadata, Backend
@@ -26,6 +27,8 @@ class ForwardBatch:
     sample_index: jax.Array  # [R] int32, token whose hidden state row r samples from (mixed steps)
     page_table: jax.Array  # [slots + 1, MP] int32, the pages of every slot, this step's new ones included
     meta: AttentionMetadata
+    # Of models that see: rope positions [3, T] and image rows [T], int32; see ImageTokens.
+    images: tuple[jax.Array, jax.Array] | None = None
 
 
 def _layout(shape: ForwardShape) -> dict[str, tuple[int, ...]]:
@@ -40,6 +43,8 @@ def _layout(shape: ForwardShape) -> dict[str, tuple[int, ...]]:
     }
     if shape.kind == "decode":
         parts["num_steps"] = (rows,)  # of a burst, in which the row takes part
+    if shape.has_images:
+        parts |= {"rope_positions": (3, tokens), "image_rows": (tokens,)}
     if shape.kind == "mixed":
         parts |= {
             "row_slots": (rows,),
@@ -79,6 +84,8 @@ def pack(
     if pages:
         part["new_pages"][:, : len(pages)] = np.array(pages, np.int32).T
     entries = plan.entries
+    if shape.has_images:
+        _place_images(plan, part)
     slots = [entry.slot for entry in entries]
     ends = [entry.start + len(entry.token_ids) for entry in entries]
     part["kv_lens"][: len(entries)] = ends
@@ -159,13 +166,29 @@ def unpack(
         sample_index=rows if decode else part["sample_index"],
         page_table=page_table,
         meta=meta,
+        images=(part["rope_positions"], part["image_rows"]) if shape.has_images else None,
     )
+
+
+def _place_images(plan: StepPlan, part: dict) -> None:
+    part["image_rows"][:] = TEXT
+    token = 0
+    for entry in plan.entries:
+        chunk = slice(token, token + len(entry.token_ids))
+        place_tokens(entry, part["rope_positions"][:, chunk], part["image_rows"][chunk])
+        token = chunk.stop
 
 
 def _at_step(part: dict[str, jax.Array], step: jax.Array, dummy_slot: int) -> dict[str, jax.Array]:
     """The parts of a decode step that the steps of a burst do not share; a row that is through becomes padding."""
     takes_part = step < part["num_steps"]
-    return {
+    images = {}
+    if "image_rows" in part:  # what was sampled is text
+        images = {
+            "rope_positions": jax.numpy.where(takes_part, part["rope_positions"] + step, 0),
+            "image_rows": jax.numpy.where(step > 0, TEXT, part["image_rows"]),
+        }
+    return images | {
         "token_ids": jax.numpy.where(step > 0, ON_DEVICE, part["token_ids"]),
         "slots": jax.numpy.where(takes_part, part["slots"], dummy_slot),
         "positions": jax.numpy.where(takes_part, part["positions"] + step, 0),

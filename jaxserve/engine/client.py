@@ -7,7 +7,7 @@ import gc
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -15,23 +15,29 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxserve.config import EngineConfig, ModelConfig
+from jaxserve.config import EngineConfig, ImageProcessorConfig, ModelConfig
+from jaxserve.engine.books import make_books
 from jaxserve.engine.compile_cache import CompileCache, default_folder
 from jaxserve.engine.compiling import CompileGuard, check_memory, compile_all
 from jaxserve.engine.core import EngineCore, failure
 from jaxserve.engine.devices import engine_devices
+from jaxserve.engine.encoder_cache import PAGE_ROWS, EncoderCache
+from jaxserve.engine.image_planner import ImagePlanner
 from jaxserve.engine.pages import PageAllocator
-from jaxserve.engine.programs import ProgramBook
-from jaxserve.engine.protocol import CoreRequest, EngineInfo, EngineStats, TokenOutput
+from jaxserve.engine.programs import Program
+from jaxserve.engine.protocol import CoreRequest, EngineInfo, EngineStats, ImageInfo, TokenOutput
 from jaxserve.engine.runner import Runner
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.settle import Settings, layout_of, settle
 from jaxserve.engine.start_clock import timed
+from jaxserve.engine.tower import Tower
+from jaxserve.engine.tower_lattice import TowerSettings
 from jaxserve.errors import ConfigError, EngineDeadError
 from jaxserve.loading.checkpoint import AnyCheckpoint
 from jaxserve.models.layout import Layout, plan_layout
 from jaxserve.models.loading import load_state
 from jaxserve.models.on_devices import abstract_on_devices, abstract_part, dummy_on_devices
+from jaxserve.models.towers import split_tower
 from jaxserve.structured.compiler import CompiledGrammar, GrammarCompiler
 
 if TYPE_CHECKING:
@@ -179,24 +185,27 @@ def build_client(
     checkpoint: AnyCheckpoint | None,
     model: ModelConfig,
     grammars: GrammarCompiler | None = None,
+    processor: ImageProcessorConfig | None = None,
     *,
     devices: Sequence[Device] | None = None,
 ) -> InProcessClient:
     """Load the weights and compile every program, with progress on stderr.  The client is not started.
 
     Without a checkpoint (load_format "dummy") the weights are random.  Without `grammars`, no request may have one.
-    `devices` are those that the engine has to itself, as many as the config says; by default the first of all.
+    `devices` are those that the engine has to itself, as many as the config says; by default the first of all.  A model
+    that sees needs a `processor`.
     Raises ConfigError if the model does not fit, CheckpointError if the weights are not the model's.
     """
     with timed("device and settings"):
         devices = engine_devices(config, devices)
-        settings = settle(config, model, weights_bytes(model, layout_of(config, model)), devices)
+        device_bytes = weights_bytes(model, layout_of(config, model))
+        settings = settle(config, model, device_bytes, devices, processor)
     layout = settings.layout
     with timed("list of programs"):
         # Where nothing else is said arrays are on the first device, and uncommitted: the shortest way into a program.
         named = None if devices == tuple(jax.devices()[:1]) else devices
-        graphdef, abstract = abstract_on_devices(layout, jnp.dtype(settings.dtype), named)
-        book = ProgramBook(settings, graphdef, abstract)
+        _, abstract = abstract_on_devices(layout, jnp.dtype(settings.dtype), named)
+        book, tower_book = make_books(settings, abstract)
         cache = CompileCache(default_folder(config.compile_cache_dir), _cache_context(settings), devices)
 
     def load() -> nnx.State:
@@ -210,11 +219,15 @@ def build_client(
                 return load_state(checkpoint, abstract)
             return dummy_on_devices(abstract, config.seed or 0, layout)
 
-    state, programs = _load_while_compiling(load, book, cache)
+    state, programs = _load_while_compiling(load, [*book, *(tower_book or ())], cache)
     check_memory(programs, settings.memory)
     with timed("KV pages"):
-        runner = Runner(settings, book.pack(state), programs, book)
-        del state
+        state, tower_state = split_tower(state)
+        tower = None
+        if tower_book is not None and tower_state is not None:
+            tower = Tower(settings, tower_book.pack(tower_state), programs, tower_book)
+        runner = Runner(settings, book.pack(state), programs, book, tower)
+        del state, tower_state
     with timed("first run of every program"):
         runner.warm_up()
     scheduler = Scheduler(
@@ -225,6 +238,7 @@ def build_client(
         scoring_budget=settings.lattice.scoring.num_tokens,
         chunk_rows=settings.lattice.chunk_rows,
         max_model_len=settings.max_model_len,
+        images=None if settings.tower is None else _image_planner(settings.tower),
     )
     info = EngineInfo(
         model=config.model,
@@ -239,13 +253,14 @@ def build_client(
         device=settings.device_kind
         if layout.num_devices == 1
         else f"{layout.num_devices} x {settings.device_kind}",
+        images=_image_info(settings),
     )
     core = EngineCore(scheduler, runner, grammars)
     return InProcessClient(core, info, forbid_recompile=config.forbid_recompile, grammars=grammars)
 
 
 def _load_while_compiling(
-    load: Callable[[], nnx.State], book: ProgramBook, cache: CompileCache
+    load: Callable[[], nnx.State], book: Iterable[Program], cache: CompileCache
 ) -> tuple[nnx.State, dict[str, jax.stages.Compiled]]:
     """Weights and programs: neither needs the other, and loading mostly waits for the disk and the device."""
     given_up = threading.Event()
@@ -262,6 +277,21 @@ def _load_while_compiling(
             given_up.set()
             raise
         return state, programs.result()
+
+
+def _image_planner(tower: TowerSettings) -> ImagePlanner:
+    return ImagePlanner(EncoderCache(tower.cache_rows // PAGE_ROWS), tower.lattice)
+
+
+def _image_info(settings: Settings) -> ImageInfo | None:
+    if settings.tower is None or settings.model.vision is None:
+        return None
+    return ImageInfo(
+        marker_token_ids=settings.model.vision.image_marker_ids,
+        image_token_id=settings.model.vision.image_token_id,
+        max_image_tokens=settings.tower.lattice.max_image_tokens,
+        processor=settings.tower.processor,
+    )
 
 
 def weights_bytes(model: ModelConfig, layout: Layout | None = None) -> int:
@@ -281,4 +311,5 @@ def _cache_context(settings: Settings) -> object:
         settings.max_logprobs,
         settings.memory.num_pages,
         settings.lattice,
+        settings.tower,
     )

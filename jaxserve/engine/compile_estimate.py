@@ -33,7 +33,7 @@ def compile_seconds(programs: Iterable[str], platform: str, num_layers: int, num
     typical = _TYPICAL.get(platform, _TYPICAL["gpu"])
     longest = total = traced = 0.0
     for name in programs:
-        if name.startswith(("forward", "burst")):
+        if name.startswith(("forward", "burst", "tower")):
             seconds = typical.forward + typical.layer * num_layers
             traced += typical.traced
         elif name.startswith("sample_greedy") and "logprobs" not in name:

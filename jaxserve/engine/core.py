@@ -206,6 +206,7 @@ class EngineCore:
         """A snapshot."""
         scheduler = self._scheduler
         counters = scheduler.counters
+        mm_cache_queries, mm_cache_hits = scheduler.image_cache_counts
         return EngineStats(
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting,
@@ -213,6 +214,8 @@ class EngineCore:
             num_free_pages=scheduler.allocator.num_free,
             prefix_cache_queries=counters.prefix_cache_queries,
             prefix_cache_hits=counters.prefix_cache_hits,
+            mm_cache_queries=mm_cache_queries,
+            mm_cache_hits=mm_cache_hits,
             num_preemptions=counters.num_preemptions,
             num_steps=counters.num_steps,
             compiles_after_ready=compiles_after_ready,

@@ -25,6 +25,7 @@ class ForwardShape:
     tile_size: int  # queries a tile of a mixed step
     max_pages: int  # pages a row can have
     scores_prompts: bool = False  # a mixed step that also gives the hidden states of all its tokens
+    has_images: bool = False  # of models that see: tokens may be images', and stand where M-RoPE says
 
     @property
     def num_tiles(self) -> int:
@@ -156,6 +157,7 @@ def build_lattice(
     hidden_size: int,
     tile_size: int = 32,
     has_bursts: bool = False,
+    has_images: bool = False,
 ) -> Lattice:
     """Buckets for one engine; `tile_size` is what the platform's attention would have as query tiles.
 
@@ -199,6 +201,7 @@ def build_lattice(
     scoring = next((n for n in tokens if n >= room), tokens[-1])
     tile = min(tile_size, scoring)
     forwards.append(ForwardShape("mixed", scoring, max_num_seqs + 1, tile, max_pages, scores_prompts=True))
+    forwards = [replace(forward, has_images=has_images) for forward in forwards]
     lattice = Lattice(
         tuple(forwards), tuple(samples), max_num_seqs, max_num_batched_tokens, chunk_rows=chunk_rows
     )

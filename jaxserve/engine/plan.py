@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxserve.engine.protocol import CoreRequest, TokenLogprobs
+from jaxserve.engine.protocol import CoreRequest, ImageInput, TokenLogprobs
 
 ON_DEVICE = -1  # token id of an input token that only the device knows so far
 
@@ -16,6 +16,35 @@ class Admission:
     slot: int
     request: CoreRequest
     token_ids: tuple[int, ...]  # prompt and what was generated before a preemption
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encode:
+    """An image for the tower, and the pages of the encoder's cache that its tokens go to."""
+
+    image: ImageInput
+    pages: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSpan:
+    """An image some of whose tokens are among an entry's."""
+
+    start: int  # position of its first token in the sequence
+    num_rows: int  # tokens down
+    num_columns: int  # tokens across
+    rope_start: int  # rotary position of its first token
+    pages: tuple[int, ...]  # of the encoder's cache
+
+    @property
+    def end(self) -> int:
+        """Position of the token behind it."""
+        return self.start + self.num_rows * self.num_columns
+
+    @property
+    def rope_delta(self) -> int:
+        """What the rotary positions of the text behind it are ahead of its positions: an image is as long as wide."""
+        return self.rope_start + max(self.num_rows, self.num_columns) - self.end
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,6 +63,10 @@ class PlanEntry:
     tail_ids: tuple[int, ...] = ()  # last known tokens, for sequences whose mask depends on them
     # The token after each input token whose prompt log-probability is wanted.
     prompt_targets: tuple[int, ...] = ()
+    # Of models that see: images with tokens among the input, in order, and rotary minus plain position of the text
+    # before the first of them.
+    images: tuple[ImageSpan, ...] = ()
+    rope_delta: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +81,7 @@ class StepPlan:
     admissions: tuple[Admission, ...]
     entries: tuple[PlanEntry, ...]
     num_steps: int = 1
+    encodes: tuple[Encode, ...] = ()  # images for one call of the tower, ahead of the forward pass
 
     @property
     def num_tokens(self) -> int:

@@ -41,6 +41,7 @@ from jaxserve.kernels_pallas.attention import HOPPER_TOKENS, backend_of, make_re
 from jaxserve.kernels_pallas.matmul import from_rows
 from jaxserve.kernels_pallas.metadata import Backend
 from jaxserve.models.decoder import DecoderModel
+from jaxserve.models.image_tokens import ImageTokens
 from jaxserve.models.layers import CONTRACTED_AXES, take_rows
 from jaxserve.models.sharding import partition_spec
 from jaxserve.sampling_params import MAX_LOGIT_BIAS
@@ -102,6 +103,11 @@ class ProgramBook:
         kv_axes = ("pages", "page_tokens", "kv_heads", "key_value", "head_dim")
         self.kv_specs = (self._spec(page, settings.kv_dtype, *kv_axes),) * model.num_layers
         self.page_table_spec = self._spec((settings.max_num_seqs + 1, settings.lattice.max_pages), jnp.int32)
+        # Models that see take one argument more, at the end: the tokens that images became.
+        self.image_cache_specs: tuple[jax.ShapeDtypeStruct, ...] = ()
+        if settings.tower is not None:
+            rows = settings.tower.cache_rows + 1
+            self.image_cache_specs = (self._spec((rows, model.hidden_size), settings.dtype),)
         state = jax.eval_shape(lambda: init_state(settings.max_num_seqs, layout.vocab_size))
         self.state_specs = tuple(
             self._spec(x.shape, x.dtype, *(("slots", "vocab") if name == "tokens_seen" else ()))
@@ -207,11 +213,12 @@ class ProgramBook:
     def _forward(self, shape: ForwardShape) -> Callable[..., tuple[Any, ...]]:
         """A forward pass, to be traced."""
 
-        def forward(weights, kv_pages, page_table, last_token, vector, step):
+        def forward(weights, kv_pages, page_table, last_token, vector, step, *image_cache):
             batch = unpack(vector, step, shape, page_table, self._backend)
             token_ids = jnp.where(batch.token_ids >= 0, batch.token_ids, last_token[batch.slots])
             sampled = batch.sample_index if shape.kind == "mixed" and not shape.scores_prompts else None
-            hidden, kv_pages = self._model(weights)(token_ids, kv_pages, batch.meta, sampled)
+            images = None if batch.images is None else ImageTokens(*batch.images, *image_cache)
+            hidden, kv_pages = self._model(weights)(token_ids, kv_pages, batch.meta, sampled, images)
             if shape.scores_prompts:
                 return take_rows(hidden, batch.sample_index), hidden, kv_pages, batch.page_table
             return hidden, kv_pages, batch.page_table
@@ -227,6 +234,7 @@ class ProgramBook:
             self.state_specs[0],
             self._spec((vector_length(shape),), jnp.int32),
             self._spec((), jnp.int32),
+            *self.image_cache_specs,
             donate=(1, 2),
             outs=(*[None] * (2 if shape.scores_prompts else 1), self.kv_specs, None),
         )
@@ -293,10 +301,12 @@ class ProgramBook:
         forward, sampler = self._forward(shape.forward), self._sampler(shape.sample)
         rows, state_specs = shape.sample.num_rows, self.state_specs[: num_state_arrays(shape.sample)]
 
-        def burst(weights, head, kv_pages, page_table, state, vector, numbers):
+        def burst(weights, head, kv_pages, page_table, state, vector, numbers, *image_cache):
             def run_step(step, carry):
                 kv_pages, page_table, state, ids = carry
-                hidden, kv_pages, page_table = forward(weights, kv_pages, page_table, state[0], vector, step)
+                hidden, kv_pages, page_table = forward(
+                    weights, kv_pages, page_table, state[0], vector, step, *image_cache
+                )
                 (sampled,), state = sampler(head, state, _resize(hidden, rows), numbers, step)
                 return kv_pages, page_table, state, ids.at[step].set(sampled)
 
@@ -314,6 +324,7 @@ class ProgramBook:
             state_specs,
             self._spec((vector_length(shape.forward),), jnp.int32),
             self._spec((rows, NUM_INTS + NUM_FLOATS), jnp.int32),
+            *self.image_cache_specs,
             donate=(2, 3, 4),
             outs=(None, self.kv_specs, None, state_specs),
         )

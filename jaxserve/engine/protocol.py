@@ -90,6 +90,8 @@ class EngineStats:
     num_free_pages: int = 0  # including cached pages that nobody uses
     prefix_cache_queries: int = 0  # tokens looked up
     prefix_cache_hits: int = 0  # tokens found
+    mm_cache_queries: int = 0  # images that prompts have begun with
+    mm_cache_hits: int = 0  # of them those that need not be encoded again
     num_preemptions: int = 0
     num_steps: int = 0
     compiles_after_ready: int = 0

@@ -46,6 +46,7 @@ from jaxserve.engine.sampling_rows import (
     variant_for,
 )
 from jaxserve.engine.settle import Settings
+from jaxserve.engine.tower import Tower
 from jaxserve.errors import ConfigError
 from jaxserve.sampling_params import SamplingParams
 
@@ -83,8 +84,16 @@ class Runner:
     `dispatch` returns while the device works; dispatched steps run in order.  `fetch` waits for one.
     """
 
-    def __init__(self, settings: Settings, weights: Weights, programs: Programs, book: ProgramBook) -> None:
-        """`programs` are those of `book`, compiled."""
+    def __init__(
+        self,
+        settings: Settings,
+        weights: Weights,
+        programs: Programs,
+        book: ProgramBook,
+        tower: Tower | None = None,
+    ) -> None:
+        """`programs` are those of `book`, compiled.  Models that see have a `tower`."""
+        self._tower = tower
         self._settings = settings
         self._weights = weights
         self._programs = programs
@@ -111,6 +120,8 @@ class Runner:
 
         Raises ConfigError if the device has too little memory for one of them.
         """
+        if self._tower is not None:
+            self._tower.warm_up()
         lattice = self._settings.lattice
         empty = StepPlan(step_id=0, admissions=(), entries=())
         hidden: dict[int, jax.Array] = {}  # by number of rows
@@ -160,6 +171,7 @@ class Runner:
 
     def dispatch(self, plan: StepPlan) -> PendingStep:
         """Start a step: returns once everything is queued on the device."""
+        self._encode(plan)
         shape, vector = self._forward_inputs(plan)
         sampler = self._sampler_inputs(plan)
         if (
@@ -185,6 +197,7 @@ class Runner:
     def start(self, plan: StepPlan) -> tuple[jax.Array, ...]:
         """Queue a step's forward pass alone, for `finish` to go on with."""
         assert plan.num_steps == 1
+        self._encode(plan)
         return self._call_forward(*self._forward_inputs(plan))
 
     def finish(
@@ -198,6 +211,12 @@ class Runner:
         if sampler is None:
             return self._pending(plan, [], outputs[-1])
         return self._pending(plan, [self._sample(sampler, outputs[0], 0)], outputs[-1], sampler.stuck)
+
+    def _encode(self, plan: StepPlan) -> None:
+        """Queue the call of the tower that a step wants ahead of its forward pass, if it does."""
+        if plan.encodes:
+            assert self._tower is not None
+            self._tower.encode(plan.encodes)
 
     def _forward_inputs(self, plan: StepPlan) -> tuple[ForwardShape, np.ndarray | jax.Array]:
         """The forward pass for a plan, and what it is told."""
@@ -305,8 +324,13 @@ class Runner:
             self._state[0],
             vector,
             self._step_numbers[step],
+            *self._image_cache(),
         )
         return tuple(outputs)
+
+    def _image_cache(self) -> tuple[jax.Array, ...]:
+        """What forward passes of models that see take beside the rest."""
+        return () if self._tower is None else (self._tower.cache,)
 
     def _call_burst(
         self, shape: BurstShape, vector: np.ndarray | jax.Array, numbers: np.ndarray | jax.Array
@@ -321,6 +345,7 @@ class Runner:
             self._state[:num_arrays],
             vector,
             numbers,
+            *self._image_cache(),
         )
         self._state = (*state, *self._state[num_arrays:])
         return ids

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jaxserve.engine.image_planner import ImagePlanner
 from jaxserve.engine.pages import PageAllocator
 from jaxserve.engine.plan import ON_DEVICE, Admission, PlanEntry, StepPlan, StepResult
 from jaxserve.engine.protocol import CoreRequest, TokenOutput
@@ -48,11 +49,12 @@ class Scheduler:
         scoring_budget: int,
         max_model_len: int,
         chunk_rows: int = 0,
+        images: ImagePlanner | None = None,
     ) -> None:
         """A step has at most `token_budget` tokens, and `scoring_budget` if any prompt is scored in it.
 
         Neither may be less than `max_num_seqs`.  Up to `chunk_rows` tokens, steps with chunks of several tokens take no
-        longer than others.
+        longer than others.  Without `images`, no request may have any.
         """
         self.burst_steps = 1  # decode steps that a plan may hold; whoever steps the engine sets it (pace.py)
         self.allocator = allocator
@@ -70,6 +72,7 @@ class Scheduler:
         self._by_seq_id: dict[int, Sequence] = {}
         self._next_seq_id = 0
         self._num_constrained = 0
+        self._images = images
 
     @property
     def num_running(self) -> int:
@@ -79,10 +82,16 @@ class Scheduler:
     def num_waiting(self) -> int:
         return len(self._by_id) - len(self._running)
 
+    @property
+    def image_cache_counts(self) -> tuple[int, int]:
+        """Images that sequences have begun with, and of them those that were encoded already."""
+        return (0, 0) if self._images is None else (self._images.num_queries, self._images.num_hits)
+
     def add(self, request: CoreRequest, constraint: TokenConstraint | None = None) -> None:
         """Queue a request whose prompt and pages fit (the front end checked the length), with its grammar's state."""
         assert request.request_id not in self._by_id, f"request {request.request_id} is already here"
         assert 0 < len(request.prompt_token_ids) < self._max_model_len
+        assert self._images is not None or not request.images, "the model takes text only"
         seq = Sequence(self._next_seq_id, request, self._max_model_len, constraint)
         self._num_constrained += constraint is not None
         self._next_seq_id += 1
@@ -119,6 +128,8 @@ class Scheduler:
         # One bucket of forward passes keeps the hidden states of all its tokens.
         scores = any(_scores_next(seq) for seq in self._running)
         budget = whole_budget = self._scoring_budget if scores else self._token_budget
+        if self._images is not None:
+            self._images.begin_step()
         planned: dict[int, PlanEntry] = {}  # seq_id -> entry
         admissions: list[Admission] = []
         preemptions_before = self.counters.num_preemptions
@@ -128,7 +139,12 @@ class Scheduler:
             count = min(self._num_schedulable(seq), budget)
             if count > 1:
                 chunks.append(seq)
-            elif count and seq.slot >= 0 and self._grow(seq, 1, planned):
+            elif (
+                count
+                and seq.slot >= 0
+                and self._reach(seq, seq.num_scheduled, 1)
+                and self._grow(seq, 1, planned)
+            ):
                 planned[seq.seq_id] = self._plan_entry(seq, 1)
                 budget -= 1
         for seq in chunks:
@@ -136,6 +152,8 @@ class Scheduler:
             spare = self._chunk_rows - (whole_budget - budget)
             if planned and spare > 0 and seq.num_scheduled >= seq.num_prompt_tokens:
                 count = min(count, spare)  # of forced tokens: so many hold nobody up
+            if count and seq.slot >= 0:
+                count = self._reach(seq, seq.num_scheduled, count)
             if count and seq.slot >= 0 and self._grow(seq, count, planned):
                 planned[seq.seq_id] = self._plan_entry(seq, count)
                 budget -= count
@@ -148,15 +166,18 @@ class Scheduler:
                     # What is planned already must fit, too; if it does not, those before it have a step first.
                     scores = True
                     budget -= self._token_budget - self._scoring_budget
-                if budget <= 0 or not self._admit(seq, budget):
+                count = self._admit(seq, budget) if budget > 0 else 0
+                if not count:
                     heapq.heappush(self._waiting, (seq.order, seq))
                     break
                 admissions.append(
                     Admission(slot=seq.slot, request=seq.request, token_ids=tuple(seq.token_ids))
                 )
-                entry = planned[seq.seq_id] = self._plan_entry(seq, min(seq.num_unscheduled, budget))
+                entry = planned[seq.seq_id] = self._plan_entry(seq, count)
                 budget -= len(entry.token_ids)
         if not planned:
+            if self._images is not None:
+                self._images.take_back()
             return None
         entries = sorted(planned.values(), key=lambda entry: len(entry.token_ids) > 1)
         num_steps = 1
@@ -168,6 +189,7 @@ class Scheduler:
             admissions=tuple(admissions),
             entries=tuple(entries),
             num_steps=num_steps,
+            encodes=() if self._images is None else self._images.encodes(),
         )
 
     def commit(
@@ -239,6 +261,10 @@ class Scheduler:
             return 0  # the token in flight is certainly the last, or must be seen first
         return num_tokens - seq.num_scheduled
 
+    def _reach(self, seq: Sequence, start: int, count: int) -> int:
+        """How many of `count` tokens from `start` on can run in this step for the images among them."""
+        return count if self._images is None else self._images.reach(seq, start, count)
+
     def _plan_entry(self, seq: Sequence, count: int) -> PlanEntry:
         """Spend `count` tokens on `seq`, whose pages suffice."""
         start = seq.num_scheduled
@@ -263,6 +289,9 @@ class Scheduler:
             tail_ids=seq.tail_ids() if seq.needs_host else (),
             prompt_targets=targets,
         )
+        if seq.images is not None and self._images is not None:
+            entry.images = self._images.spans(seq, start, count)
+            entry.rope_delta = seq.images.rope_delta(start)
         seq.num_planned_pages = len(seq.pages)
         seq.num_scheduled += count
         self._register_pages(seq)
@@ -333,6 +362,8 @@ class Scheduler:
         heapq.heappush(self._waiting, (seq.order, seq))
 
     def _give_back(self, seq: Sequence) -> None:
+        if self._images is not None:
+            self._images.forget(seq)
         self.allocator.release(seq.pages)
         self._free_slots.append(seq.slot)
         seq.pages = []
@@ -365,20 +396,25 @@ class Scheduler:
         heapq.heapify(self._waiting)
         self._num_dropped = 0
 
-    def _admit(self, seq: Sequence, budget: int) -> bool:
-        """Give `seq` a slot, what the prefix cache knows of it, and pages for its first chunk."""
+    def _admit(self, seq: Sequence, budget: int) -> int:
+        """Give `seq` a slot, what the prefix cache knows of it, and pages for its first chunk; the chunk's tokens.
+
+        0 if it has to wait.
+        """
         num_tokens = len(seq.token_ids)
         cached: list[int] = []
         if not seq.wants_prompt_logprobs:  # those need every position to run
             cached = self.allocator.match_prefix(seq.page_hashes(self._page_size))
             cached = cached[: (num_tokens - 1) // self._page_size]  # the last token must run, to give logits
         num_cached = len(cached) * self._page_size
-        count = min(num_tokens - num_cached, budget)
+        count = self._reach(seq, num_cached, min(num_tokens - num_cached, budget))
+        if not count:
+            return 0
         self.allocator.acquire(cached)
         fresh = self.allocator.allocate(-(-(num_cached + count) // self._page_size) - len(cached))
         if fresh is None:
             self.allocator.release(cached)
-            return False
+            return 0
         if not seq.wants_prompt_logprobs:
             self.counters.prefix_cache_queries += num_tokens
             self.counters.prefix_cache_hits += num_cached
@@ -390,7 +426,7 @@ class Scheduler:
         seq.num_scheduled = num_cached
         seq.slot = self._free_slots.pop()
         insort(self._running, seq, key=lambda s: s.order)
-        return True
+        return count
 
     # ------------------------------------------------------------------ committing
 

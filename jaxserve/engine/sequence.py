@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from jaxserve.engine.image_positions import ImagePositions
 from jaxserve.engine.pages import PageHash, hash_page, root_hash
 from jaxserve.engine.protocol import CoreRequest, TokenLogprobs
 
@@ -23,6 +24,7 @@ class Sequence:
     __slots__ = (
         "_hashes",
         "constraint",
+        "images",
         "max_num_tokens",
         "needs_host",
         "num_cached_tokens",
@@ -85,6 +87,7 @@ class Sequence:
         missing: list[TokenLogprobs | None] = [None] * (self.num_prompt_tokens - 1)
         self.prompt_logprobs = None if request.params.prompt_logprobs is None else missing
         self._hashes: list[PageHash] = []
+        self.images = ImagePositions(request.images) if request.images else None
 
     @property
     def num_tokens(self) -> int:
@@ -142,6 +145,8 @@ class Sequence:
             if index == len(self._hashes):
                 parent = self._hashes[-1] if self._hashes else root_hash(self.request.cache_salt)
                 start = index * page_size
+                if self.images is not None:
+                    parent = self.images.mixed_into(parent, start, start + page_size)
                 self._hashes.append(hash_page(parent, self.token_ids[start : start + page_size]))
             yield self._hashes[index]
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
-from jaxserve.config import EngineConfig, ModelConfig
+from jaxserve.config import EngineConfig, ImageProcessorConfig, ModelConfig
 from jaxserve.engine.devices import find_devices, pool_share
 from jaxserve.engine.host_limits import free_memory
 from jaxserve.engine.lattice import Lattice, build_lattice
 from jaxserve.engine.sampler_state import init_state
+from jaxserve.engine.tower_lattice import TowerSettings, settle_tower, tower_bytes
 from jaxserve.errors import ConfigError
 from jaxserve.kernels_pallas.pages import most_pages
 from jaxserve.models.layout import Layout, plan_layout
@@ -59,6 +60,7 @@ class MemoryPlan:
     sampler_state: int  # token counts and biases of every slot
     page: int  # one KV page over all layers
     num_pages: int  # the dummy page included
+    image_cache: int = 0  # tokens of images, of models that see
 
     @property
     def kv_cache(self) -> int:
@@ -66,7 +68,7 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        return self.weights + self.activations + self.sampler_state + self.kv_cache
+        return self.weights + self.activations + self.sampler_state + self.image_cache + self.kv_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +88,20 @@ class Settings:
     max_logprobs: int
     memory: MemoryPlan
     lattice: Lattice
+    tower: TowerSettings | None  # of models that see
 
 
 def settle(
-    config: EngineConfig, model: ModelConfig, weights_bytes: int, devices: Sequence[Device] | None = None
+    config: EngineConfig,
+    model: ModelConfig,
+    weights_bytes: int,
+    devices: Sequence[Device] | None = None,
+    processor: ImageProcessorConfig | None = None,
 ) -> Settings:
     """Decide dtype, lengths, batch sizes and pages; ConfigError if the model does not fit, with the bytes it needs.
 
     `weights_bytes` are the bytes of a device's parameters at four bytes a number; `devices` are the engine's, or if
-    nothing is said like the first one there is.
+    nothing is said like the first one there is.  A model that sees needs a `processor`.
     """
     device = (devices or find_devices(config))[0]
     layout = layout_of(config, model)
@@ -114,9 +121,20 @@ def settle(
         )
     kv_dtype = _KV_DTYPES.get(config.kv_cache_dtype, dtype)
     page_size = config.page_size or (_GPU_PAGE_SIZE if device.platform == "gpu" else _PAGE_SIZE)
+    tower = None
+    if model.vision is not None:
+        assert processor is not None, "a model that sees comes with how images are prepared for it"
+        tower = settle_tower(
+            model.vision,
+            processor,
+            max_pixels=_max_pixels(config),
+            max_model_len=max_model_len,
+            platform=device.platform,
+        )
     memory = _plan_memory(
         config,
         layout.local,
+        tower=tower,
         page_size=page_size,
         available=_available_bytes(config, device),
         weights=weights_bytes * jnp.dtype(dtype).itemsize // 4,
@@ -149,7 +167,9 @@ def settle(
             hidden_size=model.hidden_size,
             tile_size=_tile_size(layout.local, dtype, device.platform),
             has_bursts=not on_cpu and _has_short_steps(layout),
+            has_images=tower is not None,
         ),
+        tower=tower,
     )
 
 
@@ -179,6 +199,18 @@ def layout_of(config: EngineConfig, model: ModelConfig) -> Layout:
     return plan_layout(model, config.tensor_parallel_size, expert_parallel=config.enable_expert_parallel)
 
 
+def _max_pixels(config: EngineConfig) -> int | None:
+    """The operator's word on the largest image, if there is one."""
+    kwargs = config.mm_processor_kwargs
+    size = kwargs.get("size")
+    value = kwargs.get("max_pixels", size.get("longest_edge") if isinstance(size, Mapping) else None)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ConfigError(
+            f"mm_processor_kwargs: max_pixels must be a number of pixels, at least 1, got {value!r:.60}"
+        )
+    return value
+
+
 def _tile_size(model: ModelConfig, dtype: str, platform: str) -> int:
     """Queries a tile of a mixed step, as the platform's attention wants them."""
     if platform != "gpu":
@@ -192,6 +224,7 @@ def _plan_memory(
     config: EngineConfig,
     model: ModelConfig,
     *,
+    tower: TowerSettings | None,
     page_size: int,
     available: int | None,
     weights: int,
@@ -216,10 +249,17 @@ def _plan_memory(
     activations += 2 * (max_num_seqs + 1) * -(-max_model_len // page_size) * 4
     state = jax.eval_shape(lambda: init_state(max_num_seqs, model.vocab_size))
     sampler_state = sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(state))
-    fixed = weights + activations + sampler_state
+    image_cache = 0
+    if tower is not None and model.vision is not None:
+        image_cache = (tower.cache_rows + 1) * model.hidden_size * itemsize
+        # The tower and a forward pass run one after the other.
+        activations = max(activations, tower_bytes(model.vision, tower.lattice, itemsize))
+    fixed = weights + activations + sampler_state + image_cache
     parts = (
         f"{_gib(weights)} for weights, {_gib(activations)} for a step, {_gib(sampler_state)} for the sampler"
     )
+    if image_cache:
+        parts += f", {_gib(image_cache)} for images"
     pages_of_one = -(-max_model_len // page_size) + 1  # and the dummy page
     useful = max_num_seqs * (pages_of_one - 1) + 1
     if available is None:
@@ -266,7 +306,7 @@ def _plan_memory(
     if config.kv_cache_memory is None:
         bits = _PAGE_COUNT_BITS if on_cpu else _ACCELERATOR_PAGE_COUNT_BITS
         num_pages = max(_round_down(num_pages, bits), pages_of_one)
-    return MemoryPlan(available, weights, activations, sampler_state, page, num_pages)
+    return MemoryPlan(available, weights, activations, sampler_state, page, num_pages, image_cache)
 
 
 def _feed_forward_bytes(model: ModelConfig, itemsize: int, *, is_fused: bool) -> int:

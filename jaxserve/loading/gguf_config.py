@@ -70,6 +70,7 @@ def model_config_from_gguf(
             qk_norm=arch in ("qwen3", "qwen3moe"),
             hidden_act="silu",
             experts=experts,
+            vision=None,
         )
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from error

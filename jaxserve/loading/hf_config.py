@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jaxserve.config import ExpertsConfig, ModelConfig
+from jaxserve.config import ExpertsConfig, ModelConfig, VisionConfig
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.loading.fields import Fields
 from jaxserve.loading.hf_experts import mixtral_experts, no_experts, qwen3_moe_experts
 from jaxserve.loading.hf_rope import rope_from_hf
+from jaxserve.loading.hf_vision import language_fields, no_vision, qwen2_5_vl_vision, qwen2_vl_vision
 
 SAMPLING_KEYS = {  # generation_config.json -> SamplingParams
     "temperature": "temperature",
@@ -30,8 +31,9 @@ def model_config_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
     A missing key has a meaning only where the format gives it one for this architecture (transformers'
     configuration_*.py).
     """
-    fields = Fields(config, where)
-    architecture = _architecture(fields)
+    whole = Fields(config, where)
+    architecture = _architecture(whole)
+    fields = whole if architecture.vision is no_vision else language_fields(whole)
     num_layers = fields.integer("num_hidden_layers")
     num_heads = fields.integer("num_attention_heads")
     hidden_size = fields.integer("hidden_size")
@@ -46,7 +48,7 @@ def model_config_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
     if head_dim % 2:
         raise fields.error(f"head_dim is {head_dim}; rotary embeddings need an even one")
     if fields.string("hidden_act") != "silu":
-        raise fields.error(f"hidden_act is {config['hidden_act']!r}; only 'silu' is supported")
+        raise fields.error(f"hidden_act is {fields.string('hidden_act')!r}; only 'silu' is supported")
     attention_bias = architecture.has_attention_bias and fields.boolean("attention_bias", absent=False)
     kv_heads_absent = num_heads if architecture.kv_heads_may_be_absent else None
     rope = rope_from_hf(fields, architecture.rope_theta_absent)
@@ -72,6 +74,7 @@ def model_config_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
             qk_norm=architecture.qk_norm,
             hidden_act="silu",
             experts=architecture.experts(fields, num_layers),
+            vision=architecture.vision(whole, fields),
         )
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from error
@@ -177,6 +180,7 @@ class _Architecture:
     kv_heads_may_be_absent: bool = False
     rope_theta_absent: float | None = None
     experts: Callable[[Fields, int], ExpertsConfig | None] = no_experts
+    vision: Callable[[Fields, Fields], VisionConfig | None] = no_vision
 
 
 _ARCHITECTURES = {
@@ -205,6 +209,12 @@ _ARCHITECTURES = {
         has_attention_bias=True,
         qk_norm=True,
         experts=qwen3_moe_experts,
+    ),
+    "Qwen2VLForConditionalGeneration": _Architecture(
+        family="qwen2_vl", windows=_qwen_windows, always_qkv_bias=True, vision=qwen2_vl_vision
+    ),
+    "Qwen2_5_VLForConditionalGeneration": _Architecture(
+        family="qwen2_5_vl", windows=_qwen_windows, always_qkv_bias=True, vision=qwen2_5_vl_vision
     ),
 }
 

@@ -13,6 +13,7 @@ from jaxserve.config import ModelConfig
 from jaxserve.errors import CheckpointError
 from jaxserve.loading.checkpoint import GenerationDefaults, TensorInfo
 from jaxserve.loading.hf_config import generation_defaults_from_hf, model_config_from_hf
+from jaxserve.loading.hf_vision import published_name
 from jaxserve.loading.safetensors_file import SafetensorsFile
 
 SINGLE_FILE = "model.safetensors"
@@ -50,26 +51,29 @@ class SafetensorsCheckpoint:
         """Check config.json and the header and size of every shard; no tensor data is touched."""
         self.path = directory
         self.config, self.defaults = read_hf_config(directory)
-        self._file_of: dict[str, SafetensorsFile] = {}
+        self._place_of: dict[str, tuple[SafetensorsFile, str]] = {}  # the file, and the name there
         for file in _open_files(directory):
-            for name in file.tensors:
-                if name in self._file_of:
-                    both = f"{self._file_of[name].path.name} and {file.path.name}"
+            for stored in file.tensors:
+                name = stored if self.config.vision is None else published_name(stored)
+                if name in self._place_of:
+                    both = f"{self._place_of[name][0].path.name} and {file.path.name}"
                     raise CheckpointError(f"{directory}: tensor {name!r} is in both {both}")
-                self._file_of[name] = file
+                self._place_of[name] = file, stored
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        infos = {name: file.tensors[name] for name, file in self._file_of.items()}
+        infos = {name: file.tensors[stored] for name, (file, stored) in self._place_of.items()}
         return {name: TensorInfo(stored.shape, stored.dtype) for name, stored in infos.items()}
 
     def read(self, name: str) -> np.ndarray:
         """The tensor in its stored float type (float32 for F64), a view of the file.  Thread-safe."""
-        return self._file_of[name].read(name)
+        file, stored = self._place_of[name]
+        return file.read(stored)
 
     def release(self, name: str) -> None:
         """See Checkpoint.release."""
-        self._file_of[name].release(name)
+        file, stored = self._place_of[name]
+        file.release(stored)
 
 
 def _open_files(directory: Path) -> list[SafetensorsFile]:

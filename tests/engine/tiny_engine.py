@@ -40,6 +40,7 @@ TINY = ModelConfig(
     qk_norm=False,
     hidden_act="silu",
     experts=None,
+    vision=None,
 )
 
 

@@ -430,3 +430,123 @@ def test_without_generation_config() -> None:
 def test_wrong_generation_config(generation: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         generation_defaults_from_hf(generation, {})
+
+
+QWEN2_5_VL = {  # Qwen2.5-VL-7B-Instruct, as published
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "image_token_id": 151655,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 128000,
+    "max_window_layers": 28,
+    "model_type": "qwen2_5_vl",
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": {"mrope_section": [16, 24, 24], "type": "mrope"},
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "video_token_id": 151656,
+    "vision_config": {
+        "depth": 32,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+        "hidden_act": "silu",
+        "hidden_size": 1280,
+        "in_chans": 3,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 3584,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "temporal_patch_size": 2,
+        "tokens_per_second": 2,
+        "window_size": 112,
+    },
+    "vision_end_token_id": 151653,
+    "vision_start_token_id": 151652,
+    "vocab_size": 152064,
+}
+_TOP = ("architectures", "image_token_id", "vision_config", "vision_start_token_id", "vision_end_token_id")
+
+
+def nested(config: dict[str, Any]) -> dict[str, Any]:
+    """The same in the layout of transformers 5, which leaves out what is as its classes have it."""
+    text = {key: value for key, value in config.items() if key not in _TOP}
+    text["rope_parameters"] = {
+        "rope_theta": text.pop("rope_theta"),
+        "rope_type": "default",
+        "mrope_section": text.pop("rope_scaling")["mrope_section"],
+    }
+    vision = dict(config["vision_config"])
+    for key in ("depth", "num_heads", "in_chans", "patch_size", "window_size", "fullatt_block_indexes"):
+        del vision[key]
+    return {
+        "architectures": config["architectures"],
+        "text_config": text,
+        "vision_config": vision,
+        "tie_word_embeddings": False,
+    }
+
+
+def test_a_tower_with_windows() -> None:
+    config = model_config_from_hf(QWEN2_5_VL, "config.json")
+    vision = config.vision
+    assert vision is not None
+    assert (config.family, config.head_dim, config.qkv_bias) == ("qwen2_5_vl", 128, True)
+    assert (vision.head_dim, vision.window_size, vision.full_attention_layers) == (80, 8, (7, 15, 23, 31))
+    assert vision.mrope_sections == (16, 24, 24)
+    assert vision.image_marker_ids == (151652, 151655, 151653)
+    assert config.rope_scaling is None
+    assert model_config_from_hf(nested(QWEN2_5_VL), "config.json") == config
+
+
+def test_a_tower_without_windows() -> None:
+    """Qwen2-VL-2B, whose tower says hidden_size where it means what it gives."""
+    vision_config = {
+        "depth": 32,
+        "embed_dim": 1280,
+        "hidden_size": 1536,
+        "in_chans": 3,
+        "mlp_ratio": 4,
+        "num_heads": 16,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "temporal_patch_size": 2,
+    }
+    published = QWEN2_5_VL | {
+        "architectures": ["Qwen2VLForConditionalGeneration"],
+        "hidden_size": 1536,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "vision_config": vision_config,
+    }
+    vision = model_config_from_hf(published, "config.json").vision
+    assert vision is not None
+    assert (vision.hidden_size, vision.intermediate_size, vision.window_size) == (1280, 5120, None)
+    assert vision.full_attention_layers == tuple(range(32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"vision_config": None}, "vision_config is None"),
+        (
+            {"vision_config": QWEN2_5_VL["vision_config"] | {"out_hidden_size": 2048}},
+            "out_hidden_size is 2048",
+        ),
+        ({"vision_config": QWEN2_5_VL["vision_config"] | {"hidden_act": "gelu"}}, "hidden_act is 'gelu'"),
+        ({"vision_config": QWEN2_5_VL["vision_config"] | {"fullatt_block_indexes": [40]}}, r"layers \[40\]"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24]}}, "three numbers"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 8]}}, "half of head_dim"),
+    ],
+)
+def test_what_a_tower_cannot_be(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        model_config_from_hf(QWEN2_5_VL | changes, "config.json")

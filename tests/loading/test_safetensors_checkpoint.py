@@ -10,6 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jaxserve.errors import CheckpointError
 from jaxserve.loading.checkpoint import TensorInfo
@@ -22,6 +23,7 @@ from tests.loading.builders import (
     write_hf_directory,
     write_safetensors,
 )
+from tests.models.vision_cases import CONFIGS, checkpoint
 
 TENSORS = random_tensors(hf_shapes())
 INDEX = "model.safetensors.index.json"
@@ -237,3 +239,27 @@ def test_broken_config(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         SafetensorsCheckpoint(tmp_path)
+
+
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_models_that_see_are_published_under_two_sets_of_names(tmp_path: Path, family: str) -> None:
+    weights = checkpoint(family).weights
+    newer = {
+        name.replace("visual.", "model.visual.", 1)
+        if name.startswith("visual.")
+        else name.replace("model.", "model.language_model.", 1): tensor
+        for name, tensor in weights.items()
+    }
+    for folder, tensors in (("published", weights), ("newer", newer)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text(json.dumps(CONFIGS[family]))
+        save_file(tensors, tmp_path / folder / "model.safetensors")
+        opened = SafetensorsCheckpoint(tmp_path / folder)
+        assert set(opened.tensors) == set(weights)
+        assert np.array_equal(
+            opened.read("visual.merger.mlp.2.weight"), weights["visual.merger.mlp.2.weight"]
+        )
+    both = newer | {"visual.merger.mlp.2.bias": weights["visual.merger.mlp.2.bias"]}
+    save_file(both, tmp_path / "newer" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"visual\.merger\.mlp\.2\.bias"):
+        SafetensorsCheckpoint(tmp_path / "newer")
