@@ -32,7 +32,7 @@ def assemble(config: EngineConfig) -> EngineParts:
     Imports jax here and not above, so that a front end of an engine in another process never pays for it.
     """
     from jaxserve.admission import end_token_ids
-    from jaxserve.engine.client import build_client
+    from jaxserve.engine.replicas import build_replicas
     from jaxserve.generation_config import generation_defaults
     from jaxserve.loading.image_processor import read_image_processor
     from jaxserve.loading.resolve import locate_tokenizer, open_checkpoint, open_config
@@ -52,5 +52,5 @@ def assemble(config: EngineConfig) -> EngineParts:
     tokenizer = load_tokenizer(locate_tokenizer(config.tokenizer) if config.tokenizer else path)
     grammars = GrammarCompiler(tokenizer, model.vocab_size, end_token_ids(tokenizer, defaults))
     grammars.warm_up()
-    client = build_client(config, checkpoint, model, grammars, processor)
+    client = build_replicas(config, checkpoint, model, grammars, processor)
     return EngineParts(client, tokenizer, defaults, grammars, media)

@@ -204,6 +204,7 @@ class EngineConfig:
     page_size: int | None = None  # tokens of a KV page: 64 on GPUs, 16 elsewhere
     max_num_seqs: int | None = None  # sequences in one step
     max_num_batched_tokens: int | None = None  # token budget of one step
+    data_parallel_size: int = 1  # engines side by side, each with devices and pages of its own
     gpu_memory_utilization: float = 0.9  # share of device memory for weights, activations and KV pages
     kv_cache_memory: int | None = None  # bytes for KV pages; overrides gpu_memory_utilization
     enable_prefix_caching: bool = True
@@ -254,6 +255,7 @@ class EngineConfig:
             "kv_cache_memory",
             "tensor_parallel_size",
             "max_num_queued_reqs",
+            "data_parallel_size",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -17,6 +17,7 @@ from jaxserve.config import ModelConfig
 from jaxserve.errors import CheckpointError
 from jaxserve.loading.boxes import Move, plan_shards
 from jaxserve.loading.checkpoint import ParameterCheckpoint
+from jaxserve.models.layout import Layout
 from jaxserve.models.registry import build_model, family_of
 from jaxserve.models.weight_table import ParameterPath, WeightRow, WeightTable
 
@@ -27,15 +28,6 @@ if TYPE_CHECKING:
 _NUM_THREADS = 4
 _NAMES_SHOWN = 8
 DUMMY_STD = 0.02  # of random parameters
-
-
-class HasMoves(Protocol):
-    """As much of a layout over devices as is needed here: see models.layout.Layout."""
-
-    @property
-    def config(self) -> ModelConfig: ...
-
-    def moves(self, axes: tuple[str, ...], shape: tuple[int, ...]) -> Sequence[Move]: ...
 
 
 class HasShape(Protocol):
@@ -57,7 +49,7 @@ def load_model(
 
 
 def load_state(
-    checkpoint: AnyCheckpoint, abstract: nnx.State, layout: HasMoves | None = None, *, progress: bool = True
+    checkpoint: AnyCheckpoint, abstract: nnx.State, layout: Layout | None = None, *, progress: bool = True
 ) -> nnx.State:
     """A checkpoint's parameters in the dtypes and shardings of `abstract`; on the default device where it has none.
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jaxserve.config import EngineConfig
-from jaxserve.engine import client
+from jaxserve.engine import replicas
 from jaxserve.errors import ConfigError
 from jaxserve.generation_config import generation_defaults
 from jaxserve.llm import LLM
@@ -96,7 +96,7 @@ def test_a_models_impossible_defaults_stop_the_start_and_say_how_to_go_on():
 def test_an_engine_is_assembled_with_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(resolve, "open_config", lambda model: (TINY, MODEL, tmp_path))
     monkeypatch.setattr(tokenizer, "load_tokenizer", lambda path: byte_tokenizer())
-    monkeypatch.setattr(client, "build_client", lambda *arguments: ScriptedClient())
+    monkeypatch.setattr(replicas, "build_replicas", lambda *arguments: ScriptedClient())
     override = {"temperature": 0.25, "max_new_tokens": 3}
     with LLM("m", load_format="dummy", generation_config="vllm", override_generation_config=override) as llm:
         params = llm.get_default_sampling_params()

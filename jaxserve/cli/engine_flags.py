@@ -63,6 +63,15 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     add("--max-num-seqs", type=positive, metavar="N", help="sequences in one step")
     add("--max-num-batched-tokens", type=positive, metavar="TOKENS", help="token budget of one step")
     add(
+        "--data-parallel-size",
+        "-dp",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="engines side by side, each on devices of its own; requests go to the least busy one, or to the one "
+        "that knows their beginning (default: %(default)s)",
+    )
+    add(
         "--gpu-memory-utilization",
         type=float,
         default=0.9,
@@ -171,6 +180,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
         page_size=args.page_size,
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
+        data_parallel_size=args.data_parallel_size,
         gpu_memory_utilization=args.gpu_memory_utilization,
         kv_cache_memory=args.kv_cache_memory,
         enable_prefix_caching=args.enable_prefix_caching,

@@ -35,7 +35,6 @@ ENGINE_FLAGS: tuple[RefusedFlag, ...] = (
         ("none",),
     ),
     RefusedFlag(("--pipeline-parallel-size", "-pp"), _NO_STAGES, ("1",)),
-    RefusedFlag(("--data-parallel-size", "-dp"), "start one server per replica instead", ("1",)),
     RefusedFlag(("--speculative-config",), "there is no speculative decoding yet; leave it out"),
     RefusedFlag(("--cpu-offload-gb",), "weights stay on the device; leave it out", ("0", "0.0")),
     RefusedFlag(("--swap-space",), "preempted sequences are recomputed, not swapped; leave it out", ("0",)),

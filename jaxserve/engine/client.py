@@ -29,10 +29,11 @@ from jaxserve.engine.protocol import CoreRequest, EngineInfo, EngineStats, Image
 from jaxserve.engine.runner import Runner
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.settle import Settings, layout_of, settle
+from jaxserve.engine.shared_weights import SharedWeights
 from jaxserve.engine.start_clock import timed
 from jaxserve.engine.tower import Tower
 from jaxserve.engine.tower_lattice import TowerSettings
-from jaxserve.errors import ConfigError, EngineDeadError
+from jaxserve.errors import EngineDeadError
 from jaxserve.loading.checkpoint import AnyCheckpoint
 from jaxserve.models.layout import Layout, plan_layout
 from jaxserve.models.loading import load_state
@@ -188,12 +189,13 @@ def build_client(
     processor: ImageProcessorConfig | None = None,
     *,
     devices: Sequence[Device] | None = None,
+    weights: SharedWeights | None = None,
 ) -> InProcessClient:
     """Load the weights and compile every program, with progress on stderr.  The client is not started.
 
     Without a checkpoint (load_format "dummy") the weights are random.  Without `grammars`, no request may have one.
     `devices` are those that the engine has to itself, as many as the config says; by default the first of all.  A model
-    that sees needs a `processor`.
+    that sees needs a `processor`.  Replicas share `weights`, so that one of them alone reads the checkpoint.
     Raises ConfigError if the model does not fit, CheckpointError if the weights are not the model's.
     """
     with timed("device and settings"):
@@ -208,16 +210,14 @@ def build_client(
         book, tower_book = make_books(settings, abstract)
         cache = CompileCache(default_folder(config.compile_cache_dir), _cache_context(settings), devices)
 
+    def read() -> nnx.State:
+        if checkpoint is None:
+            return dummy_on_devices(abstract, config.seed or 0, layout)
+        return load_state(checkpoint, abstract, layout if layout.num_devices > 1 else None)
+
     def load() -> nnx.State:
         with timed("weights"):
-            if checkpoint is not None:
-                if layout.num_devices > 1:
-                    raise ConfigError(
-                        f"tensor_parallel_size={layout.num_devices}: checkpoints cannot be loaded over several devices "
-                        "yet; give 1, or load_format=dummy"
-                    )
-                return load_state(checkpoint, abstract)
-            return dummy_on_devices(abstract, config.seed or 0, layout)
+            return read() if weights is None else weights.get(abstract, read)
 
     state, programs = _load_while_compiling(load, [*book, *(tower_book or ())], cache)
     check_memory(programs, settings.memory)
