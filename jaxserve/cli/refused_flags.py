@@ -47,6 +47,10 @@ ENGINE_FLAGS: tuple[RefusedFlag, ...] = (
     RefusedFlag(
         ("--tokenizer-mode",), "the Hugging Face tokenizer is used; leave it out (or give auto)", ("auto",)
     ),
+    RefusedFlag(
+        ("--mm-processor-cache-gb",), "prepared images are not kept; leave it out (or give 0)", ("0",)
+    ),
+    RefusedFlag(("--mm-encoder-tp-mode",), "the vision tower is laid out like the model; leave it out"),
     RefusedFlag(("--media-io-kwargs",), "images are decoded in one way; leave it out", ("{}",)),
     RefusedFlag(
         ("--enable-mm-embeds",), "images are taken, not embeddings of them; leave it out", ("false",)
