@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 _LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -236,17 +236,38 @@ def title_of(model: str) -> str:
     return f"{model} ({CUT[model]})" if model in CUT else model
 
 
+# Of models that see, for benchmarks over HTTP.
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: {% if message.content is string %}{{ message.content }}"
+    "{% else %}{% for part in message.content %}{% if part.type == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
 def write_model(name: str, folder: Path) -> Path:
-    """Make `folder/name` a model directory with config.json and a tokenizer of the 256 bytes; returns it."""
+    """Make `folder/name` a model directory with config.json and a tokenizer of the 256 bytes; returns it.
+
+    A model that sees also gets what says how images are prepared, their tokens, and a chat template.
+    """
+    config = HF_CONFIGS[name]
     path = folder / name
     path.mkdir(parents=True, exist_ok=True)
-    (path / "config.json").write_text(json.dumps(HF_CONFIGS[name], indent=2), encoding="utf-8")
-    if "vision_config" in HF_CONFIGS[name]:
+    (path / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    vocab = {piece: i for i, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    marks: dict[str, int] = {}
+    if "vision_config" in config:
         text = json.dumps(IMAGE_PROCESSOR, indent=2)
         (path / "preprocessor_config.json").write_text(text, encoding="utf-8")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(alphabet)}, merges=[]))
+        (path / "chat_template.jinja").write_text(_CHAT_TEMPLATE, encoding="utf-8")
+        marks = {
+            "<|vision_start|>": config["vision_start_token_id"],
+            "<|vision_end|>": config["vision_end_token_id"],
+            "<|image_pad|>": config["image_token_id"],
+        }
+    tokenizer = Tokenizer(models.BPE(vocab=vocab | marks, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]  # a setter, which the stubs leave out
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]  # likewise
+    tokenizer.add_special_tokens([AddedToken(mark, normalized=False) for mark in marks])
     tokenizer.save(str(path / "tokenizer.json"))
     return path

@@ -11,7 +11,15 @@ from jaxserve.errors import JaxserveError
 from tests.server.serving import listening, say, serving
 from tests.vision import TEMPLATE, TOKENS, vision_info
 
-ARGS = {"side": 112, "repeat": 2, "requests": 6, "concurrency": 4, "max_tokens": 8, "seed": 0}
+ARGS = {
+    "side": 112,
+    "repeat": 2,
+    "requests": 6,
+    "concurrency": 4,
+    "max_tokens": 8,
+    "seed": 0,
+    "printable": False,
+}
 
 
 async def test_every_figure_is_there() -> None:
