@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxserve.errors import CheckpointError
 from jaxserve.loading.orbax_checkpoint import OrbaxCheckpoint
+from jaxserve.loading.orbax_format import chunk_path
 from jaxserve.loading.resolve import open_checkpoint
+from jaxserve.models.layout import plan_layout
 from jaxserve.models.loading import abstract_model, load_state, parameter_name
+from jaxserve.models.on_devices import abstract_on_devices
 from tests.models.golden import read_golden
 
 SHARDED = ("vocab", "kv_heads", "heads", "ffn")
@@ -77,6 +84,41 @@ def check(source: str, converted: str, mesh: Mesh, axis: str, dtype: str) -> Non
     assert checkpoint.num_reads == Counter(everything)
 
 
+def check_layout(source: str, converted: str, devices: Sequence[Any], dtype: str) -> None:
+    """Both checkpoints as an engine over these devices has them: heads repeated, sizes padded with zeros."""
+    original, checkpoint = open_checkpoint(source), Watched(open_checkpoint(converted).path)
+    _, abstract = abstract_model(original.config, jnp.dtype(dtype))
+    expected = arrays_of(load_state(original, abstract, progress=False))
+    axes = {parameter_name(path): value.get_metadata("axes") for path, value in nnx.to_flat_state(abstract)}
+    layout = plan_layout(original.config, len(devices))
+    _, wanted = abstract_on_devices(layout, jnp.dtype(dtype), devices)
+    for opened in (checkpoint, original):
+        found = arrays_of(load_state(opened, wanted, layout, progress=False))
+        assert found.keys() == expected.keys()
+        for name, array in found.items():
+            assert array.sharding == arrays_of(wanted)[name].sharding, name
+            whole = np.asarray(expected[name])
+            padded = np.zeros(array.shape, whole.dtype)
+            for move in layout.moves(axes[name], whole.shape):
+                padded[move.target] = whole[move.source]
+            assert np.asarray(array).tobytes() == padded.tobytes(), name
+    assert set(checkpoint.num_reads.values()) == {1}
+
+
+def check_damage(converted: str, devices: Sequence[Any]) -> None:
+    """A byte of a chunk that belongs to one device."""
+    checkpoint = OrbaxCheckpoint(Path(converted))
+    layout = plan_layout(checkpoint.config, len(devices))
+    _, wanted = abstract_on_devices(layout, jnp.dtype("float32"), devices)
+    name = max(checkpoint.layouts, key=lambda name: len(list(checkpoint.layouts[name].chunks())))
+    path = Path(converted) / chunk_path(name, list(checkpoint.layouts[name].chunks())[-1])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=f"{path}: damaged"):
+        load_state(checkpoint, wanted, layout, progress=False)
+    path.write_bytes(whole)
+
+
 def check_for_aliases(mesh: Mesh) -> None:
     """Shards must not be views of what was read: that may be a mapped file."""
     golden = read_golden("llama").checkpoint
@@ -108,6 +150,9 @@ def main() -> None:
         check(source, converted, Mesh(devices[:count], ("tensor",)), "tensor", "float16")
     check(source, converted, Mesh(devices.reshape(2, 4), ("data", "tensor")), "tensor", "float32")
     check(source, converted, Mesh(devices.reshape(4, 2)[::-1], ("data", "tensor")), "tensor", "bfloat16")
+    for count in ways[1:]:
+        check_layout(source, converted, jax.devices()[:count], "float16")
+    check_damage(converted, jax.devices())
     check_for_aliases(Mesh(devices[:1], ("tensor",)))
     print(json.dumps({"ways": ways}))
 
