@@ -24,7 +24,7 @@ from benchmarks.h100.models import TEXT_MODELS, write_model
 from benchmarks.h100.tables import print_table
 from jaxserve.config import EngineConfig
 from jaxserve.engine import compile_cache
-from jaxserve.engine.client import weights_bytes
+from jaxserve.engine.building import weights_bytes
 from jaxserve.engine.compile_cache import CompileCache
 from jaxserve.engine.compiling import check_memory, compile_all
 from jaxserve.engine.programs import ProgramBook

@@ -28,7 +28,7 @@ from benchmarks.h100.peer import floor_ms
 from benchmarks.h100.tables import print_table
 from jaxserve.config import EngineConfig, ModelConfig
 from jaxserve.engine.batch import new_pages, pack
-from jaxserve.engine.client import weights_bytes
+from jaxserve.engine.building import weights_bytes
 from jaxserve.engine.lattice import ForwardShape
 from jaxserve.engine.plan import PlanEntry, StepPlan
 from jaxserve.engine.programs import ProgramBook, state_to_tuple

@@ -48,7 +48,7 @@ def make_plan(config: EngineConfig) -> dict[str, Any]:
 
     model, _, path = open_config(config.model)
 
-    from jaxserve.engine.client import weights_bytes
+    from jaxserve.engine.building import weights_bytes
     from jaxserve.engine.compile_estimate import compile_seconds
     from jaxserve.engine.host_limits import num_processors
     from jaxserve.engine.settle import layout_of, settle

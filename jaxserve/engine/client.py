@@ -7,38 +7,24 @@ import gc
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
-
 from jaxserve.config import EngineConfig, ImageProcessorConfig, ModelConfig
-from jaxserve.engine.books import make_books
-from jaxserve.engine.compile_cache import CompileCache, default_folder
-from jaxserve.engine.compiling import CompileGuard, check_memory, compile_all
+from jaxserve.engine.building import build_runner, settle_engine
+from jaxserve.engine.compiling import CompileGuard
 from jaxserve.engine.core import EngineCore, failure
-from jaxserve.engine.devices import engine_devices
 from jaxserve.engine.encoder_cache import PAGE_ROWS, EncoderCache
 from jaxserve.engine.image_planner import ImagePlanner
 from jaxserve.engine.pages import PageAllocator
-from jaxserve.engine.programs import Program
 from jaxserve.engine.protocol import CoreRequest, EngineInfo, EngineStats, ImageInfo, TokenOutput
-from jaxserve.engine.runner import Runner
 from jaxserve.engine.scheduler import Scheduler
-from jaxserve.engine.settle import Settings, layout_of, settle
+from jaxserve.engine.settle import Settings
 from jaxserve.engine.shared_weights import SharedWeights
-from jaxserve.engine.start_clock import timed
-from jaxserve.engine.tower import Tower
 from jaxserve.engine.tower_lattice import TowerSettings
 from jaxserve.errors import EngineDeadError
 from jaxserve.loading.checkpoint import AnyCheckpoint
-from jaxserve.models.layout import Layout, plan_layout
-from jaxserve.models.loading import load_state
-from jaxserve.models.on_devices import abstract_on_devices, abstract_part, dummy_on_devices
-from jaxserve.models.towers import split_tower
 from jaxserve.structured.compiler import CompiledGrammar, GrammarCompiler
 
 if TYPE_CHECKING:
@@ -198,38 +184,8 @@ def build_client(
     that sees needs a `processor`.  Replicas share `weights`, so that one of them alone reads the checkpoint.
     Raises ConfigError if the model does not fit, CheckpointError if the weights are not the model's.
     """
-    with timed("device and settings"):
-        devices = engine_devices(config, devices)
-        device_bytes = weights_bytes(model, layout_of(config, model))
-        settings = settle(config, model, device_bytes, devices, processor)
-    layout = settings.layout
-    with timed("list of programs"):
-        # Where nothing else is said arrays are on the first device, and uncommitted: the shortest way into a program.
-        named = None if devices == tuple(jax.devices()[:1]) else devices
-        _, abstract = abstract_on_devices(layout, jnp.dtype(settings.dtype), named)
-        book, tower_book = make_books(settings, abstract)
-        cache = CompileCache(default_folder(config.compile_cache_dir), _cache_context(settings), devices)
-
-    def read() -> nnx.State:
-        if checkpoint is None:
-            return dummy_on_devices(abstract, config.seed or 0, layout)
-        return load_state(checkpoint, abstract, layout if layout.num_devices > 1 else None)
-
-    def load() -> nnx.State:
-        with timed("weights"):
-            return read() if weights is None else weights.get(abstract, read)
-
-    state, programs = _load_while_compiling(load, [*book, *(tower_book or ())], cache)
-    check_memory(programs, settings.memory)
-    with timed("KV pages"):
-        state, tower_state = split_tower(state)
-        tower = None
-        if tower_book is not None and tower_state is not None:
-            tower = Tower(settings, tower_book.pack(tower_state), programs, tower_book)
-        runner = Runner(settings, book.pack(state), programs, book, tower)
-        del state, tower_state
-    with timed("first run of every program"):
-        runner.warm_up()
+    settings, devices = settle_engine(config, model, processor, devices)
+    runner = build_runner(config, checkpoint, settings, devices, weights)
     scheduler = Scheduler(
         PageAllocator(settings.memory.num_pages, enable_prefix_caching=config.enable_prefix_caching),
         page_size=settings.page_size,
@@ -251,32 +207,12 @@ def build_client(
         max_logprobs=settings.max_logprobs,
         dtype=settings.dtype,
         device=settings.device_kind
-        if layout.num_devices == 1
-        else f"{layout.num_devices} x {settings.device_kind}",
+        if settings.layout.num_devices == 1
+        else f"{settings.layout.num_devices} x {settings.device_kind}",
         images=_image_info(settings),
     )
     core = EngineCore(scheduler, runner, grammars)
     return InProcessClient(core, info, forbid_recompile=config.forbid_recompile, grammars=grammars)
-
-
-def _load_while_compiling(
-    load: Callable[[], nnx.State], book: Iterable[Program], cache: CompileCache
-) -> tuple[nnx.State, dict[str, jax.stages.Compiled]]:
-    """Weights and programs: neither needs the other, and loading mostly waits for the disk and the device."""
-    given_up = threading.Event()
-
-    def compile_programs() -> dict[str, jax.stages.Compiled]:
-        with timed("programs"):
-            return compile_all(book, cache, show_progress=True, given_up=given_up)
-
-    with ThreadPoolExecutor(1, "programs") as pool:
-        programs = pool.submit(compile_programs)
-        try:
-            state = load()
-        except BaseException:
-            given_up.set()
-            raise
-        return state, programs.result()
 
 
 def _image_planner(tower: TowerSettings) -> ImagePlanner:
@@ -291,25 +227,4 @@ def _image_info(settings: Settings) -> ImageInfo | None:
         image_token_id=settings.model.vision.image_token_id,
         max_image_tokens=settings.tower.lattice.max_image_tokens,
         processor=settings.tower.processor,
-    )
-
-
-def weights_bytes(model: ModelConfig, layout: Layout | None = None) -> int:
-    """Bytes of the parameters, or of one device's in a layout, at four bytes a number, without allocating any."""
-    _, abstract = abstract_part(layout or plan_layout(model, 1), jnp.dtype(jnp.float32))
-    return sum(leaf.size * 4 for leaf in jax.tree.leaves(abstract))
-
-
-def _cache_context(settings: Settings) -> object:
-    """What programs depend on: the numbers that shape them, and not how much memory there happened to be."""
-    return (
-        settings.layout,
-        settings.dtype,
-        settings.kv_dtype,
-        settings.page_size,
-        settings.max_num_seqs,
-        settings.max_logprobs,
-        settings.memory.num_pages,
-        settings.lattice,
-        settings.tower,
     )

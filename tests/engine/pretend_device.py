@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh
 
 from jaxserve.config import EngineConfig, ModelConfig
 from jaxserve.engine import programs
-from jaxserve.engine.client import weights_bytes
+from jaxserve.engine.building import weights_bytes
 from jaxserve.engine.programs import ProgramBook
 from jaxserve.engine.settle import Settings, settle
 from jaxserve.models.loading import abstract_model

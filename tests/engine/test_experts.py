@@ -12,7 +12,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from jaxserve.config import EngineConfig, ExpertsConfig
-from jaxserve.engine.client import InProcessClient, build_client, weights_bytes
+from jaxserve.engine.building import weights_bytes
+from jaxserve.engine.client import InProcessClient, build_client
 from jaxserve.engine.settle import settle
 from tests.engine.pretend_device import pretend_book
 from tests.engine.tiny_engine import TINY, Collector, DenseModel, request, tiny_config

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxserve.engine.client import weights_bytes
+from jaxserve.engine.building import weights_bytes
 from jaxserve.engine.compile_cache import CompileCache
 from jaxserve.engine.compiling import check_memory, compile_all
 from jaxserve.engine.plan import Admission, PlanEntry, StepPlan

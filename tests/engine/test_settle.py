@@ -11,7 +11,7 @@ from jax._src import xla_bridge
 
 from jaxserve.config import EngineConfig
 from jaxserve.engine import settle as settle_module
-from jaxserve.engine.client import weights_bytes
+from jaxserve.engine.building import weights_bytes
 from jaxserve.engine.settle import MemoryPlan, Settings, settle
 from jaxserve.errors import ConfigError
 from tests.engine.tiny_engine import TINY
