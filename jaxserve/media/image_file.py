@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 
+import numpy as np
 from PIL import Image
 
 from jaxserve.media.refusal import refused
@@ -52,7 +53,8 @@ def check_size(image: Image.Image, where: str) -> None:
 def upright_rgb(image: Image.Image, where: str) -> Image.Image:
     """The decoded image as transformers and vLLM give it to a model; `image` itself where nothing is to be done.
 
-    Of an animation the first frame; turned as its EXIF orientation says; transparent parts on white.
+    Of an animation the first frame; turned as its EXIF orientation says; transparent parts on white.  Grey of 16 bits
+    is brought to 8, which those two do not do.
 
     Raises RequestError for a file that is cut off or broken.
     """
@@ -62,6 +64,8 @@ def upright_rgb(image: Image.Image, where: str) -> Image.Image:
             image = image if image.mode == "RGBA" else image.convert("RGBA")
             white = Image.new("RGBA", image.size, (255, 255, 255, 255))
             image = Image.alpha_composite(white, image)
+        if image.mode.startswith("I;16"):  # Pillow would cut off: nearly every scan would be white
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.mode != "RGB":
             image = image.convert("RGB")
         image.load()

@@ -1,7 +1,8 @@
 """Records what transformers makes of the photographs: python -m tests.media.make_goldens (no torch needed).
 
-The processor is the one on Pillow and NumPy.  The one on torchvision, which vLLM uses by default, resizes by another
-implementation of the same filter: its values differ by one of 256 levels in places.
+The processor is the one on Pillow and NumPy.  vLLM's default is the one on torchvision, which resizes by PyTorch's
+antialiased bicubic filter: on these photographs that differed from Pillow's by one or two of 256 levels in 0.1 to 0.4 %
+of the values (torch 2.13 on a CPU, 2026-11-25).
 """
 
 from __future__ import annotations

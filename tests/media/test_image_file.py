@@ -46,6 +46,19 @@ def test_transparent_parts_are_white() -> None:
     assert np.asarray(decoded(file_of(image))).tolist() == [[[255, 255, 255], [255, 0, 0]]]
 
 
+def test_grey_of_16_bits_is_not_cut_off() -> None:
+    grey = np.asarray(Image.open(io.BytesIO(CAT.read_bytes())).convert("L"))
+    scan = Image.fromarray(grey.astype(np.uint16) * 256 + 99)
+    for kind in ("PNG", "TIFF"):
+        assert np.array_equal(np.asarray(decoded(file_of(scan, kind)))[..., 0], grey)
+
+
+def test_photographs_of_two_pictures_are_the_first() -> None:
+    cat = Image.open(io.BytesIO(CAT.read_bytes()))
+    data = file_of(cat, "MPO", save_all=True, append_images=[cat.rotate(180)])  # as telephones write them
+    assert np.array_equal(np.asarray(decoded(data)), np.asarray(decoded(file_of(cat, "JPEG"))))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_photographs_are_turned_as_exif_says(orientation: int) -> None:
     data = turned(orientation)
