@@ -146,7 +146,9 @@ class Admission:
         Raises RequestError naming the image at fault.
         """
         sources = self.image_sources(messages, kwargs)
-        return self.images.loader.load_now(sources, kwargs) if self.images is not None and sources else []
+        if self.images is None or (not sources and kwargs is None):
+            return []
+        return self.images.loader.load_now(sources, kwargs)
 
     def prepare(self, prompt: AnyPrompt) -> TokenizedPrompt:
         """Token ids and images of a prompt in any accepted shape.  Holds the thread up where it has images.
@@ -162,10 +164,10 @@ class Admission:
                 if prompt.get(name):
                     raise _text_only(name)
             return tokenized
-        sources = self.images.of_prompt(prompt)
-        if not sources:
+        sources, kwargs = self.images.of_prompt(prompt), prompt.get("mm_processor_kwargs")
+        if not sources and kwargs is None:
             return tokenized
-        loaded = self.images.loader.load_now(sources, prompt.get("mm_processor_kwargs"))
+        loaded = self.images.loader.load_now(sources, kwargs)
         return self.images.place(tokenized, loaded, param="prompt")
 
     def chat_template(

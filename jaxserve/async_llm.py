@@ -148,13 +148,16 @@ class AsyncLLM:
     ) -> list[ProcessedImage]:
         """The images of a conversation, for render_chat: fetched, decoded and cut up on other threads.
 
+        Refuses at once, before anything is fetched, where `generate` would refuse for being full or going down.
         Raises RequestError naming the image at fault, or mm_processor_kwargs.
         """
         sources = self._admission.image_sources(messages, mm_processor_kwargs)
         images = self._admission.images
-        return (
-            await images.loader.load(sources, mm_processor_kwargs) if images is not None and sources else []
-        )
+        if images is None:
+            return []
+        if sources:
+            self._check_open()
+        return await images.loader.load(sources, mm_processor_kwargs)
 
     async def prepare(self, prompt: AnyPrompt) -> TokenizedPrompt:
         """A prompt for `generate`, its text tokenized and its images (multi_modal_data) loaded on other threads.

@@ -33,6 +33,7 @@ async def render(
 
     `wants_tool_calls` is ChatTemplate.render's.  Raises RequestError naming the field at fault.
     """
+    template = _template(state, fields)  # refused before anything is fetched for it
     images = await state.llm.load_images(messages, fields.mm_processor_kwargs)
     options: ChatOptions = {
         "add_generation_prompt": fields.add_generation_prompt,
@@ -43,7 +44,7 @@ async def render(
         "write_call": call_writer(state.settings.tool_call_parser),
         "add_special_tokens": add_special_tokens,
         "images": images,
-        **_template(state, fields),
+        **template,
     }
 
     def rendered() -> TokenizedPrompt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,7 +125,8 @@ async def test_bounds_of_a_request_and_of_the_operator() -> None:
         assert said == (
             "mm_processor_kwargs: mm_processor_kwargs: max_pixels must be at most 50176 for this server, got 100000000."
         )
-        assert "'fps' is not known" in await refused(served, part(RED), mm_processor_kwargs={"fps": 1})
+        for parts in ([part(RED)], [text("no image")]):
+            assert "'fps' is not known" in await refused(served, *parts, mm_processor_kwargs={"fps": 1})
         assert "must be an object" in await refused(served, part(RED), mm_processor_kwargs=3)
 
 
@@ -277,6 +279,18 @@ async def test_images_from_the_web_and_from_files() -> None:
                 ("/slow", "did not arrive within 0.3 seconds"),
             ):
                 assert says in await refused_next(served, {"image_url": here.url(path)})
+
+
+async def test_a_full_server_fetches_nothing() -> None:
+    media = MediaPolicy(allowed_domains=("*",), is_allowed_address=is_allowed)
+    with seeing({"max_num_seqs": 1}, media=media, max_num_queued_reqs=1, engine={"stalled": True}) as served:
+        waiting = [asyncio.create_task(served.chat()) for _ in range(2)]
+        await asyncio.to_thread(served.engine.wait_until, lambda: served.engine.num_unfinished == 2)
+        async with web({}) as here:
+            answered = await served.chat(messages=[user({"image_url": here.url("/cat.png")})])
+            assert (answered.status, here.asked) == (429, [])
+        served.engine.resume()
+        assert [(await task).status for task in waiting] == [200, 200]
 
 
 async def test_number_and_size_of_images() -> None:
