@@ -1,0 +1,133 @@
+"""`python -m tests.mesh.on_eight_devices CASE …`: what engines over pretend devices answer, a JSON line a case.
+
+A case is FAMILY:DEVICES, or FAMILY:DEVICES:experts with expert parallelism.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxserve.engine.building import weights_bytes
+from jaxserve.engine.core import EngineCore
+from jaxserve.engine.pages import PageAllocator
+from jaxserve.engine.programs import ProgramBook
+from jaxserve.engine.protocol import CoreRequest
+from jaxserve.engine.runner import Runner
+from jaxserve.engine.scheduler import Scheduler
+from jaxserve.engine.settle import settle
+from jaxserve.models.layout import Layout
+from jaxserve.models.loading import abstract_model
+from jaxserve.models.on_devices import abstract_on_devices
+from tests.engine.tiny_engine import request, tiny_config
+from tests.mesh.models import MODELS
+
+
+class OnDemand(dict[str, jax.stages.Compiled]):
+    """Programs that are compiled when they are first wanted: few of them are."""
+
+    def __init__(self, book: ProgramBook) -> None:
+        super().__init__()
+        self._lower = {program.name: program.lower for program in book}
+
+    def __missing__(self, name: str) -> jax.stages.Compiled:
+        self[name] = compiled = self._lower[name]().compile()
+        return compiled
+
+
+def random_weights(abstract: nnx.State, layout: Layout) -> nnx.State:
+    """The same numbers for every layout of a model, made without compiling anything."""
+    _, whole = abstract_model(layout.config, jnp.dtype(jnp.float32))
+    rng = np.random.default_rng(0)
+    filled = []
+    for (path, parameter), (_, original) in zip(
+        nnx.to_flat_state(abstract), nnx.to_flat_state(whole), strict=True
+    ):
+        value = rng.normal(size=original.shape, scale=0.2).astype(np.float32)
+        padded = np.zeros(parameter.shape, np.float32)
+        for move in layout.moves(tuple(parameter.get_metadata("axes")), original.shape):
+            padded[move.target] = value[move.source]
+        filled.append((path, parameter.replace(jax.device_put(padded, parameter.get_value().sharding))))
+    return nnx.from_flat_state(filled)
+
+
+def requests(family: str) -> list[list[CoreRequest]]:
+    """What is asked at once: of every family all that a sampler does, then of one what takes more programs."""
+    sampled: dict[str, Any] = {"temperature": 0.9, "top_p": 0.9, "top_k": 40, "min_p": 0.01, "seed": 11}
+    penalties = {"repetition_penalty": 1.3, "presence_penalty": 0.7, "frequency_penalty": 0.4}
+    allowed = [1, 33, 64, 70, 90, 96, 97, 98]
+    found = [
+        [
+            request("greedy", range(3, 14), logprobs=5),
+            request(
+                "penalties",
+                [7, 98, 7, 7, 41],
+                **sampled,
+                **penalties,
+                logit_bias={97: 3.0, 5: -2.0, 40: 1.5},
+                logprobs=3,
+            ),
+            request("allowed", range(60, 80), temperature=1.2, seed=5, allowed_token_ids=allowed),
+        ]
+    ]
+    if family == "qwen3":
+        found.append([request("scored", range(20, 35), prompt_logprobs=3)])
+    return found
+
+
+def answers(family: str, num_devices: int, *, expert_parallel: bool) -> dict[str, Any]:
+    """By request: tokens, log-probabilities, those of the prompt."""
+    model = MODELS[family]
+    config = tiny_config(
+        "",
+        max_num_seqs=3,
+        max_num_batched_tokens=64,
+        tensor_parallel_size=num_devices,
+        enable_expert_parallel=expert_parallel,
+    )
+    settings = settle(config, model, weights_bytes(model))
+    devices = jax.devices()[:num_devices]
+    graphdef, abstract = abstract_on_devices(settings.layout, jnp.dtype(settings.dtype), devices)
+    book = ProgramBook(settings, graphdef, abstract)
+    weights = book.pack(random_weights(abstract, settings.layout))
+    runner = Runner(settings, weights, OnDemand(book), book)
+    scheduler = Scheduler(
+        PageAllocator(settings.memory.num_pages, enable_prefix_caching=True),
+        page_size=settings.page_size,
+        max_num_seqs=settings.max_num_seqs,
+        token_budget=settings.max_num_batched_tokens,
+        scoring_budget=settings.lattice.scoring.num_tokens,
+        chunk_rows=settings.lattice.chunk_rows,
+        max_model_len=settings.max_model_len,
+    )
+    core = EngineCore(scheduler, runner)
+    found: dict[str, Any] = {}
+    for batch in requests(family):
+        for each in batch:
+            assert not core.add(each)
+            found[each.request_id] = {"tokens": [], "logprobs": [], "prompt_logprobs": []}
+        while core.has_work:
+            for output in core.step():
+                assert output.error is None
+                found[output.request_id]["tokens"] += output.token_ids
+                found[output.request_id]["logprobs"] += map(asdict, output.logprobs or [])
+                found[output.request_id]["prompt_logprobs"] += map(asdict, output.prompt_logprobs or [])
+    return found
+
+
+def main() -> None:
+    for case in sys.argv[1:]:
+        family, num_devices, *parallel = case.split(":")
+        found = answers(family, int(num_devices), expert_parallel=bool(parallel))
+        print(json.dumps({"case": case, "answers": found}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
