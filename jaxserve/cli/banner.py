@@ -25,6 +25,8 @@ def banner(url: str, settings: ServerSettings, info: EngineInfo) -> str:
         f"  {info.dtype} on {info.device}, context {info.max_model_len} tokens, "
         f"{info.max_num_seqs} sequences at once, KV room for {room} tokens\n"
     )
+    if info.images is not None:
+        head += f"  takes images, which become up to {info.images.max_image_tokens} tokens each\n"
     if settings.uds is not None:
         return head + f"\nTry:\n  {_curl('http://localhost', model, settings)}\n"
     reachable = _reachable(url)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 
 import pytest
 
 from jaxserve.cli.banner import banner
 from jaxserve.engine.protocol import EngineInfo
 from jaxserve.server.settings import ServerSettings
+from tests.vision import vision_info
 
 INFO = EngineInfo(
     model="org/it's a model",
@@ -59,3 +61,10 @@ def test_keys_and_names() -> None:
 def test_unix_sockets() -> None:
     curl = curl_of(banner("http+unix:///tmp/x.sock", ServerSettings(uds="/tmp/x.sock"), INFO) + "\n")
     assert curl[1:4] == ["--unix-socket", "/tmp/x.sock", "http://localhost/v1/chat/completions"]
+
+
+def test_models_that_see() -> None:
+    assert "images" not in banner("http://127.0.0.1:8000", ServerSettings(), INFO)
+    images = vision_info()["images"]
+    text = banner("http://127.0.0.1:8000", ServerSettings(), replace(INFO, images=images))
+    assert "takes images, which become up to 64 tokens each\n" in text
