@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 
 from jaxserve.kernels_pallas.matmul import precision_of
 from jaxserve.kernels_pallas.metadata import Backend
+
+logger = logging.getLogger(__name__)
 
 _MASKED = -1e30  # finite, so that rows without any visible key give something finite
 _SCORES = 1 << 24  # scores that exist at a time where there is no kernel: 64 MiB
@@ -33,18 +36,28 @@ def attend_whole(
     [B, P, N, H] in q's dtype; what is behind the lengths has no meaning.
     """
     if backend == "gpu" and q.dtype != jnp.float32:
-        # cuDNN's: a row's scores alone would be 2 GB of float32 for 5,476 patches and 16 heads.
-        return jax.nn.dot_product_attention(
-            q, k, v, scale=scale, key_value_seq_lengths=jnp.maximum(lengths, 1), implementation="cudnn"
-        )
+        # Scores of 5,476 patches and 16 heads would be 2 GB of float32, which this never writes.
+        try:
+            return jax.nn.dot_product_attention(
+                q, k, v, scale=scale, key_value_seq_lengths=jnp.maximum(lengths, 1), implementation="cudnn"
+            )
+        except RuntimeError as error:
+            if "cuDNN" not in str(error):
+                raise
+            logger.warning("no cuDNN to attend to images with, which takes longer without: %s", error)
     rows, patches, heads, _ = q.shape
     is_key = jnp.arange(patches) < lengths[:, None]  # [B, P]
     block = math.gcd(patches, 1 << max(0, (_SCORES // (rows * heads * patches)).bit_length() - 1))
     if block == patches:
         return _attend(q, k, v, is_key[:, None], scale)
-    blocks = q.reshape(rows, patches // block, block, *q.shape[2:]).swapaxes(0, 1)
-    out = jax.lax.map(lambda part: _attend(part, k, v, is_key[:, None], scale), blocks)
-    return out.swapaxes(0, 1).reshape(q.shape)
+
+    def body(index: jax.Array, out: jax.Array) -> jax.Array:
+        part = jax.lax.dynamic_slice_in_dim(q, index * block, block, axis=1)
+        attended = _attend(part, k, v, is_key[:, None], scale)
+        return jax.lax.dynamic_update_slice_in_dim(out, attended, index * block, axis=1)
+
+    # Queries of padding are left out by whole blocks.
+    return jax.lax.fori_loop(0, (jnp.max(lengths) + block - 1) // block, body, jnp.zeros_like(q))
 
 
 def attend_windows(qkv: jax.Array, windows: Windows, scale: float) -> jax.Array:

@@ -158,7 +158,9 @@ class Scheduler:
                 planned[seq.seq_id] = self._plan_entry(seq, count)
                 budget -= count
         if self.counters.num_preemptions == preemptions_before:
-            while budget and self._free_slots:
+            # Those whose image the tower has no time for in this step; a slot is kept for each.
+            set_aside: list[Sequence] = []
+            while budget and len(self._free_slots) > len(set_aside):
                 seq = self._pop_waiting()
                 if seq is None:
                     break
@@ -166,15 +168,20 @@ class Scheduler:
                     # What is planned already must fit, too; if it does not, those before it have a step first.
                     scores = True
                     budget -= self._token_budget - self._scoring_budget
-                count = self._admit(seq, budget) if budget > 0 else 0
-                if not count:
+                count = self._admit(seq, budget) if budget > 0 else None
+                if count is None:
                     heapq.heappush(self._waiting, (seq.order, seq))
                     break
+                if not count:
+                    set_aside.append(seq)
+                    continue
                 admissions.append(
                     Admission(slot=seq.slot, request=seq.request, token_ids=tuple(seq.token_ids))
                 )
                 entry = planned[seq.seq_id] = self._plan_entry(seq, count)
                 budget -= len(entry.token_ids)
+            for seq in set_aside:
+                heapq.heappush(self._waiting, (seq.order, seq))
         if not planned:
             if self._images is not None:
                 self._images.take_back()
@@ -396,10 +403,10 @@ class Scheduler:
         heapq.heapify(self._waiting)
         self._num_dropped = 0
 
-    def _admit(self, seq: Sequence, budget: int) -> int:
+    def _admit(self, seq: Sequence, budget: int) -> int | None:
         """Give `seq` a slot, what the prefix cache knows of it, and pages for its first chunk; the chunk's tokens.
 
-        0 if it has to wait.
+        None if there are too few pages, 0 if its image has to wait for the tower.
         """
         num_tokens = len(seq.token_ids)
         cached: list[int] = []
@@ -414,7 +421,7 @@ class Scheduler:
         fresh = self.allocator.allocate(-(-(num_cached + count) // self._page_size) - len(cached))
         if fresh is None:
             self.allocator.release(cached)
-            return 0
+            return None
         if not seq.wants_prompt_logprobs:
             self.counters.prefix_cache_queries += num_tokens
             self.counters.prefix_cache_hits += num_cached

@@ -127,13 +127,11 @@ def build_tower_lattice(vision: VisionConfig, *, max_image_tokens: int, platform
 
 
 def _sizes(least: int, most: int, *, is_fine: bool) -> list[int]:
-    """From `least` to at least `most`, doubling, and on accelerators half-way between as well; else by fours."""
+    """From `least` to at least `most`, doubling, and if `is_fine` half-way between as well up to _FINE."""
     sizes = [least]
     while sizes[-1] < most:
         last = sizes[-1]
-        if not is_fine:
-            sizes.append(4 * last)
-        elif last >= _FINE:
+        if not is_fine or last >= _FINE:
             sizes.append(2 * last)
         else:
             sizes.append(last * 3 // 2 if last & (last - 1) == 0 else last // 3 * 4)

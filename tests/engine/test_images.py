@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 
 from jaxserve.engine.client import InProcessClient, build_client
+from jaxserve.engine.plan import Encode
 from jaxserve.engine.protocol import CoreRequest
 from jaxserve.engine.tower import Tower
 from tests.engine.tiny_engine import Collector, request, tiny_config
@@ -58,19 +59,19 @@ class Seeing:
 def seeing(cache_dir: str) -> Iterator[Seeing]:
     """Chunks of 32 tokens and pages of 8: images are cut by both."""
     encoded: list[str] = []
+    encode = Tower.encode
 
-    class Watched(Tower):
-        def encode(self, encodes) -> None:  # type: ignore[no-untyped-def]  # as Tower's
-            encoded.extend(encode.image.content_hash for encode in encodes)
-            super().encode(encodes)
+    def watched(tower: Tower, encodes: Sequence[Encode]) -> None:
+        encoded.extend(one.image.content_hash for one in encodes)
+        encode(tower, encodes)
 
+    model = checkpoint(FAMILY)
+    config = tiny_config(cache_dir, max_model_len=256, forbid_recompile=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxserve.engine.client.Tower", Watched)
-        model = checkpoint(FAMILY)
-        config = tiny_config(cache_dir, max_model_len=256, forbid_recompile=True)
+        patch.setattr(Tower, "encode", watched)
         client = build_client(config, model, model.config, None, PROCESSOR)
-    yield Seeing(client, encoded)
-    client.shutdown()
+        yield Seeing(client, encoded)
+        client.shutdown()
 
 
 def test_answers_are_transformers_own(seeing: Seeing) -> None:

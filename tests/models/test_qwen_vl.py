@@ -55,8 +55,8 @@ def test_tower_and_language_model_are_the_whole(family: str) -> None:
 def test_tables_are_strict_about_the_tower(family: str) -> None:
     broken = checkpoint(family)
     del broken.weights["visual.blocks.2.attn.qkv.bias"]
-    broken.weights["visual.blocks.4.norm1.weight"] = np.zeros(48, np.float32)
+    broken.weights["visual.blocks.3.norm1.weight"] = np.zeros(48, np.float32)
     with pytest.raises(CheckpointError) as error:
         load_model(broken, DTYPE, progress=False)
     assert "missing (1): visual.blocks.2.attn.qkv.bias" in str(error.value)
-    assert "no place for (1): visual.blocks.4.norm1.weight" in str(error.value)
+    assert "no place for (1): visual.blocks.3.norm1.weight" in str(error.value)

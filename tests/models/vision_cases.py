@@ -30,7 +30,7 @@ _LANGUAGE = {  # heads as in the 7B: seven queries to a key
     "vocab_size": 272,
     "hidden_size": 112,
     "intermediate_size": 96,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 7,
     "num_key_value_heads": 1,
     "max_position_embeddings": 512,
@@ -41,7 +41,7 @@ _LANGUAGE = {  # heads as in the 7B: seven queries to a key
     "tie_word_embeddings": False,
     "use_sliding_window": False,
     "sliding_window": 512,
-    "max_window_layers": 3,
+    "max_window_layers": 2,
     "vision_start_token_id": VISION_START,
     "vision_end_token_id": VISION_END,
     "image_token_id": IMAGE,
@@ -50,7 +50,7 @@ _LANGUAGE = {  # heads as in the 7B: seven queries to a key
     "eos_token_id": None,
 }
 _TOWER = {
-    "depth": 4,
+    "depth": 3,
     "num_heads": 4,
     "in_chans": 3,
     "patch_size": 4,
@@ -77,7 +77,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "out_hidden_size": 112,
             "hidden_act": "silu",
             "window_size": 32,  # 8 patches
-            "fullatt_block_indexes": [1, 3],
+            "fullatt_block_indexes": [1],
             "tokens_per_second": 2,
         },
     },
