@@ -11,9 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jaxserve.assembly import EngineParts
 from jaxserve.bench.server_process import free_port
+from jaxserve.cli.engine_flags import engine_config
+from jaxserve.cli.main import parse
+from jaxserve.cli.server_flags import server_settings
 from jaxserve.engine.protocol import CoreRequest
 from jaxserve.loading.checkpoint import GenerationDefaults
 from tests.bench.fake_server import WORDS, fake_server
@@ -83,6 +87,24 @@ async def run_tool_calling(script: Script) -> tuple[int | None, str, str]:
             )
             out, err = await process.communicate()
     return process.returncode, out.decode(), err.decode()
+
+
+def test_kubernetes_starts_servers_with_flags_that_there_are() -> None:
+    files = list(yaml.safe_load_all((EXAMPLES / "kubernetes" / "jaxserve.yaml").read_text()))
+    kinds = {file["kind"]: file["spec"] for file in files}
+    pod = kinds["Deployment"]["template"]["spec"]
+    (container,) = pod["containers"]
+    command = [*container["command"], *container["args"]]
+    args = parse(command[1:])
+    assert command[0] == "jaxserve"
+    settings = server_settings(args)
+    assert settings.port == container["ports"][0]["containerPort"]
+    sleep = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["terminationGracePeriodSeconds"] > settings.shutdown_timeout + sleep
+    assert engine_config(args).model == "meta-llama/Llama-3.1-8B-Instruct"
+    assert (
+        kinds["Service"]["selector"].items() <= kinds["Deployment"]["template"]["metadata"]["labels"].items()
+    )
 
 
 async def test_tool_calling_asks_calls_and_answers() -> None:
