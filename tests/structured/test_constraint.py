@@ -97,3 +97,24 @@ def test_answers_that_share_a_grammar_do_not_share_its_limits(
     with pytest.raises(ConstraintError, match="cannot be followed"):
         answer(1000)
     answer(100)
+
+
+def test_long_forced_texts_are_tokenized_once_for_all_answers(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With n answers to one request the step loop would wait for each."""
+    constraint = StructuredOutputsParams(regex="[xy]a{5000}")
+    begin(compiler, constraint)
+    lengths: list[int] = []
+    encode = type(TOKENIZER).encode
+
+    def noting(tokenizer: object, text: str, *args: object, **kwargs: object) -> list[int]:
+        lengths.append(len(text))
+        return encode(tokenizer, text, *args, **kwargs)  # type: ignore[arg-type]  # as it came
+
+    monkeypatch.setattr(type(TOKENIZER), "encode", noting)
+    answers = [begin(compiler, constraint) for _ in range(8)]
+    for answer in answers:
+        answer.accept(ord("x"))
+        assert set(answer.forced) == {ord("a")}
+    assert len(lengths) < 2, "the compiler has looked that far itself"
