@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from jaxserve.server.parser_api.protocol import DeltaMessage
 from jaxserve.server.parser_api.reasoning import ReasoningParser
 from jaxserve.server.parser_api.requests import ChatCompletionRequest
+from jaxserve.server.parser_api.thinking import DeepSeekR1ReasoningParser
 from jaxserve.server.parsing.events import AnswerParser, Content, Event, Reasoning
 from jaxserve.server.reasoning_parsers.reasoning_format import ReasoningFormat
 from jaxserve.server.reasoning_parsers.registry import REASONING_FORMATS
@@ -127,11 +128,13 @@ def _told(events: Iterable[Event]) -> DeltaMessage:
 
 
 @cache
-def builtin_reasoning_parser(name: str) -> type[DeclaredReasoningParser] | None:
+def builtin_reasoning_parser(name: str) -> type[ReasoningParser] | None:
     """The class of a built-in format, the same for all of its names; None if there is none of this name."""
     entry = REASONING_FORMATS.get(name)
     if entry is None:
         return None
+    if name == "deepseek_r1":  # which many a plug-in derives from: vLLM's own ways, where they are others
+        return DeepSeekR1ReasoningParser
     if name != entry.names[0]:
         return builtin_reasoning_parser(entry.names[0])
     words = "".join(word.capitalize() for word in name.split("_"))

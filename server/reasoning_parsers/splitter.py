@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 
 from jaxserve.server.parsing.events import Content, Event, Reasoning
@@ -84,8 +83,7 @@ class ReasoningSplitter:
                 self._sink = self._think
                 if not has_start:
                     self._think(white)
-                ends = re.compile("|".join(map(re.escape, self._ends)))
-                yield from reader.until(ends, max(map(len, self._ends)), self._think)
+                yield from reader.up_to(self._ends, self._think)
                 reader.settle()
                 self._sink = self._say
             elif white:
@@ -110,7 +108,7 @@ class ReasoningSplitter:
         white = yield from reader.match(WHITE)
         if (yield from reader.literal(start)):
             reader.settle()
-            yield from reader.until(re.compile(re.escape(end)), len(end), self._say)
+            yield from reader.up_to((end,), self._say)
             reader.settle()
             self._sink = self._forget  # white space that nothing follows
             white = yield from reader.match(WHITE)

@@ -18,7 +18,6 @@ _CALL, _END_OF_CALL = '<｜DSML｜invoke name="', "</｜DSML｜invoke>"
 _ARGUMENT, _END_OF_ARGUMENT = '<｜DSML｜parameter name="', "</｜DSML｜parameter>"
 _IN_QUOTES = re.compile(r'[^"<>]*')
 _WRAPPERS = ("arguments", "input", "parameters")  # that models put around arguments at times
-_END = re.compile(re.escape(_END_OF_ARGUMENT))
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,11 @@ class DsmlCall:
     def _value(self, reader: Reader, call: CallDraft, is_string: bool) -> Steps[None]:
         if is_string:
             call.add('"')
-            yield from reader.until(_END, len(_END_OF_ARGUMENT), lambda text: call.add(json_text(text)[1:-1]))
+            yield from reader.up_to((_END_OF_ARGUMENT,), lambda text: call.add(json_text(text)[1:-1]))
             call.add('"')
         else:
             pieces: list[str] = []
-            yield from reader.until(_END, len(_END_OF_ARGUMENT), pieces.append)
+            yield from reader.up_to((_END_OF_ARGUMENT,), pieces.append)
             text = "".join(pieces)
             call.add(text.strip() if is_json(text) else json_text(text))
 
@@ -70,7 +69,7 @@ class DsmlCall:
     ) -> Steps[None]:
         """Read an argument that the schema does not know: an object that holds those that it knows stands for them."""
         pieces: list[str] = []
-        yield from reader.until(_END, len(_END_OF_ARGUMENT), pieces.append)
+        yield from reader.up_to((_END_OF_ARGUMENT,), pieces.append)
         text = "".join(pieces)
         if _holds_arguments(text, _properties(schema)):
             call.add(text.strip().removesuffix("}"))

@@ -108,7 +108,7 @@ class GemmaCall:
             sink('"')
 
     def _text(self, reader: Reader, sink: Sink) -> Steps[None]:
-        yield from reader.until(re.compile(re.escape(self.quote)), len(self.quote), sink)
+        yield from reader.up_to((self.quote,), sink)
 
     def marks(self) -> Iterator[str]:
         """The mark at strings."""

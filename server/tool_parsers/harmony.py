@@ -24,8 +24,7 @@ from jaxserve.text.tokenizer import Tokenizer
 _START, _CHANNEL, _CONSTRAIN, _MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
 _END, _RETURN, _CALL = "<|end|>", "<|return|>", "<|call|>"
 _MARKS = frozenset((_START, _CHANNEL, _CONSTRAIN, _MESSAGE, _END, _RETURN, _CALL))
-_BEHIND_TEXT = re.compile("|".join(map(re.escape, (_START, _CHANNEL, _END, _RETURN, _CALL))))
-_LONGEST = max(map(len, _MARKS))
+_BEHIND_TEXT = (_START, _CHANNEL, _END, _RETURN, _CALL)
 _HEADER_TEXT = re.compile(r"[^<\n]*")
 _FUNCTION = re.compile(r"\bto=functions\.([\w.\-]+)")
 _RECIPIENT = re.compile(r"\bto=\S")
@@ -77,7 +76,7 @@ class HarmonyParser:
             else:
                 reader.settle()
                 self._sink = self._say
-                mark = yield from reader.until(_BEHIND_TEXT, _LONGEST, self._sink)
+                mark = yield from reader.up_to(_BEHIND_TEXT, self._sink)
 
     def _message(self, begin: str) -> Steps[str]:
         """Read a message; the mark that ends it, or nothing where there is none."""
@@ -102,7 +101,7 @@ class HarmonyParser:
         is_thought = channel is not None and channel[1] == "analysis"
         is_for_others = bool(_RECIPIENT.search(header)) and not function
         self._sink = self._think if is_thought or is_for_others else self._say
-        return (yield from reader.until(_BEHIND_TEXT, _LONGEST, self._sink))
+        return (yield from reader.up_to(_BEHIND_TEXT, self._sink))
 
     def _header(self) -> Steps[str]:
         """Read up to the message's text."""

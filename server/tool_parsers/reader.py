@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
 from jaxserve.server.tool_parsers.json_scanner import BadJsonError, JsonScanner
@@ -127,6 +127,28 @@ class Reader:
         while True:
             match = marks.search(self.text, self.position)
             end = match.start() if match else max(self.position, len(self.text) - longest + 1)
+            piece = self.text[self.position : end]
+            self.position = end
+            if piece:
+                sink(piece)
+            if match:
+                self.position = match.end()
+                return match[0]
+            yield
+
+    def up_to(self, marks: Sequence[str], sink: Callable[[str], None]) -> Steps[str]:
+        """Like `until`, for literals: text is held back only where it may be the beginning of one.
+
+        No literal may stand inside another one but at its end.
+        """
+        found = re.compile("|".join(map(re.escape, marks)))
+        longest = max(map(len, marks))
+        while True:
+            match = found.search(self.text, self.position)
+            end = match.start() if match else len(self.text)
+            if match is None:
+                tails = (self.text[start:] for start in range(max(self.position, end - longest + 1), end))
+                end -= next((len(tail) for tail in tails if any(mark.startswith(tail) for mark in marks)), 0)
             piece = self.text[self.position : end]
             self.position = end
             if piece:
