@@ -1,22 +1,28 @@
 """`python -m tests.mesh.on_eight_devices CASE …`: what engines over pretend devices answer, a JSON line a case.
 
-A case is FAMILY:DEVICES, or FAMILY:DEVICES:experts with expert parallelism.
+A case is FAMILY:DEVICES, or FAMILY:DEVICES:experts with expert parallelism, or "restart".
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from dataclasses import asdict
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxserve.engine import core
 from jaxserve.engine.building import weights_bytes
+from jaxserve.engine.client import build_client
+from jaxserve.engine.compile_cache import CompileCache
 from jaxserve.engine.core import EngineCore
+from jaxserve.engine.pace import Pace
 from jaxserve.engine.pages import PageAllocator
 from jaxserve.engine.programs import ProgramBook
 from jaxserve.engine.protocol import CoreRequest
@@ -26,7 +32,7 @@ from jaxserve.engine.settle import settle
 from jaxserve.models.layout import Layout
 from jaxserve.models.loading import abstract_model
 from jaxserve.models.on_devices import abstract_on_devices
-from tests.engine.tiny_engine import request, tiny_config
+from tests.engine.tiny_engine import TINY, Collector, request, tiny_config
 from tests.mesh.models import MODELS
 
 
@@ -61,7 +67,7 @@ def random_weights(abstract: nnx.State, layout: Layout) -> nnx.State:
 def requests(family: str) -> list[list[CoreRequest]]:
     """What is asked at once: of every family all that a sampler does, then of one what takes more programs."""
     sampled: dict[str, Any] = {"temperature": 0.9, "top_p": 0.9, "top_k": 40, "min_p": 0.01, "seed": 11}
-    penalties = {"repetition_penalty": 1.3, "presence_penalty": 0.7, "frequency_penalty": 0.4}
+    penalties: dict[str, Any] = {"repetition_penalty": 1.3, "presence_penalty": 0.7, "frequency_penalty": 0.4}
     allowed = [1, 33, 64, 70, 90, 96, 97, 98]
     found = [
         [
@@ -107,14 +113,14 @@ def answers(family: str, num_devices: int, *, expert_parallel: bool) -> dict[str
         chunk_rows=settings.lattice.chunk_rows,
         max_model_len=settings.max_model_len,
     )
-    core = EngineCore(scheduler, runner)
+    engine = EngineCore(scheduler, runner)
     found: dict[str, Any] = {}
     for batch in requests(family):
         for each in batch:
-            assert not core.add(each)
+            assert not engine.add(each)
             found[each.request_id] = {"tokens": [], "logprobs": [], "prompt_logprobs": []}
-        while core.has_work:
-            for output in core.step():
+        while engine.has_work:
+            for output in engine.step():
                 assert output.error is None
                 found[output.request_id]["tokens"] += output.token_ids
                 found[output.request_id]["logprobs"] += map(asdict, output.logprobs or [])
@@ -122,8 +128,41 @@ def answers(family: str, num_devices: int, *, expert_parallel: bool) -> dict[str
     return found
 
 
+def restart() -> dict[str, Any]:
+    """A whole engine on the second and third device, started twice, with bursts; the second start compiles nothing."""
+
+    class Hurried(Pace):
+        def observe(self, worked: float, waited: float) -> None:
+            self.steps = 4
+
+    found: dict[str, Any] = {"tokens": [], "compiles": [], "device": ""}
+
+    def run(folder: str) -> None:
+        config = tiny_config(
+            folder, max_num_seqs=1, max_num_batched_tokens=16, tensor_parallel_size=2, forbid_recompile=True
+        )
+        client, collector = build_client(config, None, TINY, devices=jax.devices()[1:3]), Collector()
+        client.start(collector.on_outputs, collector.on_dead)
+        client.submit([request("a", range(20), max_tokens=12)])
+        collector.wait("a")
+        client.shutdown()
+        assert collector.error is None, collector.error
+        found["tokens"].append(collector.tokens("a"))
+        found["compiles"].append(client.stats().compiles_after_ready)
+        found["device"] = client.info.device
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(core, "Pace", Hurried):
+        run(folder)
+        with mock.patch.object(CompileCache, "compile", side_effect=AssertionError("compiled again")):
+            run(folder)
+    return found
+
+
 def main() -> None:
     for case in sys.argv[1:]:
+        if case == "restart":
+            print(json.dumps({"case": case, "answers": restart()}), flush=True)
+            continue
         family, num_devices, *parallel = case.split(":")
         found = answers(family, int(num_devices), expert_parallel=bool(parallel))
         print(json.dumps({"case": case, "answers": found}), flush=True)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.engine.tiny_engine import DenseModel
+
 CASES = [
     "llama:2",
     "llama:8",
@@ -35,7 +37,7 @@ def answers() -> dict[str, Any]:
         "NPROC": "16",  # with a thread a core, devices that wait for each other leave none to go on with
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.mesh.on_eight_devices", *REFERENCES, *CASES],
+        [sys.executable, "-m", "tests.mesh.on_eight_devices", *REFERENCES, *CASES, "restart"],
         env=environment,
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -62,3 +64,10 @@ def test_a_mesh_answers_as_one_device_does(answers: dict[str, Any], case: str) -
                 assert other["logprob"] == pytest.approx(one["logprob"], abs=1e-4)
                 assert other["top_logprobs"] == pytest.approx(one["top_logprobs"], abs=1e-4)
     assert len(expected["penalties"]["logprobs"]) == 8
+
+
+def test_an_engine_over_some_of_the_devices_finds_its_programs_again(answers: dict[str, Any]) -> None:
+    found = answers["restart"]
+    assert found["device"] == "2 x cpu"
+    assert found["compiles"] == [0, 0]
+    assert found["tokens"] == [DenseModel(seed=3).greedy(range(20), 12)] * 2
