@@ -1,29 +1,39 @@
 """Compare Qwen2-VL and Qwen2.5-VL here with transformers', in float32, over small random models of the real kind.
 
-    python -m tests.parity.qwen_vl [--write]
+    python tests/parity/qwen_vl.py [--write]
 
 Needs torch and transformers (the extra `parity`).  Both answer conversations with images greedily, and say what they
 think of every token: tokens must be equal, and logits within 2e-3.  Then a second turn follows upon the first answer,
-with another image.  `--write` writes down what transformers says, for the tests that run without torch.  Exits with 0
-if all that holds, else with 1.
+with another image.  Then photographs go through `jaxserve serve` and transformers' own image processor, where tokens
+must be equal and log-probabilities within 2e-3; without the server's packages that part is left out, and told so.
+`--write` writes down what transformers says, for the tests that run without torch.  Exits with 0 if all holds, else
+with 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-import torch  # pyright: ignore[reportMissingImports]  # comes with the extra parity
-import transformers
-from flax import nnx
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))  # run as a file
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+)  # of servers
 
-from jaxserve.models.loading import load_model
-from tests.models.vision_cases import (
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from flax import nnx  # noqa: E402
+
+from jaxserve.models.loading import load_model  # noqa: E402
+from tests.models.vision_cases import (  # noqa: E402
     CONFIGS,
     GOLDENS,
     NUM_GENERATED,
@@ -34,48 +44,27 @@ from tests.models.vision_cases import (
     conversation,
     pixel_values,
 )
-from tests.models.vision_run import SeeingModel
+from tests.models.vision_run import SeeingModel  # noqa: E402
+from tests.parity.qwen_vl_reference import Reference  # noqa: E402
 
 TOLERANCE = 2e-3  # of logits
 
 
-class Reference:
-    """transformers' model with the weights of ours."""
+class TurnReference:
+    """The reference, asked by turns."""
 
-    def __init__(self, name: str) -> None:
-        family = "Qwen2VL" if name == "qwen2_vl" else "Qwen2_5_VL"
-        config = getattr(transformers, f"{family}Config")(**json.loads(json.dumps(CONFIGS[name])))
-        config._attn_implementation = "eager"
-        self._model = getattr(transformers, f"{family}ForConditionalGeneration")(config).float().eval()
-        weights = {newer_name(key): torch.tensor(value) for key, value in checkpoint(name).weights.items()}
-        missing, left_over = self._model.load_state_dict(weights, strict=False)
-        assert not left_over, left_over
-        assert set(missing) <= {"lm_head.weight"}, missing
-        self._model.tie_weights()
+    def __init__(self, reference: Reference) -> None:
+        self._reference = reference
 
-    @torch.inference_mode()
     def logits(self, turn: Turn) -> np.ndarray:
-        """Logits [T, V], in one pass without a cache."""
-        ids = torch.tensor([turn.token_ids])
-        inputs: dict[str, Any] = {}
-        if turn.images:
-            kinds = torch.zeros_like(ids)
-            for image in turn.images:
-                kinds[0, image.offset : image.offset + image.num_tokens] = 1
-            inputs = {
-                "pixel_values": torch.tensor(np.concatenate([pixel_values(image) for image in turn.images])),
-                "image_grid_thw": torch.tensor([image.grid_thw for image in turn.images]),
-                "mm_token_type_ids": kinds,
-            }
-        self._model.model.rope_deltas = None
-        return self._model(input_ids=ids, use_cache=False, **inputs).logits[0].numpy()
-
-
-def newer_name(name: str) -> str:
-    """What transformers calls a tensor today."""
-    if name.startswith("visual."):
-        return f"model.{name}"
-    return name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name
+        """Logits [T, V]."""
+        is_image = [False] * len(turn.token_ids)
+        for image in turn.images:
+            is_image[image.offset : image.offset + image.num_tokens] = [True] * image.num_tokens
+        pixels = np.concatenate([pixel_values(image) for image in turn.images]) if turn.images else None
+        return self._reference.logits(
+            turn.token_ids, is_image, pixels, [image.grid_thw for image in turn.images]
+        )
 
 
 def answer(model: Any, turn: Turn) -> tuple[list[int], np.ndarray]:
@@ -92,14 +81,19 @@ def second_turn(turn: Turn, said: Sequence[int]) -> Turn:
     more = conversation((6, 8), seed=9)
     start = len(turn.token_ids) + len(said)
     (image,) = more.images
-    moved = type(image)(
-        pixels=image.pixels,
-        grid_thw=image.grid_thw,
-        content_hash=image.content_hash,
-        offset=image.offset + start,
-        num_tokens=image.num_tokens,
-    )
+    moved = replace(image, offset=image.offset + start)
     return Turn([*turn.token_ids, *said, *more.token_ids], (*turn.images, moved))
+
+
+def _over_http(name: str, reference: Reference) -> bool:
+    if find_spec("quart") is None or find_spec("openai") is None:
+        print(
+            f"{name} over HTTP: left out, since the server's packages or the openai client are not installed"
+        )
+        return True
+    from tests.parity.qwen_vl_http import compare_over_http
+
+    return compare_over_http(name, reference)
 
 
 def main() -> int:
@@ -109,7 +103,8 @@ def main() -> int:
     passed, written = True, {}
     for name in CONFIGS:
         ours = SeeingModel(nnx.merge(*load_model(checkpoint(name), jnp.dtype("float32"), progress=False)))
-        reference = Reference(name)
+        torch_model = Reference(name)
+        reference = TurnReference(torch_model)
         for title, turn in TURNS.items():
             said, logits = answer(reference, turn)
             for label, asked in ((title, turn), (f"{title}, and on", second_turn(turn, said))):
@@ -129,6 +124,7 @@ def main() -> int:
                 "token_ids": said,
                 "logits": logits[len(turn.token_ids) - 1, :NUM_LOGITS].astype(float).round(5).tolist(),
             }
+        passed = _over_http(name, torch_model) and passed
     if arguments.write:
         GOLDENS.write_text(json.dumps(written, indent=1) + "\n")
     print("PASS" if passed else "FAIL")
