@@ -10,7 +10,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxserve.config import EngineConfig, ModelConfig
 from jaxserve.engine import programs
@@ -44,7 +44,7 @@ def pretend_book(
     *,
     memory: int,
     platform: str = "gpu",
-    mesh: AbstractMesh | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
 ) -> Iterator[tuple[Settings, ProgramBook]]:
     """What ProgramBook gives on an H100 or a TPU of `memory` bytes, or on a mesh of those.
 

@@ -2,11 +2,11 @@
 
     make gpu-check
 
-Of decode steps: one CUDA graph and nothing beside it, pages written in place, no copy as large as a layer's pages.
-Of every kernel of ours: no register spilled to memory.  Of float32 programs: no tf32, but spills are only told, since
-products without tensor cores live in registers.  The model has the dimensions of
-Llama 8B and few layers; what two layers more add is what every layer adds, and is printed, kernel by kernel.  Attention
-alone is compiled for other head sizes too, with float8 pages, a window and a cap.
+Of decode steps, on one GPU and over four: one CUDA graph and nothing beside it, pages written in place, no copy as
+large as a layer's pages.  Of every kernel of ours: no register spilled to memory.  Of float32 programs: no tf32, but
+spills are only told, since products without tensor cores live in registers.  The model has the dimensions of Llama 8B
+and few layers; what two layers more add is what every layer adds, and is printed, kernel by kernel.  Attention alone is
+compiled for other head sizes too, with float8 pages, a window and a cap.
 
 There is nothing to try kernels on, so XLA takes the first that it finds for a product: on a GPU, where it tries, more
 of them are its own, and some of those bring a sum over parts as another launch.
@@ -45,7 +45,6 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import jax  # noqa: E402  # it and what follows read the environment
 import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
@@ -55,6 +54,7 @@ from jaxserve.kernels_pallas.attention import attention, start_step  # noqa: E40
 from jaxserve.kernels_pallas.heads import RopeTable  # noqa: E402
 from jaxserve.kernels_pallas.metadata import AttentionMetadata  # noqa: E402
 from jaxserve.kernels_pallas.scoring import Scoring  # noqa: E402
+from jaxserve.models.sharding import engine_mesh  # noqa: E402
 from tests.engine.pretend_device import pretend_book, pretend_device  # noqa: E402
 from tests.engine.tiny_engine import TINY  # noqa: E402
 
@@ -169,22 +169,22 @@ def compile_attention(
         RopeTable(angles, angles),
     )
     with pretend_device("gpu", MEMORY):
-        lowered = _lower_on(_h100(), jax.jit(layer, donate_argnums=1), *shapes)
+        lowered = _lower_on(_h100s(), jax.jit(layer, donate_argnums=1), *shapes)
         return _kernels(*_compile(lowered, {})[1:])
 
 
 def compile_job(job: Job) -> list[Result]:
     """Compile them as the engine does."""
-    mesh = _h100()
     config = EngineConfig(model="llama", max_num_seqs=256, **job.options)
+    num_devices = config.tensor_parallel_size
+    mesh = _h100s(num_devices)
+    over = None if num_devices == 1 else mesh  # arguments say themselves how they lie
+    lower = partial(_lower_on if over is None else _lower_over, mesh)
     results = []
-    with pretend_book(config, llama(job.num_layers), partial(_lower_on, mesh), memory=MEMORY) as (
-        settings,
-        book,
-    ):
+    with pretend_book(config, llama(job.num_layers), lower, memory=MEMORY, mesh=over) as (settings, book):
         programs = {program.name: program for program in book}
         for name in job.names:
-            options = compiler_options("gpu", rows=programs[name].rows)
+            options = compiler_options("gpu", num_devices, programs[name].rows)
             compiled, dumps, said = _compile(programs[name].lower(), options)
             memory = compiled.memory_analysis()
             assert memory is not None
@@ -204,19 +204,23 @@ def compile_job(job: Job) -> list[Result]:
     return results
 
 
-def _h100() -> Mesh:
+def _h100s(count: int = 1) -> Mesh:
     topology = topologies.get_topology_desc(
         platform="cuda",
         topology_name="",
-        topology="1x1x1",
+        topology=f"1x1x{count}",
         target_config=(Path(__file__).parent / "h100.txtpb").read_text(),
     )
-    return Mesh(np.array(topology.devices[:1]), ("x",))
+    return engine_mesh(topology.devices[:count], count, 1)
 
 
 def _lower_on(mesh: Mesh, jitted: Any, *specs: Any) -> jax.stages.Lowered:
     on_device = NamedSharding(mesh, PartitionSpec())
     placed = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=on_device), specs)
+    return _lower_over(mesh, jitted, *placed)
+
+
+def _lower_over(mesh: Mesh, jitted: Any, *placed: Any) -> jax.stages.Lowered:
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         return jitted.trace(*placed).lower()
 
@@ -313,6 +317,7 @@ def main() -> int:
     jobs = [Job({}, (*decodes, *mixed), num_layers) for num_layers in LAYERS]
     jobs += [
         Job({}, ("sample_random_64",)),
+        Job({"tensor_parallel_size": 4}, (*decodes[1:3], mixed[0], "sample_greedy_64", "sample_random_64")),
         Job({"kv_cache_dtype": "fp8"}, (decodes[1], mixed[0])),
         Job({"kv_cache_dtype": "fp8_e5m2", "dtype": "float16"}, (decodes[1], mixed[0])),
         Job({"dtype": "float32"}, (decodes[1], mixed[0])),
