@@ -80,6 +80,7 @@ def _compare(
         temperature=0,
         max_tokens=NUM_GENERATED,
         logprobs=True,
+        logit_bias={str(IMAGE): -100},  # transformers would look for an image to a token that it has generated
         extra_body={"ignore_eos": True, "return_token_ids": True},
     )
     choice = answer.choices[0]
@@ -96,8 +97,10 @@ def _compare(
     wanted_logprobs = []
     for _ in range(NUM_GENERATED):
         logits = reference.logits(token_ids, is_image, pixel_values, grids)[-1].astype(np.float64)
-        token_ids.append(int(logits.argmax()))
-        wanted_logprobs.append(float(logits.max() - np.log(np.exp(logits).sum())))
+        log_probs = logits - np.log(np.exp(logits).sum())
+        token_ids.append(int(np.delete(logits, IMAGE).argmax()))
+        token_ids[-1] += token_ids[-1] >= IMAGE
+        wanted_logprobs.append(float(log_probs[token_ids[-1]]))
     wanted = token_ids[len(prompt) :]
     difference = float(np.abs(np.array(got_logprobs) - wanted_logprobs).max())
     holds = got == wanted and difference <= TOLERANCE
