@@ -1,6 +1,6 @@
 """`python -m tests.mesh.on_eight_devices CASE …`: what engines over pretend devices answer, a JSON line a case.
 
-A case is FAMILY:DEVICES, or FAMILY:DEVICES:experts with expert parallelism, or "restart".
+A case is FAMILY:DEVICES, or FAMILY:DEVICES:experts with expert parallelism, or "restart", or "seeing".
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from typing import Any
 from unittest import mock
 
@@ -18,28 +19,34 @@ import numpy as np
 from flax import nnx
 
 from jaxserve.engine import core
-from jaxserve.engine.building import weights_bytes
+from jaxserve.engine.books import make_books
+from jaxserve.engine.building import settle_engine, weights_bytes
 from jaxserve.engine.client import build_client
 from jaxserve.engine.compile_cache import CompileCache
 from jaxserve.engine.core import EngineCore
+from jaxserve.engine.encoder_cache import EncoderCache
+from jaxserve.engine.image_planner import ImagePlanner
 from jaxserve.engine.pace import Pace
 from jaxserve.engine.pages import PageAllocator
-from jaxserve.engine.programs import ProgramBook
+from jaxserve.engine.programs import Program, ProgramBook
 from jaxserve.engine.protocol import CoreRequest
 from jaxserve.engine.runner import Runner
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.settle import settle
+from jaxserve.engine.tower import Tower
 from jaxserve.models.layout import Layout
-from jaxserve.models.loading import abstract_model
+from jaxserve.models.loading import abstract_model, load_state
 from jaxserve.models.on_devices import abstract_on_devices
+from jaxserve.models.towers import split_tower
 from tests.engine.tiny_engine import TINY, Collector, request, tiny_config
 from tests.mesh.models import MODELS
+from tests.models.vision_cases import NUM_GENERATED, PROCESSOR, TURNS, checkpoint
 
 
 class OnDemand(dict[str, jax.stages.Compiled]):
     """Programs that are compiled when they are first wanted: few of them are."""
 
-    def __init__(self, book: ProgramBook) -> None:
+    def __init__(self, book: Iterable[Program]) -> None:
         super().__init__()
         self._lower = {program.name: program.lower for program in book}
 
@@ -158,8 +165,43 @@ def restart() -> dict[str, Any]:
     return found
 
 
+def seeing() -> list[int]:
+    """What a model that sees says over two devices to a prompt with images, in chunks of 64 tokens."""
+    stored, turn = checkpoint("qwen2_5_vl"), TURNS["odd sizes"]
+    config = tiny_config("", max_num_seqs=3, max_num_batched_tokens=64, tensor_parallel_size=2)
+    settings, devices = settle_engine(config, stored.config, PROCESSOR)
+    _, abstract = abstract_on_devices(settings.layout, jnp.dtype("float32"), devices)
+    book, tower_book = make_books(settings, abstract)
+    language, tower_state = split_tower(load_state(stored, abstract, settings.layout, progress=False))
+    assert tower_book is not None
+    assert tower_state is not None
+    assert settings.tower is not None
+    tower = Tower(settings, tower_book.pack(tower_state), OnDemand(tower_book), tower_book)
+    scheduler = Scheduler(
+        PageAllocator(settings.memory.num_pages, enable_prefix_caching=True),
+        page_size=settings.page_size,
+        max_num_seqs=settings.max_num_seqs,
+        token_budget=settings.max_num_batched_tokens,
+        scoring_budget=settings.lattice.scoring.num_tokens,
+        max_model_len=settings.max_model_len,
+        images=ImagePlanner(EncoderCache(8), settings.tower.lattice),
+    )
+    engine = EngineCore(scheduler, Runner(settings, book.pack(language), OnDemand(book), book, tower))
+    asked = replace(request("seeing", turn.token_ids, max_tokens=NUM_GENERATED), images=turn.images)
+    assert not engine.add(asked)
+    token_ids: list[int] = []
+    while engine.has_work:
+        for output in engine.step():
+            assert output.error is None
+            token_ids += output.token_ids
+    return token_ids
+
+
 def main() -> None:
     for case in sys.argv[1:]:
+        if case == "seeing":
+            print(json.dumps({"case": case, "answers": seeing()}), flush=True)
+            continue
         if case == "restart":
             print(json.dumps({"case": case, "answers": restart()}), flush=True)
             continue

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.engine.tiny_engine import DenseModel
+from tests.models.vision_cases import goldens
 
 CASES = [
     "llama:2",
@@ -37,7 +38,7 @@ def answers() -> dict[str, Any]:
         "NPROC": "16",  # with a thread a core, devices that wait for each other leave none to go on with
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.mesh.on_eight_devices", *REFERENCES, *CASES, "restart"],
+        [sys.executable, "-m", "tests.mesh.on_eight_devices", *REFERENCES, *CASES, "restart", "seeing"],
         env=environment,
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -71,3 +72,7 @@ def test_an_engine_over_some_of_the_devices_finds_its_programs_again(answers: di
     assert found["device"] == "2 x cpu"
     assert found["compiles"] == [0, 0]
     assert found["tokens"] == [DenseModel(seed=3).greedy(range(20), 12)] * 2
+
+
+def test_a_model_that_sees_answers_as_on_one_device(answers: dict[str, Any]) -> None:
+    assert answers["seeing"] == goldens()["qwen2_5_vl"]["odd sizes"]["token_ids"]

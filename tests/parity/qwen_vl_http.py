@@ -80,7 +80,9 @@ def _compare(
         temperature=0,
         max_tokens=NUM_GENERATED,
         logprobs=True,
-        logit_bias={str(IMAGE): -100},  # transformers would look for an image to a token that it has generated
+        logit_bias={
+            str(IMAGE): -100
+        },  # transformers would look for an image to a token that it has generated
         extra_body={"ignore_eos": True, "return_token_ids": True},
     )
     choice = answer.choices[0]
