@@ -48,7 +48,12 @@ def assemble(config: EngineConfig) -> EngineParts:
         checkpoint = open_checkpoint(config.model, config.load_format)
         model, defaults, path = checkpoint.config, checkpoint.defaults, checkpoint.path
     defaults = generation_defaults(config, defaults)
-    processor = None if model.vision is None else read_image_processor(path)
+    processor = None
+    if model.vision is not None:
+        from jaxserve.media.patches import operators_processor  # brings PIL
+
+        processor = read_image_processor(path)
+        operators_processor(processor, config.mm_processor_kwargs)
     tokenizer = load_tokenizer(locate_tokenizer(config.tokenizer) if config.tokenizer else path)
     grammars = GrammarCompiler(tokenizer, model.vocab_size, end_token_ids(tokenizer, defaults))
     grammars.warm_up()

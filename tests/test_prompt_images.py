@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from jaxserve.assembly import EngineParts
+from benchmarks.h100.models import write_model
+from jaxserve.assembly import EngineParts, assemble
 from jaxserve.async_llm import AsyncLLM
+from jaxserve.cli.plan import make_plan
 from jaxserve.config import EngineConfig
 from jaxserve.errors import ConfigError, RequestError
 from jaxserve.llm import LLM
@@ -201,6 +203,27 @@ def test_wrong_settings_stop_the_start(tmp_path: Path) -> None:
         LLM.from_parts(parts(MediaPolicy(processor_kwargs={"fps": 1})))
     with pytest.raises(ConfigError, match=r"allowed_local_media_path=.*: not a directory"):
         MediaPolicy.of(EngineConfig("m", allowed_local_media_path=str(tmp_path / "none")))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"max_pixels": "big"}, "max_pixels must be a number of pixels"),
+        ({"max_pixels": 700}, "max_pixels must be at least 784"),
+        ({"min_pixels": 800, "max_pixels": 1500}, "min_pixels is 800, and no image of whole tokens"),
+        ({"fps": 2}, "'fps' is not known"),
+    ],
+)
+def test_wrong_bounds_stop_the_start_before_weights_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kwargs: dict[str, Any], says: str
+) -> None:
+    monkeypatch.setattr("jaxserve.engine.replicas.build_replicas", lambda *_: pytest.fail("too late"))
+    model = str(write_model("tinyvl", tmp_path))
+    config = EngineConfig(model, load_format="dummy", mm_processor_kwargs=kwargs)
+    with pytest.raises(ConfigError, match=f"mm_processor_kwargs: {says}"):
+        assemble(config)
+    with pytest.raises(ConfigError, match=f"mm_processor_kwargs: {says}"):
+        make_plan(config)
 
 
 def test_the_operators_words_become_a_policy(tmp_path: Path) -> None:

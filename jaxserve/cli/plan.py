@@ -55,7 +55,12 @@ def make_plan(config: EngineConfig) -> dict[str, Any]:
 
     # A plan shall not take the memory that it speaks of: a server may be using it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    processor = None if model.vision is None else read_image_processor(path)
+    processor = None
+    if model.vision is not None:
+        from jaxserve.media.patches import operators_processor  # brings PIL
+
+        processor = read_image_processor(path)
+        operators_processor(processor, config.mm_processor_kwargs)
     device_bytes = weights_bytes(model, layout_of(config, model))
     settings = settle(config, model, device_bytes, processor=processor)
     programs = _programs(settings)

@@ -12,10 +12,19 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from jaxserve.config import ImageProcessorConfig
-from jaxserve.errors import ConfigError, RequestError
+from jaxserve.errors import RequestError
 from jaxserve.media.fetch import Fetcher
 from jaxserve.media.image_file import check_size, open_image, upright_rgb
-from jaxserve.media.patches import ProcessedImage, fitted_size, patches_of, with_bounds
+from jaxserve.media.patches import (
+    ProcessedImage,
+    capped,
+    fitted_size,
+    max_tokens,
+    operators_processor,
+    patches_of,
+    size_below,
+    with_bounds,
+)
 from jaxserve.media.policy import MediaPolicy
 from jaxserve.media.refusal import refused
 from jaxserve.media.urls import read_url
@@ -58,11 +67,7 @@ class ImageLoader:
         self._max_image_tokens = max_image_tokens
         self._max_prompt_tokens = max_prompt_tokens
         self._fetcher = Fetcher(policy)
-        self._max_pixels = max_image_tokens * processor.token_pixels**2
-        try:
-            self._processor = with_bounds(processor, policy.processor_kwargs, self._max_pixels)
-        except RequestError as error:
-            raise ConfigError(str(error)) from error
+        self._processor = capped(operators_processor(processor, policy.processor_kwargs), max_image_tokens)
         self._threads = ThreadPoolExecutor(
             min(_THREADS, os.cpu_count() or 1), thread_name_prefix="jaxserve-images"
         )
@@ -83,7 +88,13 @@ class ImageLoader:
 
         Raises RequestError naming the field and the image at fault.
         """
-        processor = with_bounds(self._processor, kwargs or {}, self._max_pixels)
+        processor = with_bounds(self._processor, kwargs or {})
+        if max_tokens(processor) > self._max_image_tokens:
+            raise RequestError(
+                f"mm_processor_kwargs: max_pixels is {processor.max_pixels}, and the largest images that this server "
+                f"takes have {self._max_image_tokens * processor.token_pixels**2}.",
+                param="mm_processor_kwargs",
+            )
         if len(sources) > self.policy.max_images:
             raise refused(
                 sources[self.policy.max_images].where,
@@ -135,15 +146,19 @@ class ImageLoader:
         return await _all_of([opened(source) for source in sources])
 
     def _fitted(self, image: Image.Image, processor: ImageProcessorConfig, where: str) -> tuple[int, int]:
-        width, height = fitted_size(*image.size, processor, where)
-        num_tokens = width * height // processor.token_pixels**2
-        if num_tokens > self._max_image_tokens:  # long and thin, or min_pixels is close to what fits
+        size = fitted_size(*image.size, processor, where)
+        side, most = processor.token_pixels, self._max_image_tokens
+        if (
+            size[0] * size[1] > most * side**2
+        ):  # enlarged to a min_pixels that is close to what the tower takes
+            size = size_below(*image.size, most * side**2, side)
+        num_tokens = size[0] * size[1] // side**2
+        if num_tokens > most:
             raise refused(
                 where,
-                f"becomes {num_tokens} tokens, and an image may have {self._max_image_tokens}: make it less long "
-                "and thin, or min_pixels in mm_processor_kwargs lower",
+                f"becomes {num_tokens} tokens, and an image may have {most}: make it less long and thin",
             )
-        return width, height
+        return size
 
 
 def _processed(

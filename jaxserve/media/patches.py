@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from jaxserve.config import ImageProcessorConfig
-from jaxserve.errors import RequestError
+from jaxserve.errors import ConfigError, RequestError
 from jaxserve.media.refusal import refused
 
 MAX_RATIO = 200  # of an image's sides, transformers' limit
@@ -28,14 +28,13 @@ class ProcessedImage:
     num_tokens: int
 
 
-def with_bounds(
-    config: ImageProcessorConfig, kwargs: Mapping[str, Any], max_pixels: int
-) -> ImageProcessorConfig:
-    """`config` with the bounds of a request or operator (mm_processor_kwargs), which may not exceed `max_pixels`.
+def with_bounds(config: ImageProcessorConfig, kwargs: Mapping[str, Any]) -> ImageProcessorConfig:
+    """`config` with the bounds of a request or operator (mm_processor_kwargs).
 
-    `kwargs` has min_pixels and max_pixels, or size with shortest_edge and longest_edge, which mean the same.
+    `kwargs` has min_pixels and max_pixels, or size with shortest_edge and longest_edge, which mean the same.  They
+    need be no multiples of a token's pixels.
 
-    Raises RequestError (param "mm_processor_kwargs").
+    Raises RequestError (param "mm_processor_kwargs"), also for bounds that no whole number of tokens lies between.
     """
     given = dict(kwargs)
     size = given.pop("size", None)
@@ -50,17 +49,45 @@ def with_bounds(
             raise _wrong(f"{name!r:.60} is not known here; min_pixels, max_pixels and size are")
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise _wrong(f"{name} must be a number of pixels, at least 1, got {value!r:.60}")
-    if given.get("max_pixels", 0) > max_pixels:
-        raise _wrong(f"max_pixels must be at most {max_pixels} for this server, got {given['max_pixels']}")
-    high = min(given.get("max_pixels", config.max_pixels), max_pixels)
-    low = given.get("min_pixels", min(config.min_pixels, high))
-    if low > high:
-        raise _wrong(f"min_pixels is {low} and must not exceed max_pixels, which is {high}")
+    side = config.token_pixels
+    high = given.get("max_pixels", config.max_pixels)
+    whole = high // side**2 * side**2
+    low = given.get("min_pixels", min(config.min_pixels, whole))
+    if not whole:
+        raise _wrong(f"max_pixels must be at least {side**2}, the pixels of one token, got {high}")
+    if low > whole:
+        raise _wrong(
+            f"min_pixels is {low}, and no image of whole tokens ({side} x {side} pixels each) lies between it and "
+            f"max_pixels, which is {high}"
+        )
     return replace(config, min_pixels=low, max_pixels=high)
+
+
+def operators_processor(config: ImageProcessorConfig, kwargs: Mapping[str, Any]) -> ImageProcessorConfig:
+    """A checkpoint's settings with the operator's bounds.  Raises ConfigError for bounds that are wrong."""
+    try:
+        return with_bounds(config, kwargs)
+    except RequestError as error:
+        raise ConfigError(str(error)) from error
+
+
+def max_tokens(config: ImageProcessorConfig) -> int:
+    """Tokens of the largest image within the bounds."""
+    return config.max_pixels // config.token_pixels**2
+
+
+def capped(config: ImageProcessorConfig, num_tokens: int) -> ImageProcessorConfig:
+    """`config` with bounds of at most `num_tokens` tokens."""
+    if max_tokens(config) <= num_tokens:
+        return config
+    most = num_tokens * config.token_pixels**2
+    return replace(config, min_pixels=min(config.min_pixels, most), max_pixels=most)
 
 
 def fitted_size(width: int, height: int, config: ImageProcessorConfig, where: str) -> tuple[int, int]:
     """The width and height that an image is brought to: about its own proportions, in whole tokens, within bounds.
+
+    One that is enlarged to min_pixels may get a few tokens more than max_pixels has, as in transformers.
 
     Raises RequestError for an image that is too long and thin.
     """
@@ -71,13 +98,22 @@ def fitted_size(width: int, height: int, config: ImageProcessorConfig, where: st
     side = config.token_pixels
     across, down = round(width / side), round(height / side)  # halves to even, as in transformers
     if across * down * side * side > config.max_pixels:
-        shrunk = math.sqrt(width * height / config.max_pixels)
-        across = max(1, math.floor(width / shrunk / side))
-        down = max(1, math.floor(height / shrunk / side))
-    elif across * down * side * side < config.min_pixels:
+        return size_below(width, height, config.max_pixels, side)
+    if across * down * side * side < config.min_pixels:
         enlarged = math.sqrt(config.min_pixels / (width * height))
         across = math.ceil(width * enlarged / side)
         down = math.ceil(height * enlarged / side)
+    return across * side, down * side
+
+
+def size_below(width: int, height: int, pixels: int, side: int) -> tuple[int, int]:
+    """The size with about these proportions and whole tokens of `side` x `side` that has at most `pixels`.
+
+    What becomes one token thin may still have more.
+    """
+    shrunk = math.sqrt(width * height / pixels)
+    across = max(1, math.floor(width / shrunk / side))
+    down = max(1, math.floor(height / shrunk / side))
     return across * side, down * side
 
 

@@ -16,7 +16,15 @@ from PIL import Image
 from jaxserve.config import ImageProcessorConfig
 from jaxserve.errors import RequestError
 from jaxserve.media.image_file import open_image, upright_rgb
-from jaxserve.media.patches import ProcessedImage, fitted_size, patches_of, with_bounds
+from jaxserve.media.patches import (
+    ProcessedImage,
+    capped,
+    fitted_size,
+    max_tokens,
+    patches_of,
+    size_below,
+    with_bounds,
+)
 from tests.media.photos import CAT, DATA, FORMS
 
 CLIP = ImageProcessorConfig(
@@ -109,13 +117,28 @@ def test_sizes_are_whole_tokens_within_bounds(width: int, height: int, low: int,
     ],
 )
 def test_bounds_of_a_request(kwargs: dict[str, Any]) -> None:
-    config = with_bounds(CLIP, kwargs, 10**6)
+    config = with_bounds(CLIP, kwargs)
     assert (config.min_pixels, config.max_pixels) == (784, 1568)
 
 
-def test_bounds_keep_to_what_the_tower_takes() -> None:
-    assert with_bounds(CLIP, {}, 2000).max_pixels == 2000
-    assert with_bounds(CLIP, {}, 2000).min_pixels == 2000  # the checkpoint's own would be above it
+def test_bounds_need_be_no_whole_tokens() -> None:
+    config = with_bounds(CLIP, {"max_pixels": 1_100_000})
+    assert (config.max_pixels, max_tokens(config)) == (1_100_000, 1403)
+    assert capped(config, 1403) == config
+    assert with_bounds(CLIP, {"max_pixels": 1500}).min_pixels == 784  # the checkpoint's own would be above it
+    assert with_bounds(CLIP, {"min_pixels": 1568, "max_pixels": 1569}).min_pixels == 1568
+
+
+def test_bounds_are_capped_to_what_the_tower_takes() -> None:
+    small = capped(CLIP, 3)
+    assert (small.min_pixels, small.max_pixels) == (3 * 784, 3 * 784)
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 500))
+def test_sizes_below_a_number_of_pixels(width: int, height: int, most: int) -> None:
+    across, down = size_below(width, height, most * 784, 28)
+    assert across % 28 == down % 28 == 0 < min(across, down)
+    assert across * down <= most * 784 or min(across, down) == 28
 
 
 @pytest.mark.parametrize(
@@ -124,9 +147,9 @@ def test_bounds_keep_to_what_the_tower_takes() -> None:
         ({"max_pixels": 0}, "max_pixels must be a number of pixels, at least 1, got 0"),
         ({"max_pixels": True}, "max_pixels must be a number of pixels"),
         ({"max_pixels": "big"}, "max_pixels must be a number of pixels"),
-        ({"max_pixels": 10**9}, "max_pixels must be at most 1000000"),
-        ({"min_pixels": 9, "max_pixels": 8}, "min_pixels is 9 and must not exceed max_pixels, which is 8"),
-        ({"min_pixels": 10**7}, "min_pixels is 10000000"),
+        ({"max_pixels": 783}, "max_pixels must be at least 784, the pixels of one token, got 783"),
+        ({"min_pixels": 1000, "max_pixels": 1500}, "min_pixels is 1000, and no image of whole tokens"),
+        ({"min_pixels": 10**8}, "min_pixels is 100000000, and no image"),
         ({"num_crops": 4}, "'num_crops' is not known"),
         ({"size": 3}, "size must be an object"),
         ({"size": {"height": 3}}, "size must be an object"),
@@ -134,5 +157,5 @@ def test_bounds_keep_to_what_the_tower_takes() -> None:
 )
 def test_wrong_bounds(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
-        with_bounds(CLIP, kwargs, 10**6)
+        with_bounds(CLIP, kwargs)
     assert caught.value.param == "mm_processor_kwargs"

@@ -34,6 +34,6 @@ async def refused(served: Serving, *parts: Any, **fields: Any) -> str:
     return f"{answered.error['param']}: {answered.error['message']}"
 
 
-async def refused_next(served: Serving, *parts: Any) -> str:
+async def refused_next(served: Serving, *parts: Any, **fields: Any) -> str:
     served.engine.submitted.clear()
-    return await refused(served, *parts)
+    return await refused(served, *parts, **fields)

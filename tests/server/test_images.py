@@ -86,7 +86,7 @@ async def test_bounds_of_a_request_and_of_the_operator() -> None:
     with seeing(media=MediaPolicy(processor_kwargs={"max_pixels": 28 * 28 * 16})) as served:
         for kwargs, tokens in (
             (None, 16),
-            ({"max_pixels": 28 * 28 * 4}, 4),
+            ({"max_pixels": 28 * 28 * 5 - 1}, 4),
             ({"size": {"longest_edge": 28 * 28 * 25}}, 25),
         ):
             await served.chat(messages=[user(part(picture(6, 6)))], mm_processor_kwargs=kwargs)
@@ -94,11 +94,27 @@ async def test_bounds_of_a_request_and_of_the_operator() -> None:
     with seeing() as served:
         said = await refused(served, part(RED), mm_processor_kwargs={"max_pixels": 10**8})
         assert said == (
-            "mm_processor_kwargs: mm_processor_kwargs: max_pixels must be at most 50176 for this server, got 100000000."
+            "mm_processor_kwargs: mm_processor_kwargs: max_pixels is 100000000, and the largest images that this "
+            "server takes have 50176."
         )
         for parts in ([part(RED)], [text("no image")]):
             assert "'fps' is not known" in await refused(served, *parts, mm_processor_kwargs={"fps": 1})
         assert "must be an object" in await refused(served, part(RED), mm_processor_kwargs=3)
+
+
+async def test_bounds_between_whole_tokens() -> None:
+    largest = {"max_pixels": 64 * 28 * 28 + 500}  # 64 tokens, as the tower takes
+    with seeing(media=MediaPolicy(processor_kwargs=largest)) as served:
+        for kwargs in (None, largest):
+            await served.chat(messages=[user(part(picture(40, 40)))], mm_processor_kwargs=kwargs)
+            assert served.engine.submitted[-1].images[0].num_tokens == 64
+        assert "max_pixels is 50960" in await refused_next(
+            served, part(RED), mm_processor_kwargs={"max_pixels": 65 * 28 * 28}
+        )
+    with seeing(media=MediaPolicy(processor_kwargs={"min_pixels": 64 * 28 * 28})) as served:
+        for across in range(1, 8):  # none has 64 tokens, and enlarging by whole tokens would go beyond
+            assert (await served.chat(messages=[user(part(picture(across, 3)))])).status == 200
+            assert 32 <= served.engine.submitted[-1].images[0].num_tokens <= 64
 
 
 async def test_large_images_are_shrunk_to_what_the_tower_takes() -> None:
