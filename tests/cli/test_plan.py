@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxserve.cli.main import main
+from tests.models.vision_cases import CONFIGS
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -86,3 +87,23 @@ def test_too_little_memory_says_what_it_takes(model: str, capsys: pytest.Capture
     err = capsys.readouterr().err
     assert "kv_cache_memory=1000" in err
     assert err.count("\n") == 1
+
+
+def test_a_model_that_sees_has_calls_of_its_tower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["qwen2_5_vl"]))
+    processor = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2, "max_pixels": 64 * 100}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    flags = ("--kv-cache-memory", "1M", "--dtype", "float32")
+    assert main(["plan", str(tmp_path), "--json", *flags]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    towers = plan["lattice"]["towers"]
+    assert [tower["name"] for tower in towers] == ["tower_4x64", "tower_2x128", "tower_1x256", "tower_1x512"]
+    assert {tower["name"] for tower in towers} < set(plan["programs"])
+    assert plan["memory"]["image_cache"] == (4096 + 1) * 112 * 4
+    assert main(["plan", str(tmp_path), *flags, "--mm-processor-kwargs", '{"max_pixels": 16384}']) == 0
+    shown = capsys.readouterr().out
+    assert "1,024" in shown
+    assert "image cache" in shown
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor | {"patch_size": 14}))
+    assert main(["plan", str(tmp_path), *flags]) == 2
+    assert "patch_size 14" in capsys.readouterr().err
