@@ -15,7 +15,7 @@ from jaxserve.kernels_pallas.metadata import Backend
 logger = logging.getLogger(__name__)
 
 _MASKED = -1e30  # finite, so that rows without any visible key give something finite
-_SCORES = 1 << 24  # scores that exist at a time where there is no kernel: 64 MiB
+SCORES = 1 << 24  # scores that exist at a time where there is no kernel: 64 MiB
 
 
 class Windows(NamedTuple):
@@ -47,7 +47,7 @@ def attend_whole(
             logger.warning("no cuDNN to attend to images with, which takes longer without: %s", error)
     rows, patches, heads, _ = q.shape
     is_key = jnp.arange(patches) < lengths[:, None]  # [B, P]
-    block = math.gcd(patches, 1 << max(0, (_SCORES // (rows * heads * patches)).bit_length() - 1))
+    block = math.gcd(patches, 1 << max(0, (SCORES // (rows * heads * patches)).bit_length() - 1))
     if block == patches:
         return _attend(q, k, v, is_key[:, None], scale)
 

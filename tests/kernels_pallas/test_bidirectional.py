@@ -23,7 +23,7 @@ def dense(q: np.ndarray, k: np.ndarray, v: np.ndarray, visible: np.ndarray) -> n
 @pytest.mark.parametrize("most_scores", [1 << 24, 800, 1])
 def test_whole_images(monkeypatch: pytest.MonkeyPatch, most_scores: int) -> None:
     """Of any length, none included, whether scores are computed at once or in blocks of queries."""
-    monkeypatch.setattr(bidirectional, "_SCORES", most_scores)
+    monkeypatch.setattr(bidirectional, "SCORES", most_scores)
     lengths = [24, 1, 0, 17]
     q, k, v = np.random.default_rng(0).normal(size=(3, 4, 24, HEADS, SIZE)).astype(np.float32)
     out = np.asarray(
