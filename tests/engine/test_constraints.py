@@ -177,6 +177,8 @@ def test_forced_tokens_run_in_rows_that_a_decode_step_has_to_spare(
     monkeypatch.setattr(Runner, "_call_forward", noting)
     other = request("other", [1, 2, 3, 4, 5, 6], max_tokens=10)
     core = constrained(engine, "forced", {"regex": f"[a-c]{FORCED}[a-c]"}, prompt="a question")
+    assert core.grammar is not None
+    engine[2].compile(core.grammar).result(10)  # so that both start together
     told, answer = run(engine, other, core)
     assert told == dense.greedy(other.prompt_token_ids, 10)
     assert FORCED in text_of(answer)
