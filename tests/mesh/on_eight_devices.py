@@ -1,6 +1,6 @@
 """`python -m tests.mesh.on_eight_devices CASE …`: what engines over pretend devices answer, a JSON line a case.
 
-A case is FAMILY:DEVICES, or FAMILY:DEVICES:experts with expert parallelism, or "restart", or "seeing".
+A case is FAMILY:DEVICES, or FAMILY:DEVICES:experts with expert parallelism, "restart", "seeing" or "shards".
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from typing import Any
 from unittest import mock
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from jaxserve.engine import core
 from jaxserve.engine.books import make_books
@@ -34,9 +35,12 @@ from jaxserve.engine.runner import Runner
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.settle import settle
 from jaxserve.engine.tower import Tower
+from jaxserve.engine.vocab_shards import VocabShards
 from jaxserve.models.layout import Layout
 from jaxserve.models.loading import abstract_model, load_state
 from jaxserve.models.on_devices import abstract_on_devices
+from jaxserve.models.part import Part
+from jaxserve.models.sharding import MODEL_AXES, engine_mesh
 from jaxserve.models.towers import split_tower
 from tests.engine.tiny_engine import TINY, Collector, request, tiny_config
 from tests.mesh.models import MODELS
@@ -197,17 +201,43 @@ def seeing() -> list[int]:
     return token_ids
 
 
+def shards() -> dict[str, Any]:
+    """Rows of 99 logits with ties, nothing but -inf, and signed zeros, over four devices."""
+    count, width = 4, 32
+    x = np.random.default_rng(0).integers(-3, 3, (5, 99)).astype(np.float32)
+    x[1], x[2, 40:] = -np.inf, 5
+    x[3] = np.where(np.arange(99) % 2, 0.0, -0.0)
+    padded = np.pad(x, ((0, 0), (0, count * width - 99)), constant_values=7)  # larger than any that exists
+    vocabulary = VocabShards(Part(count), 99, width)
+
+    def run(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = vocabulary.without_padding(logits)
+        return vocabulary.argmax(logits, on_cpu=True), vocabulary.gather(vocabulary.whole_rows(logits), 5)
+
+    spread = jax.shard_map(
+        run,
+        mesh=engine_mesh(jax.devices()[:count], count, 1),
+        in_specs=PartitionSpec(None, MODEL_AXES),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+    ids, rows = jax.jit(spread)(padded)
+    return {"found": ids.tolist(), "wanted": x.argmax(1).tolist(), "same": np.array_equal(rows, x)}
+
+
+def answers_of(case: str) -> Any:
+    if case in _OTHERS:
+        return _OTHERS[case]()
+    family, num_devices, *parallel = case.split(":")
+    return answers(family, int(num_devices), expert_parallel=bool(parallel))
+
+
+_OTHERS: dict[str, Callable[[], Any]] = {"restart": restart, "seeing": seeing, "shards": shards}
+
+
 def main() -> None:
     for case in sys.argv[1:]:
-        if case == "seeing":
-            print(json.dumps({"case": case, "answers": seeing()}), flush=True)
-            continue
-        if case == "restart":
-            print(json.dumps({"case": case, "answers": restart()}), flush=True)
-            continue
-        family, num_devices, *parallel = case.split(":")
-        found = answers(family, int(num_devices), expert_parallel=bool(parallel))
-        print(json.dumps({"case": case, "answers": found}), flush=True)
+        print(json.dumps({"case": case, "answers": answers_of(case)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from tests.engine.tiny_engine import DenseModel
 from tests.models.vision_cases import goldens
 
 CASES = [
-    "llama:2",
     "llama:8",
     "mistral:4",
     "qwen2:4",
@@ -38,7 +37,16 @@ def answers() -> dict[str, Any]:
         "NPROC": "16",  # with a thread a core, devices that wait for each other leave none to go on with
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.mesh.on_eight_devices", *REFERENCES, *CASES, "restart", "seeing"],
+        [
+            sys.executable,
+            "-m",
+            "tests.mesh.on_eight_devices",
+            *REFERENCES,
+            *CASES,
+            "restart",
+            "seeing",
+            "shards",
+        ],
         env=environment,
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -76,3 +84,9 @@ def test_an_engine_over_some_of_the_devices_finds_its_programs_again(answers: di
 
 def test_a_model_that_sees_answers_as_on_one_device(answers: dict[str, Any]) -> None:
     assert answers["seeing"] == goldens()["qwen2_5_vl"]["odd sizes"]["token_ids"]
+
+
+def test_the_largest_of_equal_logits_is_the_first_on_any_device(answers: dict[str, Any]) -> None:
+    found = answers["shards"]
+    assert found["found"] == found["wanted"]
+    assert found["same"]
