@@ -16,7 +16,7 @@ from jaxserve.models.weight_table import WeightTable
 class Qwen2VL(Qwen2):
     """The language model, which is Qwen2's, and beside it the tower, whose tokens it takes for embeddings.
 
-    The engine runs the two in programs of their own (towers.py).  Of several devices each has the whole tower.
+    The engine runs the two in programs of their own (towers.py).  `part` is of the language model alone.
     """
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, part: Part = WHOLE) -> None:

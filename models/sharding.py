@@ -32,7 +32,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "group": (),
     "head_dim": (),
     "gate_up": (),
-    # of towers that see, which every device has whole
+    # of towers that see, which are read whole; towers.spread_tower spreads them
     "vision_channel": (),
     "vision_frame": (),
     "vision_pixel": (),

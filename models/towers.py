@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxserve.models.layout import Layout
 from jaxserve.models.registry import build_language_model
+from jaxserve.models.sharding import MODEL_AXES
 from jaxserve.models.vision_tower import VisionTower
 
 _TOWER = "visual"  # where the tower stands in a model
+# Dimensions that several devices share where they divide evenly; XLA adds up what each has made.
+_SHARED = ("vision_heads", "vision_attended", "vision_ffn", "vision_merger_ffn")
 
 
 def split_tower(state: nnx.State) -> tuple[nnx.State, nnx.State | None]:
@@ -32,3 +38,27 @@ def tower_graph(layout: Layout, dtype: jnp.dtype) -> nnx.GraphDef[VisionTower]:
     config, vision = layout.config, layout.config.vision
     assert vision is not None
     return nnx.split(nnx.eval_shape(lambda: VisionTower(vision, config.hidden_size, dtype)))[0]
+
+
+def spread_tower(tower: nnx.State) -> nnx.State:
+    """The tower's abstract parameters, each over all devices of the mesh on which it would else be whole on each.
+
+    Towers are not cut like language models: their programs are no shard_map, since padded heads and feed-forwards would
+    gain little where images are few.
+    """
+
+    def spread(parameter: nnx.Variable[Any]) -> nnx.Variable[Any]:
+        whole = parameter.get_value()
+        if not isinstance(whole.sharding, NamedSharding):
+            return parameter
+        mesh = whole.sharding.mesh
+        axes = tuple(axis for axis in MODEL_AXES if mesh.shape[axis] > 1)
+        count = prod(mesh.shape[axis] for axis in axes)
+        spec = [
+            axes if name in _SHARED and size % count == 0 else None
+            for name, size in zip(parameter.get_metadata("axes"), whole.shape, strict=True)
+        ]
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        return parameter.replace(jax.ShapeDtypeStruct(whole.shape, whole.dtype, sharding=sharding))
+
+    return nnx.from_flat_state([(path, spread(parameter)) for path, parameter in nnx.to_flat_state(tower)])

@@ -103,7 +103,7 @@ def settle_tower(
 def tower_bytes(vision: VisionConfig, lattice: TowerLattice, itemsize: int) -> int:
     """What the largest call takes beside weights and the cache, estimated.
 
-    Compiled for an H100 without tuning, 32,768 patches of Qwen2.5-VL take 0.84 GiB, of which this makes 1.96: as of
+    Compiled for an H100 without tuning, 32,768 patches of Qwen2.5-VL take 0.84 GiB, of which this makes 2.10: as of
     language models, some twice as much (jax 0.11.2, 2026-11-25).
     """
     shape = max(lattice.shapes, key=lambda shape: shape.total)

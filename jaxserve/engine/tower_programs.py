@@ -30,7 +30,10 @@ class TowerBook:
         abstract_state: nnx.State,
         cache_spec: jax.ShapeDtypeStruct,
     ) -> None:
-        """`cache_spec` is of the tokens that images become, as forward passes take them."""
+        """`cache_spec` is of the tokens that images become, as forward passes take them.
+
+        Parameters lie where their shardings say, whatever was loaded (towers.spread_tower).
+        """
         assert settings.tower is not None
         assert settings.model.vision is not None
         self._settings = settings
@@ -62,7 +65,7 @@ class TowerBook:
             return cache.at[batch.destinations.reshape(-1)].set(tokens.reshape(-1, tokens.shape[-1]))
 
         pixels = (shape.num_images, shape.num_patches, self._vision.frame_values)
-        # Of several devices each has all of the arguments, and does all of the work.
+        # Of several devices each has all of the images, and a share of heads and feed-forwards.
         sharding = self.cache_spec.sharding
         return jax.jit(encode, donate_argnums=1, out_shardings=sharding).lower(
             self._pack.specs,

@@ -180,7 +180,10 @@ def seeing() -> list[int]:
     assert tower_book is not None
     assert tower_state is not None
     assert settings.tower is not None
-    tower = Tower(settings, tower_book.pack(tower_state), OnDemand(tower_book), tower_book)
+    weights = tower_book.pack(tower_state)
+    divided = sum(array.nbytes for array in weights if not array.sharding.is_fully_replicated)
+    assert divided > sum(array.nbytes for array in weights) / 2, "each device has a share of the tower"
+    tower = Tower(settings, weights, OnDemand(tower_book), tower_book)
     scheduler = Scheduler(
         PageAllocator(settings.memory.num_pages, enable_prefix_caching=True),
         page_size=settings.page_size,
