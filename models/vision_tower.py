@@ -44,7 +44,10 @@ class Linear(nnx.Module):
         self.bias = parameter(sizes[1:], axes[1:], dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return contract(x, self.weight[...], backend="xla") + self.bias[...]
+        weight, bias = self.weight[...], self.bias[...]
+        # As matrix and vector: the sum of a product and a bias of several axes is no one call of cuBLAS.
+        flat = contract(x, weight.reshape(weight.shape[0], -1), backend="xla") + bias.reshape(-1)
+        return flat.reshape(*x.shape[:-1], *bias.shape)
 
 
 class PlainMLP(nnx.Module):
