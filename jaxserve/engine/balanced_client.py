@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 
+from jaxserve.engine.image_positions import ImagePositions
 from jaxserve.engine.pages import PageHash, hash_page, root_hash
 from jaxserve.engine.protocol import CoreRequest, EngineClient, EngineStats, TokenOutput
 from jaxserve.errors import EngineDeadError
@@ -145,7 +146,10 @@ class BalancedClient:
             return []
         names: list[PageHash] = []
         parent, tokens, size = root_hash(request.cache_salt), request.prompt_token_ids, self._page_size
+        images = ImagePositions(request.images) if request.images else None
         for start in range(0, min(len(tokens) - size + 1, _MOST_PAGES * size), size):
+            if images is not None:
+                parent = images.mixed_into(parent, start, start + size)
             parent = hash_page(parent, tokens[start : start + size])
             names.append(parent)
         return names
@@ -205,4 +209,6 @@ class BalancedClient:
 
 
 def _is_sibling(request: CoreRequest, other: CoreRequest) -> bool:
-    return request.prompt_token_ids is other.prompt_token_ids and request.cache_salt == other.cache_salt
+    if request.prompt_token_ids is not other.prompt_token_ids or request.images is not other.images:
+        return False
+    return request.cache_salt == other.cache_salt

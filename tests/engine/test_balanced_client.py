@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxserve.engine.balanced_client import BalancedClient
-from jaxserve.engine.protocol import CoreRequest
+from jaxserve.engine.protocol import CoreRequest, ImageInput
 from jaxserve.errors import EngineDeadError
 from tests.engine.tiny_engine import Collector, request
 from tests.scripted import ScriptedClient, scripted_info
@@ -68,6 +68,21 @@ def test_requests_spread_evenly_and_each_is_answered_once() -> None:
         collector.wait(*(one.request_id for one in asked))
         for one in asked:
             assert collector.tokens(one.request_id) == one.prompt_token_ids
+
+
+def test_prompts_with_other_images_do_not_begin_alike() -> None:
+    prompt = fresh(1, num_pages=3)
+
+    def asked(request_id: str, content: str) -> CoreRequest:
+        image = ImageInput(
+            pixels=b"", grid_thw=(1, 4, 4), content_hash=content, offset=PAGE // 2, num_tokens=4
+        )
+        return replace(request(request_id, prompt), images=(image,))
+
+    with balanced() as (client, replicas, _):
+        for one in (asked("a", "cat"), asked("b", "dog"), asked("c", "cat")):
+            client.submit([one])
+        assert who_has(replicas, "a") == who_has(replicas, "c") != who_has(replicas, "b")
 
 
 def test_a_finished_or_aborted_request_is_no_load_any_more() -> None:
