@@ -275,7 +275,7 @@ def _plan_memory(
             )
         room = min(room, config.kv_cache_memory)
     elif on_cpu:
-        room = min(room, max(_CPU_KV_DEFAULT, pages_of_one * page))
+        room = min(room, max(_CPU_KV_DEFAULT // config.tensor_parallel_size, pages_of_one * page))
     num_pages = min(room // page, useful)
     if num_pages < pages_of_one:
         needed = pages_of_one * page
