@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from jaxserve.engine.image_batch import TEXT, place_tokens
+from jaxserve.engine.image_batch import TEXT, token_places
 from jaxserve.engine.lattice import ForwardShape
 from jaxserve.engine.plan import ON_DEVICE, StepPlan
 from jaxserve.kernels_pallas.metadata import AttentionMetadata, Backend
@@ -85,7 +85,7 @@ def pack(
         part["new_pages"][:, : len(pages)] = np.array(pages, np.int32).T
     entries = plan.entries
     if shape.has_images:
-        _place_images(plan, part)
+        _place_images(plan, part, shape)
     slots = [entry.slot for entry in entries]
     ends = [entry.start + len(entry.token_ids) for entry in entries]
     part["kv_lens"][: len(entries)] = ends
@@ -170,13 +170,23 @@ def unpack(
     )
 
 
-def _place_images(plan: StepPlan, part: dict) -> None:
-    part["image_rows"][:] = TEXT
-    token = 0
-    for entry in plan.entries:
-        chunk = slice(token, token + len(entry.token_ids))
-        place_tokens(entry, part["rope_positions"][:, chunk], part["image_rows"][chunk])
-        token = chunk.stop
+def _place_images(plan: StepPlan, part: dict, shape: ForwardShape) -> None:
+    """Rotary positions and image rows, in the order in which `pack` puts the tokens."""
+    positions, image_rows = part["rope_positions"], part["image_rows"]
+    image_rows[:] = TEXT
+    token, behind = 0, len(plan.entries)
+    for row, entry in enumerate(plan.entries):
+        count = len(entry.token_ids)
+        if count == 1 and not entry.images:
+            where = token if shape.kind == "mixed" else row
+            positions[:, where] = entry.start + entry.rope_delta
+        else:
+            where = np.arange(token, token + count)
+            if shape.kind == "decode":  # the last token first, the others behind all entries
+                where = np.append(np.arange(behind, behind + count - 1), row)
+                behind += count - 1
+            positions[:, where], image_rows[where] = token_places(entry)
+        token += count
 
 
 def _at_step(part: dict[str, jax.Array], step: jax.Array, dummy_slot: int) -> dict[str, jax.Array]:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from jaxserve.engine.batch import ForwardBatch, new_pages, pack, unpack, vector_length
+from jaxserve.engine.encoder_cache import PAGE_ROWS
+from jaxserve.engine.image_batch import TEXT
 from jaxserve.engine.lattice import ForwardShape, build_lattice
-from jaxserve.engine.plan import ON_DEVICE, PlanEntry, StepPlan
+from jaxserve.engine.plan import ON_DEVICE, ImageSpan, PlanEntry, StepPlan
 from jaxserve.engine.sampling_rows import VARIANTS, covers
 
 DUMMY = 4
@@ -73,6 +75,29 @@ def test_a_decode_step_with_a_short_chunk() -> None:
     assert batch.meta.positions.tolist() == [5, 11, 1, 9, 10, 0, 0, 0]
     assert batch.meta.kv_lens.tolist() == [6, 12, 2, 10, 11, 1, 0, 0]
     assert batch.meta.page_table[:6].tolist() == batch.page_table[batch.slots[:6]].tolist()
+
+
+def test_images_are_placed_where_their_tokens_are() -> None:
+    """A decode step has the last token of each entry first; a mixed one has them in order."""
+    span = ImageSpan(start=8, num_rows=1, num_columns=2, rope_start=8, pages=(3,))
+    seen = replace(entry(0, 7, (6, 7, 7, 5)), images=(span,))
+    entries = [
+        replace(entry(2, 5, (ON_DEVICE,)), rope_delta=-2),
+        seen,
+        replace(entry(1, 9, (4, 3)), rope_delta=20),
+    ]
+    first = 3 * PAGE_ROWS  # row of the image's first token
+    for shape, order in (
+        (ForwardShape("decode", 8, 8, 1, 3, has_images=True), (0, 4, 6, 1, 2, 3, 5)),
+        (ForwardShape("mixed", 8, 8, 1, 3, has_images=True), range(7)),
+    ):
+        images = round_trip(entries, shape).images
+        assert images is not None
+        positions, rows = (np.asarray(array)[..., :7] for array in images)
+        assert rows.tolist() == [[TEXT, TEXT, first, first + 1, TEXT, TEXT, TEXT][token] for token in order]
+        assert positions.T.tolist() == [
+            [[3] * 3, [7] * 3, [8, 8, 8], [8, 8, 9], [10] * 3, [29] * 3, [30] * 3][token] for token in order
+        ]
 
 
 def test_mixed() -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxserve.engine.image_batch import place_tokens
+from jaxserve.engine.image_batch import token_places
 from jaxserve.engine.image_planner import num_patches
 from jaxserve.engine.image_positions import ImagePositions, token_grid
 from jaxserve.engine.plan import Encode, ImageSpan, PlanEntry
@@ -92,7 +92,7 @@ class SeeingModel:
             new_pages=(),
             images=tuple(spans),
         )
-        place_tokens(entry, positions[:, :length], rows[:length])
+        positions[:, :length], rows[:length] = token_places(entry)
         token_ids = np.zeros(_LENGTH, np.int32)
         token_ids[:length] = turn.token_ids
         return self._run(token_ids, ImageTokens(positions, rows, embeddings))[:length]  # type: ignore[arg-type]  # numpy
