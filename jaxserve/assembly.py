@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jaxserve.errors import ConfigError
 from jaxserve.media.policy import MediaPolicy
 
 if TYPE_CHECKING:
-    from jaxserve.config import EngineConfig
+    from pathlib import Path
+
+    from jaxserve.config import EngineConfig, ModelConfig
     from jaxserve.engine.protocol import EngineClient
-    from jaxserve.loading.checkpoint import GenerationDefaults
+    from jaxserve.loading.checkpoint import AnyCheckpoint, GenerationDefaults
     from jaxserve.structured.compiler import GrammarCompiler
     from jaxserve.text.tokenizer import Tokenizer
 
@@ -35,18 +38,17 @@ def assemble(config: EngineConfig) -> EngineParts:
     from jaxserve.engine.replicas import build_replicas
     from jaxserve.generation_config import generation_defaults
     from jaxserve.loading.image_processor import read_image_processor
-    from jaxserve.loading.resolve import locate_tokenizer, open_checkpoint, open_config
+    from jaxserve.loading.resolve import locate_tokenizer
     from jaxserve.structured.compiler import GrammarCompiler
     from jaxserve.text.tokenizer import load_tokenizer
 
+    if config.node_rank:
+        raise ConfigError(
+            f"node_rank={config.node_rank}: requests are answered by rank 0; start the other hosts with jaxserve serve"
+        )
     # Before the weights: these are quick, and a missing file should not cost a minute of loading.
     media = MediaPolicy.of(config)
-    if config.load_format == "dummy":
-        checkpoint = None
-        model, defaults, path = open_config(config.model)
-    else:
-        checkpoint = open_checkpoint(config.model, config.load_format)
-        model, defaults, path = checkpoint.config, checkpoint.defaults, checkpoint.path
+    checkpoint, model, defaults, path = _open(config)
     defaults = generation_defaults(config, defaults)
     processor = None
     if model.vision is not None:
@@ -59,3 +61,23 @@ def assemble(config: EngineConfig) -> EngineParts:
     grammars.warm_up()
     client = build_replicas(config, checkpoint, model, grammars, processor)
     return EngineParts(client, tokenizer, defaults, grammars, media)
+
+
+def follow(config: EngineConfig) -> None:
+    """Be one of an engine's other hosts (node_rank above 0) until the first one ends."""
+    from jaxserve.engine.hosts import session
+    from jaxserve.loading.image_processor import read_image_processor
+
+    checkpoint, model, _, path = _open(config)
+    processor = None if model.vision is None else read_image_processor(path)
+    session.follow(config, checkpoint, model, processor)
+
+
+def _open(config: EngineConfig) -> tuple[AnyCheckpoint | None, ModelConfig, GenerationDefaults, Path]:
+    """The checkpoint, if weights are not random, and what it says: the model, its defaults and where it is."""
+    from jaxserve.loading.resolve import open_checkpoint, open_config
+
+    if config.load_format == "dummy":
+        return None, *open_config(config.model)
+    checkpoint = open_checkpoint(config.model, config.load_format)
+    return checkpoint, checkpoint.config, checkpoint.defaults, checkpoint.path

@@ -213,6 +213,10 @@ class EngineConfig:
     seed: int | None = None  # makes requests without a seed reproducible too
     max_logprobs: int = 20
     tensor_parallel_size: int = 1  # devices that share the model
+    nnodes: int = 1  # hosts, each with as many of these devices as the others
+    node_rank: int = 0  # which of them this is; 0 plans and answers
+    master_addr: str | None = None  # where host 0 is, as the others see it
+    master_port: int = 29501  # of JAX's coordinator there; plans take the next one
     enable_expert_parallel: bool = False  # each of them has experts of its own, not a share of every expert
     max_num_queued_reqs: int | None = None  # waiting requests beyond which new ones get 429
     generation_config: str = "auto"  # auto: the model's own sampling defaults, vllm: none, or a directory
@@ -254,12 +258,28 @@ class EngineConfig:
             "max_num_batched_tokens",
             "kv_cache_memory",
             "tensor_parallel_size",
+            "nnodes",
             "max_num_queued_reqs",
             "data_parallel_size",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 refuse(name, "must be at least 1")
+        if not 0 <= self.node_rank < self.nnodes:
+            refuse("node_rank", f"must be from 0 to {self.nnodes - 1}, with nnodes={self.nnodes}")
+        if self.nnodes > 1 and not self.master_addr:
+            refuse("master_addr", "several hosts need it: the address of the host with node_rank 0")
+        if not 0 < self.master_port < 65535:
+            refuse("master_port", "must be from 1 to 65534")
+        if self.tensor_parallel_size % self.nnodes:
+            refuse(
+                "tensor_parallel_size", f"must be a multiple of nnodes={self.nnodes}: hosts have equal shares"
+            )
+        if self.nnodes > 1 and self.data_parallel_size > 1:
+            refuse(
+                "data_parallel_size",
+                "an engine over several hosts has no replicas beside it; start several servers",
+            )
         if not 0 < self.gpu_memory_utilization <= 1:
             refuse("gpu_memory_utilization", "must be above 0 and at most 1")
         if self.max_logprobs < 0 or self.max_logprobs > 64:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -104,6 +105,34 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="give each of these devices experts of its own, not a share of every expert",
     )
+    add(
+        "--nnodes",
+        type=positive,
+        default=_environment("NNODES", "1"),
+        metavar="N",
+        help="hosts that share the model, each started with the same flags but its own --node-rank (default: "
+        "$NNODES, or 1)",
+    )
+    add(
+        "--node-rank",
+        type=int,
+        default=_environment("NODE_RANK", "0"),
+        metavar="RANK",
+        help="which of the hosts this is, from 0 on; 0 answers HTTP (default: $NODE_RANK, or 0)",
+    )
+    add(
+        "--master-addr",
+        default=_environment("MASTER_ADDR", None),
+        metavar="ADDRESS",
+        help="the host with rank 0, as the others reach it (default: $MASTER_ADDR)",
+    )
+    add(
+        "--master-port",
+        type=int,
+        default=_environment("MASTER_PORT", "29501"),
+        metavar="PORT",
+        help="a port there; the one behind it is used too (default: $MASTER_PORT, or 29501)",
+    )
     add("--forbid-recompile", action="store_true", help="make a compile after start-up an error")
     add(
         "--compile-cache-dir",
@@ -186,6 +215,10 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
         enable_prefix_caching=args.enable_prefix_caching,
         tensor_parallel_size=args.tensor_parallel_size,
         enable_expert_parallel=args.enable_expert_parallel,
+        nnodes=args.nnodes,
+        node_rank=args.node_rank,
+        master_addr=args.master_addr,
+        master_port=args.master_port,
         forbid_recompile=args.forbid_recompile,
         compile_cache_dir=args.compile_cache_dir,
         seed=args.seed,
@@ -226,6 +259,11 @@ def given_engine_flags(args: argparse.Namespace) -> list[str]:
     add_engine_flags(parser)
     defaults = vars(parser.parse_args([]))
     return ["--" + name.replace("_", "-") for name, value in defaults.items() if getattr(args, name) != value]
+
+
+def _environment(name: str, otherwise: str | None) -> str | None:
+    """A default from the environment, which argparse reads like a flag's value."""
+    return os.environ.get(name) or otherwise
 
 
 def _json_object(text: str) -> dict[str, Any]:

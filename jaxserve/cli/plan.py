@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from jaxserve.cli.config_file import add_config_flag
@@ -46,6 +46,7 @@ def make_plan(config: EngineConfig) -> dict[str, Any]:
     from jaxserve.loading.image_processor import read_image_processor
     from jaxserve.loading.resolve import open_config
 
+    config = replace(config, nnodes=1, node_rank=0, master_addr=None)  # devices of all hosts have the same
     model, _, path = open_config(config.model)
 
     from jaxserve.engine.building import weights_bytes

@@ -6,11 +6,15 @@ import argparse
 import logging
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxserve.cli.config_file import add_config_flag
 from jaxserve.cli.engine_flags import add_engine_flags, add_model_argument, engine_config
 from jaxserve.cli.server_flags import add_server_flags, server_settings
+
+if TYPE_CHECKING:
+    from jaxserve.config import EngineConfig
+    from jaxserve.server.settings import ServerSettings
 
 
 def add_parser(subparsers: Any) -> dict[str, argparse.ArgumentParser]:
@@ -30,7 +34,18 @@ def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C; the exit status is 0 when all requests in flight could end."""
     config = engine_config(args)
     settings = server_settings(args)
+    if config.nnodes == 1:
+        return _serve(config, settings)
 
+    from jaxserve.engine.hosts.session import end_process
+
+    try:
+        return _follow(config) if config.node_rank else _serve(config, settings)
+    except BaseException as error:  # noqa: BLE001  # logged; JAX's own end would wait for all hosts, and then abort
+        end_process(error)
+
+
+def _serve(config: EngineConfig, settings: ServerSettings) -> int:
     from jaxserve.server.listen import bind_socket
 
     # Before the seconds that loading takes: a port in use is known at once.
@@ -59,9 +74,24 @@ def run(args: argparse.Namespace) -> int:
             def greet(url: str) -> None:
                 print(banner(url, settings, llm.info), flush=True)
 
-            return serve(app, settings, llm, sock=sock, on_ready=greet)
+            status = serve(app, settings, llm, sock=sock, on_ready=greet)
         finally:
             llm.shutdown()
+        if config.nnodes > 1 and llm.error is not None:
+            raise llm.error
+        return status
+
+
+def _follow(config: EngineConfig) -> int:
+    """Be one of the other hosts of a server, until the first one ends."""
+    from jaxserve.assembly import follow
+
+    _log_to_stderr()
+    print(
+        f"loading {config.model} as host {config.node_rank} of {config.nnodes} …", file=sys.stderr, flush=True
+    )
+    follow(config)
+    return 0
 
 
 def _log_to_stderr() -> None:

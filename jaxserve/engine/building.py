@@ -45,7 +45,8 @@ def settle_engine(
     with timed("device and settings"):
         devices = engine_devices(config, devices)
         device_bytes = weights_bytes(model, layout_of(config, model))
-        return settle(config, model, device_bytes, devices, processor), devices
+        own = [device for device in devices if device.process_index == jax.process_index()]
+        return settle(config, model, device_bytes, own, processor), devices
 
 
 def build_runner(

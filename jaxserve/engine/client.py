@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from jaxserve.config import EngineConfig, ImageProcessorConfig, ModelConfig
 from jaxserve.engine.building import build_runner, settle_engine
 from jaxserve.engine.compiling import CompileGuard
-from jaxserve.engine.core import EngineCore, failure
+from jaxserve.engine.core import AnyRunner, EngineCore, failure
 from jaxserve.engine.encoder_cache import PAGE_ROWS, EncoderCache
 from jaxserve.engine.image_planner import ImagePlanner
 from jaxserve.engine.pages import PageAllocator
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 OnOutputs = Callable[[Sequence[TokenOutput]], None]
 OnDead = Callable[[Exception], None]
+
+_LAST_SECONDS = 2.0  # for the thread of an engine that has failed, which may never get away from its step
 
 
 class InProcessClient:
@@ -57,6 +59,7 @@ class InProcessClient:
         self._stopping = False
         self._compiling: set[str] = set()  # requests whose grammar is being compiled
         self._error: Exception | None = None
+        self._failing = threading.Lock()
         self._on_outputs: OnOutputs
         self._on_dead: OnDead
 
@@ -102,13 +105,22 @@ class InProcessClient:
         self._stopping = True
         self._orders.put(lambda: None)
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(_LAST_SECONDS if self._error is not None else None)
             gc.unfreeze()  # a front end and its client refer to each other: weights would never be let go
+
+    def fail(self, error: Exception) -> None:
+        """End the engine, from any thread: its own may be waiting for what never comes.  The first error counts."""
+        with self._failing:
+            if self._error is not None:
+                return
+            self._error = error
+        self._on_dead(error)
+        self._orders.put(lambda: None)
 
     def _run(self) -> None:
         self._guard.start()
         try:
-            while not self._stopping:
+            while not self._stopping and self._error is None:
                 self._take_orders(wait=not self._core.has_work)
                 if self._core.has_work:
                     outputs = self._core.step()
@@ -117,8 +129,7 @@ class InProcessClient:
         except BaseException as error:  # the loop's own end: every request is told, see docs/architecture.md
             logger.exception("the engine cannot go on")
             # A panic in a native library is no Exception.
-            self._error = error if isinstance(error, Exception) else EngineDeadError(repr(error))
-            self._on_dead(self._error)
+            self.fail(error if isinstance(error, Exception) else EngineDeadError(repr(error)))
         finally:
             self._guard.stop()
 
@@ -186,6 +197,14 @@ def build_client(
     """
     settings, devices = settle_engine(config, model, processor, devices)
     runner = build_runner(config, checkpoint, settings, devices, weights)
+    core, info = make_core(config, settings, runner, grammars)
+    return InProcessClient(core, info, forbid_recompile=config.forbid_recompile, grammars=grammars)
+
+
+def make_core(
+    config: EngineConfig, settings: Settings, runner: AnyRunner, grammars: GrammarCompiler | None
+) -> tuple[EngineCore, EngineInfo]:
+    """What plans for a runner, and what it tells of itself."""
     scheduler = Scheduler(
         PageAllocator(settings.memory.num_pages, enable_prefix_caching=config.enable_prefix_caching),
         page_size=settings.page_size,
@@ -198,7 +217,7 @@ def build_client(
     )
     info = EngineInfo(
         model=config.model,
-        vocab_size=model.vocab_size,
+        vocab_size=settings.model.vocab_size,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
@@ -211,8 +230,7 @@ def build_client(
         else f"{settings.layout.num_devices} x {settings.device_kind}",
         images=_image_info(settings),
     )
-    core = EngineCore(scheduler, runner, grammars)
-    return InProcessClient(core, info, forbid_recompile=config.forbid_recompile, grammars=grammars)
+    return EngineCore(scheduler, runner, grammars), info
 
 
 def _image_planner(tower: TowerSettings) -> ImagePlanner:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Protocol
 
 import jax
 import numpy as np
 
 from jaxserve.engine.constraints import MaskMaker
 from jaxserve.engine.pace import Pace
-from jaxserve.engine.plan import ON_DEVICE, StepPlan, StepResult
+from jaxserve.engine.plan import ON_DEVICE, Admission, StepPlan, StepResult
 from jaxserve.engine.protocol import CoreRequest, EngineStats, TokenOutput
-from jaxserve.engine.runner import PendingStep, Runner
+from jaxserve.engine.runner import PendingStep
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.sequence import Sequence
 from jaxserve.outputs import FINISH_ERROR
@@ -33,10 +35,28 @@ _STUCK = (
 )
 
 
+class AnyRunner(Protocol):
+    """As much of a Runner as is needed here; that of several hosts has no more."""
+
+    def admit(self, admission: Admission) -> None: ...
+
+    def dispatch(self, plan: StepPlan) -> PendingStep: ...
+
+    def start(self, plan: StepPlan) -> tuple[jax.Array, ...]: ...
+
+    def finish(
+        self, plan: StepPlan, outputs: tuple[jax.Array, ...], allowed: Mapping[int, np.ndarray]
+    ) -> PendingStep: ...
+
+    def fetch(self, pending: PendingStep) -> StepResult: ...
+
+
 class EngineCore:
     """Scheduler and runner in one loop; single-threaded, never waits for anything but the device."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, grammars: GrammarCompiler | None = None) -> None:
+    def __init__(
+        self, scheduler: Scheduler, runner: AnyRunner, grammars: GrammarCompiler | None = None
+    ) -> None:
         self._scheduler = scheduler
         self._runner = runner
         self._grammars = grammars

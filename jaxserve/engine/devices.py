@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import jax
 
 from jaxserve.config import EngineConfig
+from jaxserve.engine.hosts.joining import join_hosts
 from jaxserve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _POOL_SHARE_OF_SEVERAL = 0.9  # of the share otherwise
 def find_devices(config: EngineConfig) -> list[Device]:
     """All devices there are.  To be asked first of all: it decides what JAX's allocator takes of them."""
     _reserve_device_memory(config)
+    join_hosts(config)
     return jax.devices()
 
 
@@ -47,7 +49,17 @@ def engine_devices(config: EngineConfig, devices: Sequence[Device] | None = None
     found = find_devices(config)
     if len(found) < wanted:
         raise ConfigError(f"tensor_parallel_size={wanted}: {missing_devices(found, wanted)}")
-    return tuple(found[:wanted])
+    if config.nnodes == 1:
+        return tuple(found[:wanted])
+    share = wanted // config.nnodes
+    hosts = [[device for device in found if device.process_index == rank] for rank in range(config.nnodes)]
+    for rank, own in enumerate(hosts):
+        if len(own) < share:
+            raise ConfigError(
+                f"tensor_parallel_size={wanted} over nnodes={config.nnodes}: node_rank {rank} has {len(own)} devices, "
+                f"and needs {share}"
+            )
+    return tuple(device for own in hosts for device in own[:share])
 
 
 def missing_devices(found: Sequence[Device], wanted: int) -> str:

@@ -164,7 +164,13 @@ class ProgramBook:
 
     def put(self, tree: Any) -> Any:
         """Arrays of the host on every device, in one transfer."""
-        return jax.device_put(tree, self._place(()))
+        sharding = self._place(())
+        if sharding is None or sharding.is_fully_addressable:
+            return jax.device_put(tree, sharding)
+        # Over several hosts device_put would first compare what each of them gives.
+        return jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree
+        )
 
     def _place(self, axes: Sequence[str]) -> jax.sharding.Sharding | None:
         """Where an array of the engine lies whose dimensions are called `axes`; other dimensions are not divided."""

@@ -6,6 +6,7 @@ from jaxserve.config import EngineConfig, ImageProcessorConfig, ModelConfig
 from jaxserve.engine.balanced_client import BalancedClient
 from jaxserve.engine.client import build_client
 from jaxserve.engine.devices import find_devices, missing_devices
+from jaxserve.engine.hosts.leading_client import build_leading_client
 from jaxserve.engine.protocol import EngineClient
 from jaxserve.engine.shared_weights import SharedWeights
 from jaxserve.errors import ConfigError
@@ -26,6 +27,8 @@ def build_replicas(
     The checkpoint is read once: replicas after the first one copy its weights from device to device, and load the
     programs that it compiled.
     """
+    if config.nnodes > 1:
+        return build_leading_client(config, checkpoint, model, grammars, processor)
     count = config.data_parallel_size
     if count == 1:
         return build_client(config, checkpoint, model, grammars, processor)

@@ -1,0 +1,100 @@
+"""The other hosts' side: they run what the first one plans, and answer nobody."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import jax
+
+from jaxserve.engine.hosts.link import Link, LinkLostError
+from jaxserve.engine.hosts.messages import Admit, Dispatch, End, Finish, Message, Start, Welcome
+from jaxserve.engine.runner import PendingStep, Runner
+from jaxserve.errors import EngineDeadError
+
+logger = logging.getLogger(__name__)
+
+_MOST_PENDING = 2  # steps, as on the first host
+
+
+class Follower:
+    """Takes the first host's orders from a link, on a thread of its own: a step may wait for what never comes."""
+
+    def __init__(self, link: Link, on_lost: Callable[[EngineDeadError], None]) -> None:
+        """`on_lost` is called on another thread, once, if the first host is lost or ends with an error."""
+        self._link = link
+        link.be_patient()
+        self._on_lost = on_lost
+        self._orders: queue.SimpleQueue[Message | EngineDeadError] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, name="leader", daemon=True).start()
+
+    def wait(self) -> int:
+        """Until all hosts are there: the number of pages that fit everywhere.  Raises EngineDeadError."""
+        order = self._orders.get()
+        if isinstance(order, Welcome):
+            return order.num_pages
+        self._link.close()
+        raise order if isinstance(order, EngineDeadError) else EngineDeadError("node_rank 0 ended")
+
+    def run(self, runner: Runner) -> None:
+        """Follow until the first host ends.  Raises EngineDeadError where that was no ordinary end."""
+        try:
+            self._follow(runner)
+        finally:
+            self._link.close()
+
+    def _follow(self, runner: Runner) -> None:
+        pending: deque[PendingStep] = deque()
+        started: tuple[jax.Array, ...] | None = None
+        is_serving = False
+        while True:
+            order = self._orders.get()
+            if isinstance(order, EngineDeadError):
+                raise order
+            if isinstance(order, End):
+                return
+            if not is_serving:
+                is_serving = True
+                self._link.be_prompt()
+            if isinstance(order, Admit):
+                self._admit(runner, order)
+            elif isinstance(order, Dispatch):
+                pending.append(runner.dispatch(order.plan))
+            elif isinstance(order, Start):
+                started = runner.start(order.plan)
+            elif isinstance(order, Finish):
+                assert started is not None, "a step is started before it is finished"
+                pending.append(runner.finish(order.plan, started, order.allowed))
+                started = None
+            if len(pending) > _MOST_PENDING:
+                runner.fetch(pending.popleft())
+
+    def _admit(self, runner: Runner, order: Admit) -> None:
+        try:
+            runner.admit(order.admission)
+        except jax.errors.JaxRuntimeError:
+            raise
+        except Exception:  # the first host meets the same, and fails that request: see EngineCore
+            logger.exception("request %s could not be set up", order.admission.request.request_id)
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                message = self._link.receive()
+            except LinkLostError as error:
+                self._lose(f"lost node_rank 0 (at {self._link.peer}): {error}")
+                return
+            if isinstance(message, End) and message.error:
+                self._lose(f"node_rank 0 ended: {message.error}")
+                return
+            self._orders.put(message)
+            if isinstance(message, End):
+                return
+
+    def _lose(self, why: str) -> None:
+        error = EngineDeadError(why)
+        self._orders.put(error)
+        self._on_lost(error)

@@ -1,0 +1,59 @@
+"""The client of an engine over several hosts, on the first of them."""
+
+from __future__ import annotations
+
+from jaxserve.config import EngineConfig, ImageProcessorConfig, ModelConfig
+from jaxserve.engine.building import build_runner, settle_engine
+from jaxserve.engine.client import InProcessClient, OnDead, OnOutputs, make_core
+from jaxserve.engine.core import EngineCore
+from jaxserve.engine.hosts.leader import Followers, LeadingRunner
+from jaxserve.engine.hosts.session import meet_followers
+from jaxserve.engine.protocol import EngineInfo
+from jaxserve.loading.checkpoint import AnyCheckpoint
+from jaxserve.structured.compiler import GrammarCompiler
+
+
+class LeadingClient(InProcessClient):
+    """An engine that dies with any of its followers, at once."""
+
+    def __init__(
+        self,
+        core: EngineCore,
+        info: EngineInfo,
+        followers: Followers,
+        *,
+        forbid_recompile: bool,
+        grammars: GrammarCompiler | None,
+    ) -> None:
+        super().__init__(core, info, forbid_recompile=forbid_recompile, grammars=grammars)
+        self._followers = followers
+
+    def start(self, on_outputs: OnOutputs, on_dead: OnDead) -> None:
+        """Start the step loop, and from now on take the loss of a follower for its end."""
+        super().start(on_outputs, on_dead)
+        self._followers.watch(self.fail)
+        self._followers.be_prompt()
+
+    def shutdown(self) -> None:
+        """Stop after the step that runs, and let the followers go."""
+        super().shutdown()
+        self._followers.end()
+
+
+def build_leading_client(
+    config: EngineConfig,
+    checkpoint: AnyCheckpoint | None,
+    model: ModelConfig,
+    grammars: GrammarCompiler | None,
+    processor: ImageProcessorConfig | None,
+) -> LeadingClient:
+    """Wait for the other hosts, then build with them what build_client builds.  The client is not started."""
+    settings, devices = settle_engine(config, model, processor)
+    followers, settings = meet_followers(config, settings)
+    try:
+        runner = build_runner(config, checkpoint, settings, devices)
+    except BaseException as error:
+        followers.end(str(error) or type(error).__name__)
+        raise
+    core, info = make_core(config, settings, LeadingRunner(runner, followers), grammars)
+    return LeadingClient(core, info, followers, forbid_recompile=config.forbid_recompile, grammars=grammars)

@@ -1,0 +1,101 @@
+"""A connection between two hosts that notices soon when the other one is gone."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+import threading
+
+from jaxserve.engine.hosts.messages import Alive, Message, decode, encode
+
+logger = logging.getLogger(__name__)
+
+_LENGTH = struct.Struct("!Q")
+_MOST_BYTES = 1 << 30  # of one message
+BEAT_SECONDS = 1.0
+LOST_SECONDS = 6.0  # without a byte from the other side, of hosts that serve
+LOST_SECONDS_AT_START = 120.0  # of hosts that build programs, whose threads may have to wait for each other
+
+
+class LinkLostError(Exception):
+    """The other host is gone, or says what it should not."""
+
+
+class Link:
+    """Messages over TCP, in order.  Sends from any thread; one thread receives."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.settimeout(LOST_SECONDS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.peer = str(sock.getpeername()[0])  # address of the other side
+        self._socket = sock
+        self._sending = threading.Lock()
+        self._closed = threading.Event()
+        self._beats = threading.Thread(target=self._beat, name="host-beat", daemon=True)
+        self._beats.start()
+
+    def be_patient(self) -> None:
+        """Both sides build their programs now: see LOST_SECONDS_AT_START."""
+        self._socket.settimeout(LOST_SECONDS_AT_START)
+
+    def be_prompt(self) -> None:
+        """Both sides are ready: see LOST_SECONDS."""
+        self._socket.settimeout(LOST_SECONDS)
+
+    def send(self, message: Message) -> None:
+        """Raises LinkLostError."""
+        data = encode(message)
+        try:
+            with self._sending:
+                self._socket.sendall(_LENGTH.pack(len(data)) + data)
+        except OSError as error:
+            raise LinkLostError(_told(error)) from error
+
+    def receive(self) -> Message:
+        """The next message that says something.  Raises LinkLostError."""
+        while True:
+            (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
+            if length > _MOST_BYTES:
+                raise LinkLostError(f"it announced a message of {length} bytes")
+            try:
+                message = decode(bytes(self._read(length)))
+            except ValueError as error:
+                raise LinkLostError(f"it sent what is no message: {error}") from error
+            if not isinstance(message, Alive):
+                return message
+
+    def close(self) -> None:
+        """Say no more.  Closing twice is fine."""
+        self._closed.set()
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it was not connected any more
+        self._socket.close()
+
+    def _read(self, count: int) -> bytearray:
+        data = bytearray(count)
+        view = memoryview(data)
+        while len(view):
+            try:
+                num_read = self._socket.recv_into(view)
+            except TimeoutError as error:
+                raise LinkLostError(f"it has said nothing for {self._socket.gettimeout():g} s") from error
+            except OSError as error:
+                raise LinkLostError(_told(error)) from error
+            if not num_read:
+                raise LinkLostError("it closed the connection")
+            view = view[num_read:]
+        return data
+
+    def _beat(self) -> None:
+        while not self._closed.wait(BEAT_SECONDS):
+            try:
+                self.send(Alive())
+            except LinkLostError:
+                return  # whoever receives finds out, too
+
+
+def _told(error: OSError) -> str:
+    return f"the connection is broken ({error.strerror or error})"

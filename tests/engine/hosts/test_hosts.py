@@ -1,0 +1,212 @@
+"""A leader and its followers on loopback, with runners that note what they are told: who acts, and who is missed."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import random
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxserve.engine.hosts import link as link_module
+from jaxserve.engine.hosts.follower import Follower
+from jaxserve.engine.hosts.leader import Followers, LeadingRunner
+from jaxserve.engine.hosts.link import Link
+from jaxserve.engine.hosts.messages import Hello
+from jaxserve.engine.plan import Admission, PlanEntry, StepPlan
+from jaxserve.errors import ConfigError, EngineDeadError
+from tests.engine.tiny_engine import request
+
+
+class NotingRunner:
+    """A Runner that only remembers."""
+
+    def __init__(self, refused_slot: int = -1) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self._refused_slot = refused_slot
+
+    def admit(self, admission: Admission) -> None:
+        self.calls.append(("admit", admission))
+        if admission.slot == self._refused_slot:
+            raise ValueError("no such slot")
+
+    def dispatch(self, plan: StepPlan) -> Any:
+        self.calls.append(("dispatch", plan))
+        return plan
+
+    def start(self, plan: StepPlan) -> Any:
+        self.calls.append(("start", plan))
+        return plan
+
+    def finish(self, plan: StepPlan, outputs: Any, allowed: dict[int, np.ndarray]) -> Any:
+        assert outputs.step_id == plan.step_id
+        masks = {row: mask.tolist() for row, mask in allowed.items()}
+        self.calls.append(("finish", plan, masks))
+        return plan
+
+    def fetch(self, pending: StepPlan) -> Any:
+        return pending.step_id
+
+
+class FollowingHost:
+    """A follower on a thread: what it did, and how it ended."""
+
+    def __init__(
+        self, port: int, rank: int, *, fingerprint: str = "same", runner: NotingRunner | None = None
+    ) -> None:
+        self.runner = runner or NotingRunner()
+        self.end: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        self.lost: queue.SimpleQueue[EngineDeadError] = queue.SimpleQueue()
+        self.link = Link(socket.create_connection(("127.0.0.1", port)))
+        self.link.send(Hello(rank, fingerprint, 40 + rank))
+        self._follower = Follower(self.link, self.lost.put)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self.num_pages = self._follower.wait()
+            self._follower.run(self.runner)  # type: ignore[arg-type]  # as much of a runner as is needed
+        except EngineDeadError as error:
+            self.end.put(error)
+        else:
+            self.end.put(None)
+
+
+@contextlib.contextmanager
+def leader(num_followers: int) -> Iterator[tuple[Followers, int]]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        followers = Followers(listener, num_followers, "same")
+        try:
+            yield followers, listener.getsockname()[1]
+        finally:
+            followers.end()
+
+
+def plan(step_id: int) -> StepPlan:
+    entry = PlanEntry(
+        seq_id=1,
+        slot=0,
+        start=step_id,
+        token_ids=(-1,),
+        samples=True,
+        num_generated=step_id,
+        page_offset=0,
+        new_pages=(),
+    )
+    return StepPlan(step_id=step_id, admissions=(), entries=(entry,))
+
+
+def test_followers_do_all_that_the_leader_does_in_its_order() -> None:
+    with leader(2) as (followers, port):
+        hosts = [FollowingHost(port, rank) for rank in (2, 1)]
+        assert followers.wait(10, 50) == 41  # what fits everywhere
+        own = NotingRunner()
+        runner = LeadingRunner(own, followers)  # type: ignore[arg-type]  # as much of a runner as is needed
+        rng = random.Random(0)
+        for step in range(60):
+            kind = rng.choice(["admit", "dispatch", "constrained"])
+            if kind == "admit":
+                admission = Admission(slot=step % 4, request=request(f"r{step}", [step]), token_ids=(step,))
+                runner.admit(admission)
+            elif kind == "dispatch":
+                assert runner.fetch(runner.dispatch(plan(step))) == step  # type: ignore[comparison-overlap]
+            else:
+                outputs = runner.start(plan(step))
+                runner.finish(plan(step), outputs, {0: np.array([step, 7], np.uint32)})
+        followers.end()
+        for host in hosts:
+            assert host.end.get(timeout=10) is None
+            assert host.num_pages == 41
+            assert host.runner.calls == own.calls
+
+
+def test_what_a_runner_refuses_is_refused_on_all_hosts_and_the_rest_goes_on() -> None:
+    with leader(1) as (followers, port):
+        host = FollowingHost(port, 1, runner=NotingRunner(refused_slot=3))
+        followers.wait(10, 50)
+        own = NotingRunner(refused_slot=3)
+        runner = LeadingRunner(own, followers)  # type: ignore[arg-type]  # as much of a runner as is needed
+        with pytest.raises(ValueError, match="no such slot"):
+            runner.admit(Admission(slot=3, request=request("a", [1]), token_ids=(1,)))
+        runner.dispatch(plan(0))
+        followers.end()
+        assert host.end.get(timeout=10) is None
+        assert host.runner.calls == own.calls
+
+
+def test_a_lost_follower_is_named_at_once_and_nothing_more_is_dispatched() -> None:
+    with leader(2) as (followers, port):
+        hosts = [FollowingHost(port, rank) for rank in (1, 2)]
+        followers.wait(10, 50)
+        lost: queue.SimpleQueue[EngineDeadError] = queue.SimpleQueue()
+        followers.watch(lost.put)
+        hosts[1].link.close()
+        error = lost.get(timeout=10)
+        assert str(error) == "lost node_rank 2 of 3 (at 127.0.0.1): it closed the connection"
+        runner = LeadingRunner(NotingRunner(), followers)  # type: ignore[arg-type]  # as above
+        with pytest.raises(EngineDeadError, match="node_rank 2"):
+            runner.dispatch(plan(0))
+        followers.watch(lost.put)  # who asks late is told at once
+        assert lost.get(timeout=10) is error
+        assert lost.empty()
+
+
+def test_a_follower_that_hangs_is_lost_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "LOST_SECONDS", 0.3)
+    monkeypatch.setattr(link_module, "BEAT_SECONDS", 0.1)
+    lost: queue.SimpleQueue[EngineDeadError] = queue.SimpleQueue()
+    with leader(1) as (followers, port):
+        host = FollowingHost(port, 1)
+        followers.wait(10, 50)
+        followers.watch(lost.put)
+        followers.be_prompt()
+        with pytest.raises(queue.Empty):
+            lost.get(timeout=0.6)  # it has nothing to say, and is there
+        monkeypatch.setattr(host.link, "send", lambda message: None)
+        assert "node_rank 1 of 2 (at 127.0.0.1): it has said nothing for 0.3 s" in str(lost.get(timeout=10))
+
+
+def test_followers_end_when_the_leader_does() -> None:
+    with leader(1) as (followers, port):
+        host = FollowingHost(port, 1)
+        followers.wait(10, 50)
+        followers.end("out of memory")
+        assert str(host.lost.get(timeout=10)) == "node_rank 0 ended: out of memory"
+        assert isinstance(host.end.get(timeout=10), EngineDeadError)
+    with leader(1) as (followers, port):
+        host = FollowingHost(port, 1)
+        followers.wait(10, 50)
+        for link in followers._links.values():
+            link.close()  # as if the process had been killed
+        assert "lost node_rank 0 (at 127.0.0.1)" in str(host.lost.get(timeout=10))
+        assert isinstance(host.end.get(timeout=10), EngineDeadError)
+
+
+@pytest.mark.parametrize(
+    ("rank", "fingerprint", "says"),
+    [(1, "another", "has another model, other flags or another version"), (5, "same", "has no such rank")],
+)
+def test_a_follower_of_something_else_is_refused_on_both_sides(
+    rank: int, fingerprint: str, says: str
+) -> None:
+    with leader(1) as (followers, port):
+        host = FollowingHost(port, rank, fingerprint=fingerprint)
+        with pytest.raises(ConfigError, match=says):
+            followers.wait(10, 50)
+        assert says in str(host.lost.get(timeout=10))
+
+
+def test_a_stranger_is_turned_away_and_who_is_missing_is_named() -> None:
+    with leader(2) as (followers, port):
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+            host = FollowingHost(port, 2)
+            with pytest.raises(ConfigError, match=r"nobody came with --node-rank 1 within 0\.5 s"):
+                followers.wait(0.5, 50)
+        followers.end()
+        assert str(host.end.get(timeout=10)) == "node_rank 0 ended"

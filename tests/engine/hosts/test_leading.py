@@ -1,0 +1,123 @@
+"""What several hosts ask of the rest of an engine: flags, devices, and a client that ends while its step hangs."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from jaxserve.cli.engine_flags import engine_config
+from jaxserve.cli.main import parse
+from jaxserve.config import EngineConfig
+from jaxserve.engine import client as client_module
+from jaxserve.engine import devices as devices_module
+from jaxserve.engine.devices import engine_devices
+from jaxserve.engine.hosts.joining import listen_for_followers
+from jaxserve.engine.hosts.leader import Followers
+from jaxserve.engine.hosts.leading_client import LeadingClient
+from jaxserve.errors import ConfigError, EngineDeadError
+from tests.engine.hosts.test_hosts import FollowingHost
+from tests.engine.tiny_engine import Collector, request
+from tests.scripted import scripted_info
+
+
+def two_hosts(**options: Any) -> EngineConfig:
+    settings = {"nnodes": 2, "master_addr": "10.0.0.1", "tensor_parallel_size": 4} | options
+    return EngineConfig("m", **settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"node_rank": 2}, "node_rank=2: must be from 0 to 1, with nnodes=2"),
+        ({"node_rank": -1}, "node_rank=-1"),
+        ({"master_addr": None}, "master_addr=None: several hosts need it"),
+        ({"master_port": 65535}, "master_port=65535"),
+        ({"tensor_parallel_size": 5}, "tensor_parallel_size=5: must be a multiple of nnodes=2"),
+        ({"data_parallel_size": 2}, "data_parallel_size=2: an engine over several hosts"),
+        ({"nnodes": 0}, "nnodes=0: must be at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(options: dict[str, Any], says: str) -> None:
+    two_hosts()
+    with pytest.raises(ConfigError, match=says):
+        two_hosts(**options)
+
+
+def test_hosts_may_be_told_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "NNODES": "2",
+        "NODE_RANK": "1",
+        "MASTER_ADDR": "head",
+        "MASTER_PORT": "3000",
+    }.items():
+        monkeypatch.setenv(name, value)
+    config = engine_config(parse(["serve", "m", "-tp", "2", "--master-port", "4000"]))
+    assert (config.nnodes, config.node_rank) == (2, 1)
+    assert (config.master_addr, config.master_port) == ("head", 4000)
+
+
+def test_every_host_has_an_equal_share_of_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = [SimpleNamespace(id=i, process_index=i // 4) for i in range(6)]
+    monkeypatch.setattr(devices_module, "find_devices", lambda config: devices)
+    found = engine_devices(two_hosts())
+    assert [device.id for device in found] == [0, 1, 4, 5]
+    with pytest.raises(ConfigError, match="node_rank 1 has 2 devices, and needs 3"):
+        engine_devices(two_hosts(tensor_parallel_size=6))
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = two_hosts(master_port=port - 1)
+        with pytest.raises(ConfigError, match=f"the port behind it, {port}, cannot be had"):
+            listen_for_followers(config)
+
+
+class HangingCore:
+    """An engine whose step waits for what never comes."""
+
+    has_work = True
+
+    def __init__(self) -> None:
+        self.is_stepping, self.may_end = threading.Event(), threading.Event()
+
+    def step(self) -> list[Any]:
+        self.is_stepping.set()
+        self.may_end.wait(30)
+        raise RuntimeError("the collective failed")
+
+
+def test_a_lost_follower_ends_the_engine_while_its_step_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_LAST_SECONDS", 0.05)
+    core, collector, deaths = HangingCore(), Collector(), []
+
+    def on_dead(error: Exception) -> None:
+        deaths.append(str(error))
+        collector.on_dead(error)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        followers = Followers(listener, 1, "same")
+        host = FollowingHost(listener.getsockname()[1], 1)
+        followers.wait(10, 50)
+        client: Any = LeadingClient(
+            core,  # type: ignore[arg-type]  # as much of a core as is needed
+            scripted_info(),
+            followers,
+            forbid_recompile=False,
+            grammars=None,
+        )
+        client.start(collector.on_outputs, on_dead)
+        assert core.is_stepping.wait(10)
+        host.link.close()
+        collector.wait("nobody")
+        with pytest.raises(EngineDeadError, match="node_rank 1 of 2"):
+            client.submit([request("a", [1])])
+        client.shutdown()
+        assert isinstance(host.end.get(timeout=10), EngineDeadError)
+    core.may_end.set()
+    client._thread.join(10)
+    assert deaths == ["lost node_rank 1 of 2 (at 127.0.0.1): it closed the connection"]
