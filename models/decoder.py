@@ -21,9 +21,6 @@ from jaxserve.models.layers import Attention, GatedMLP, RMSNorm, parameter, take
 from jaxserve.models.part import WHOLE, Part
 from jaxserve.models.rope import rope_table
 
-# From here on devices have enough of their own to do while they add up halves of a layer's products.
-_HALVED_TOKENS = 4096
-
 
 class DecoderLayer(nnx.Module):
     """Attention, then feed-forward, each behind a norm and beside a residual."""
@@ -36,7 +33,6 @@ class DecoderLayer(nnx.Module):
         dtype: jnp.dtype,
         part: Part = WHOLE,
     ) -> None:
-        self.part = part
         self.attention_norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
         self.attention = Attention(config, window, dtype, part)
         self.mlp_norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
@@ -61,29 +57,14 @@ class DecoderLayer(nnx.Module):
         If `rows` [R] are given, x and what is added to it are those tokens', [R, D] and [C, R, D].
         """
         x, normed = self.attention_norm.add(x, delta, meta.backend)
-        out, kv_pages, scratch = self.attention(normed, kv_pages, rope, meta, scratch, rows)
-        is_live = meta.is_live
+        attended, kv_pages, scratch = self.attention(normed, kv_pages, rope, meta, scratch, rows)
         if rows is not None:
-            x, is_live = take_rows(x, rows), take_rows(is_live, rows)
-        if self.part.is_whole or len(x) < _HALVED_TOKENS:
-            return *self._behind_attention(x, out, is_live, meta.backend), kv_pages, scratch
-        # While devices add up one half's products, they compute the other's.
-        middle = len(x) // 2
-        halves = [
-            self._behind_attention(x[half], out[half], is_live[half], meta.backend)
-            for half in (slice(0, middle), slice(middle, None))
-        ]
-        x, delta = (jnp.concatenate(both, axis=-2) for both in zip(*halves, strict=True))
-        return x, delta, kv_pages, scratch
-
-    def _behind_attention(
-        self, x: jax.Array, out: jax.Array, is_live: jax.Array, backend: Backend
-    ) -> tuple[jax.Array, jax.Array]:
-        """x [T, D] and the heads' outputs [T, N, H] to x with these and what is to be added to it, [C, T, D]."""
-        x, normed = self.mlp_norm.add(x, self.attention.project(out, backend), backend)
+            x = take_rows(x, rows)
+        x, normed = self.mlp_norm.add(x, attended, meta.backend)
         if isinstance(self.mlp, GatedMLP):
-            return x, self.mlp(normed, backend)
-        return x, self.mlp(normed, is_live, backend)
+            return x, self.mlp(normed, meta.backend), kv_pages, scratch
+        is_live = meta.is_live if rows is None else take_rows(meta.is_live, rows)
+        return x, self.mlp(normed, is_live, meta.backend), kv_pages, scratch
 
 
 @partial(jax.jit, static_argnums=0)

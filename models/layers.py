@@ -90,9 +90,9 @@ class Attention(nnx.Module):
         scratch: StepScratch,
         rows: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, StepScratch]:
-        """x [T, D] and this layer's pages [P, S, K, 2, H] to the heads' outputs, the pages and the scratch.
+        """x [T, D] and this layer's pages [P, S, K, 2, H] to the output, the pages and the scratch.
 
-        The outputs are [T, N, H], or of `rows` [R] alone, if they are given, [R, N, H]; `project` wants them.
+        The output is in parts [C, T, D] to be summed, or of `rows` [R] alone, if they are given, [C, R, D].
         """
         qkv = contract(x, self.qkv[...], backend=meta.backend)  # [T, K, G + 2, H]
         if self.qkv_bias is not None:
@@ -109,11 +109,9 @@ class Attention(nnx.Module):
             rope=rope,
             norms=norms,
         )
-        return (out if rows is None else take_rows(out, rows)), kv_pages, scratch
-
-    def project(self, out: jax.Array, backend: Backend) -> jax.Array:
-        """Heads' outputs [T, N, H] to parts [C, T, D] to be summed."""
-        return _contract_parts(out, self.o, 2, self.o_bias, backend, self.part)
+        if rows is not None:
+            out = take_rows(out, rows)
+        return _contract_parts(out, self.o, 2, self.o_bias, meta.backend, self.part), kv_pages, scratch
 
 
 class GatedMLP(nnx.Module):

@@ -36,9 +36,6 @@ _OPTIONS = (
     # become one (compiled for H100, jax 0.11.2, 2026-11-22).
     _Option("xla_gpu_enable_command_buffer", ",".join((*_GRAPH_DEFAULT, "COLLECTIVES")), "gpu", True),
     _Option("xla_gpu_graph_min_graph_size", "1", "gpu", True),
-    # Products of a step's halves, of which one is added up while the other is computed (decoder.DecoderLayer), would
-    # become one again, with copies around it (compiled for H100, jax 0.11.2, 2026-11-25).
-    _Option("xla_gpu_dot_merger_threshold_mb", "0", "gpu", True),
     # XLA compiles and times dozens of Triton kernels for each product before it takes the fastest.  Of many rows each
     # try runs for milliseconds, one at a time whatever the number of cores: the 7 mixed programs of an 8B model took
     # 31 s by themselves (16 cores, H100, jax 0.11.2, 2026-11-23), and prefill is not slower without: 44,624 tokens/s
