@@ -6,6 +6,8 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from urllib.parse import urljoin
 
@@ -18,6 +20,7 @@ from jaxserve.media.refusal import refused
 MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_ADDRESSES = 4  # of a host's, that are tried in turn
+_LOOKUPS = 8  # at a time
 
 
 class Fetcher:
@@ -60,7 +63,10 @@ class Fetcher:
             answer = await self._get(self._checked(url, where), where)
             if isinstance(answer, bytes):
                 return answer
-            url = urljoin(url, answer)
+            try:
+                url = urljoin(url, answer)
+            except ValueError as error:
+                raise refused(where, "was redirected to what is not a valid URL") from error
         raise refused(where, f"was redirected more than {MAX_REDIRECTS} times")
 
     def _checked(self, url: str, where: str) -> httpx.URL:
@@ -70,6 +76,8 @@ class Fetcher:
             raise refused(where, "is not a valid URL") from error
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise refused(where, f"leads to a URL that is not http(s): {url!r:.60}")
+        if parsed.port is not None and not 0 < parsed.port < 65536:
+            raise refused(where, "is not a valid URL: ports are from 1 to 65535")
         if parsed.userinfo:
             raise refused(where, "must not hold a user name or password")
         allowed = self._policy.allowed_domains
@@ -134,6 +142,9 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
 
     def __init__(self, policy: MediaPolicy) -> None:
         self._is_allowed = policy.is_allowed_address
+        # Nothing ends a look-up before its time, and strangers choose which servers are asked: on the event loop's own
+        # threads, everybody's prompts would wait for those.
+        self._lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="jaxserve-hosts")
         inner: Any = httpcore.AnyIOBackend()  # typed as what stands in for it where anyio is missing
         self._inner: httpcore.AsyncNetworkBackend = inner
 
@@ -145,8 +156,8 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(self._lookups, look_up)
         # Numbers in whatever form (2130706433, 0177.1, 0x7f.1) are addresses by now.
         addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
         if not addresses or not all(map(self._is_allowed, addresses)):

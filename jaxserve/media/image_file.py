@@ -59,6 +59,7 @@ def upright_rgb(image: Image.Image, where: str) -> Image.Image:
     Raises RequestError for a file that is cut off or broken.
     """
     try:
+        image.load()  # after which TIFF's are upright, and say so
         orientation = _orientation(image)
         if "A" in image.getbands() or "transparency" in image.info:
             image = image if image.mode == "RGBA" else image.convert("RGBA")
@@ -68,7 +69,6 @@ def upright_rgb(image: Image.Image, where: str) -> Image.Image:
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.mode != "RGB":
             image = image.convert("RGB")
-        image.load()
         return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
     except Exception as error:  # decoders raise anything for broken files
         raise refused(where, f"is a damaged image: {str(error) or type(error).__name__:.100}") from error

@@ -22,11 +22,11 @@ def file_of(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return file.getvalue()
 
 
-def turned(orientation: int) -> bytes:
-    """The cat as a JPEG with an EXIF orientation."""
+def turned(orientation: int, kind: str = "JPEG") -> bytes:
+    """The cat as a file with an EXIF orientation."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    return file_of(Image.open(CAT), "JPEG", exif=exif)
+    return file_of(Image.open(CAT), kind, exif=exif)
 
 
 def _with_alpha() -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +90,12 @@ async def test_a_name_is_looked_up_once_and_all_its_addresses_count(monkeypatch:
     looked_up: list[str] = []
     addresses = ["127.0.0.1"]
 
-    async def getaddrinfo(self: Any, host: str, port: int, **_: Any) -> list[Any]:
+    def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
         looked_up.append(host)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
 
     async with web({"/": answer(b"abc")}) as here:
-        monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
         url = here.url("/", "images.example.com")
         assert await Fetcher(policy()).fetch(url, WHERE) == b"abc"
         assert looked_up[0] == "images.example.com"
@@ -101,6 +103,26 @@ async def test_a_name_is_looked_up_once_and_all_its_addresses_count(monkeypatch:
         addresses.append("127.0.0.2")
         assert "whose address is not a public one" in await refusal(url)
         assert here.asked == ["/"]
+
+
+async def test_names_that_take_long_hold_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = threading.Event()
+
+    def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        assert found.wait(3)
+        raise socket.gaierror("nobody knows")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    fetcher = Fetcher(policy())
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    fetches = [asyncio.ensure_future(fetcher.fetch(f"http://{name}.example.com/", WHERE)) for name in "abcd"]
+    await asyncio.sleep(0)
+    try:
+        assert await asyncio.to_thread(found.is_set) is False
+    finally:
+        found.set()
+    answers = await asyncio.gather(*fetches, return_exceptions=True)
+    assert all("names a host that is not known" in str(answer) for answer in answers)
 
 
 async def test_redirects_are_followed_under_the_same_rules() -> None:
@@ -113,6 +135,7 @@ async def test_redirects_are_followed_under_the_same_rules() -> None:
         "/file": answer(status="302 Found", Location="file:///etc/passwd"),
         "/other": answer(status="302 Found", Location="gopher://127.0.0.1:{port}/"),
         "/circle": answer(status="302 Found", Location="/circle"),
+        "/broken": answer(status="302 Found", Location="http://[::1"),
         "/nowhere": answer(status="302 Found"),
     }
     async with web(pages) as here:
@@ -125,7 +148,16 @@ async def test_redirects_are_followed_under_the_same_rules() -> None:
         assert "not http(s)" in await refusal(here.url("/other"))
         assert "answers 302" in await refusal(here.url("/nowhere"))
         assert "redirected more than 3 times" in await refusal(here.url("/circle"))
-        assert here.asked == ["/private", "/named", "/file", "/other", "/nowhere", *["/circle"] * 4]
+        assert "redirected to what is not a valid URL" in await refusal(here.url("/broken"))
+        assert here.asked == [
+            "/private",
+            "/named",
+            "/file",
+            "/other",
+            "/nowhere",
+            *["/circle"] * 4,
+            "/broken",
+        ]
 
 
 async def test_slow_hosts() -> None:
@@ -153,10 +185,10 @@ async def test_certificates_must_be_of_the_host_that_the_url_names(monkeypatch: 
     server.load_cert_chain(certificate, TLS / "test_only_key.pem")
     trusting = ssl.create_default_context(cafile=certificate)
 
-    async def getaddrinfo(self: Any, host: str, port: int, **_: Any) -> list[Any]:
+    def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
-    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     async with web({"/": answer(b"abc")}, server) as here:
         named, other = f"https://localhost:{here.port}/", f"https://example.com:{here.port}/"
         assert "could not be fetched (ConnectError)" in await refusal(named)  # nobody has signed it
@@ -181,5 +213,7 @@ async def test_other_refusals() -> None:
         port = here.port
     assert "could not be fetched (ConnectError)" in await refusal(f"http://127.0.0.1:{port}/")
     assert "is not a valid URL" in await refusal("http://[::1/")
+    for wrong in (0, 65536, 2**64):
+        assert "is not a valid URL" in await refusal(f"http://127.0.0.1:{wrong}/")
     assert "not http(s)" in await refusal("http:///a.png")
     assert "names a host that is not known" in await refusal("http://" + "a" * 70 + ".com/")

@@ -59,9 +59,10 @@ def test_photographs_of_two_pictures_are_the_first() -> None:
     assert np.array_equal(np.asarray(decoded(data)), np.asarray(decoded(file_of(cat, "JPEG"))))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_photographs_are_turned_as_exif_says(orientation: int) -> None:
-    data = turned(orientation)
+def test_photographs_are_turned_as_exif_says(orientation: int, kind: str) -> None:
+    data = turned(orientation, kind)
     shown = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))  # what viewers do
     assert np.array_equal(np.asarray(decoded(data)), np.asarray(shown))
 
