@@ -57,7 +57,7 @@ class Seeing:
 
 @pytest.fixture(scope="module")
 def seeing(cache_dir: str) -> Iterator[Seeing]:
-    """Chunks of 32 tokens and pages of 8: images are cut by both."""
+    """Chunks of 16 tokens and pages of 8: images are cut by both."""
     encoded: list[str] = []
     encode = Tower.encode
 
@@ -66,7 +66,7 @@ def seeing(cache_dir: str) -> Iterator[Seeing]:
         encode(tower, encodes)
 
     model = checkpoint(FAMILY)
-    config = tiny_config(cache_dir, max_model_len=256, forbid_recompile=True)
+    config = tiny_config(cache_dir, max_model_len=256, max_num_batched_tokens=16, forbid_recompile=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tower, "encode", watched)
         client = build_client(config, model, model.config, None, PROCESSOR)

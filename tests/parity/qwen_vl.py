@@ -28,6 +28,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
 )  # of servers
 
+if find_spec("torch") is None:
+    sys.exit("This comparison needs torch: make install EXTRAS=dev,parity")
+
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
