@@ -106,17 +106,19 @@ async def test_a_name_is_looked_up_once_and_all_its_addresses_count(monkeypatch:
 
 
 async def test_names_that_take_long_hold_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = threading.Event()
+    loop, asked, found = asyncio.get_running_loop(), asyncio.Semaphore(0), threading.Event()
 
     def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        loop.call_soon_threadsafe(asked.release)
         assert found.wait(3)
         raise socket.gaierror("nobody knows")
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     fetcher = Fetcher(policy())
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    loop.set_default_executor(ThreadPoolExecutor(2))
     fetches = [asyncio.ensure_future(fetcher.fetch(f"http://{name}.example.com/", WHERE)) for name in "abcd"]
-    await asyncio.sleep(0)
+    for _ in range(2):
+        await asked.acquire()
     try:
         assert await asyncio.to_thread(found.is_set) is False
     finally:
