@@ -70,6 +70,7 @@ def make_plan(config: EngineConfig) -> dict[str, Any]:
         "path": str(path),
         "family": model.family,
         "device": settings.device_kind,
+        "num_engines": config.data_parallel_size,  # each of which is what follows
         "devices": _devices(settings),
         "dtype": settings.dtype,
         "max_model_len": settings.max_model_len,
@@ -149,7 +150,11 @@ def _print(plan: dict[str, Any]) -> None:
     head.add_column()
     head.add_column(justify="right")
     for label, value in (
-        ("devices (tensor x expert)", "{num_devices} ({tensor} x {expert})".format(**plan["devices"])),
+        ("engines (data_parallel_size)", str(plan["num_engines"])),
+        (
+            "devices of each (tensor x expert)",
+            "{num_devices} ({tensor} x {expert})".format(**plan["devices"]),
+        ),
         ("dtype", plan["dtype"]),
         ("context (max_model_len)", f"{plan['max_model_len']} tokens"),
         ("sequences in a step (max_num_seqs)", str(plan["max_num_seqs"])),

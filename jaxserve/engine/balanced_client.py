@@ -74,6 +74,7 @@ class BalancedClient:
             info,
             max_num_seqs=sum(client.info.max_num_seqs for client in replicas),
             num_pages=sum(client.info.num_pages for client in replicas),
+            device=f"{len(replicas)} engines of {info.device}",
         )
         self._page_size = info.page_size
         self._flights: dict[str, _Flight] = {}

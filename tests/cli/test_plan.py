@@ -40,7 +40,7 @@ def model(tmp_path: Path) -> str:
 
 def test_json(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--max-model-len", "256", "--max-num-seqs", "8", "--kv-cache-memory", "1M", "--dtype", "float32")
-    assert main(["plan", model, "--json", *flags]) == 0
+    assert main(["plan", model, "--json", *flags, "-dp", "3"]) == 0
     plan = json.loads(capsys.readouterr().out)
     # Embeddings, and per layer q, k, v, o, three of the MLP and two norms; one norm at the end; float32.
     layer = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 128 + 2 * 64
@@ -50,6 +50,7 @@ def test_json(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan["kv"]["num_pages"] == plan["memory"]["kv_cache"] // plan["kv"]["page_bytes"] - 1
     assert plan["kv"]["num_tokens"] == plan["kv"]["num_pages"] * 16
     assert plan["max_num_seqs"] == 8
+    assert plan["num_engines"] == 3  # none of whose devices need be here
     assert {"decode", "mixed"} == {shape["kind"] for shape in plan["lattice"]["forwards"]}
     forwards = {shape["name"] for shape in plan["lattice"]["forwards"]}
     assert forwards <= set(plan["programs"])

@@ -172,6 +172,7 @@ def test_stats_and_info_are_those_of_all() -> None:
         assert stats.num_free_pages == sum(one.num_free_pages for one in each) < stats.num_pages
         assert client.info.max_num_seqs == 3 * scripted_info().max_num_seqs
         assert client.info.max_model_len == scripted_info().max_model_len
+        assert client.info.device == "3 engines of cpu"
         assert not client.reset_prefix_cache()
         client.abort([f"r{i}" for i in range(6)])
         assert client.reset_prefix_cache()

@@ -35,7 +35,7 @@ def test_two_engines_of_two_devices_each_answer_like_a_dense_pass_and_read_the_c
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["num_reads"] == 1
-    assert found["device"] == "2 x cpu"
+    assert found["device"] == "2 engines of 2 x cpu"
     assert found["free"][0] == found["free"][1]
 
 
