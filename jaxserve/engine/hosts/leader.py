@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -156,7 +157,10 @@ class Followers:
 
 
 class LeadingRunner:
-    """A Runner whose every step the followers make as well: arrays that lie on all hosts need all of them."""
+    """A Runner whose every step the followers make as well: arrays that lie on all hosts need all of them.
+
+    Images may be hundreds of megabytes of a request.  They are told once, where a tower is to see them.
+    """
 
     def __init__(self, runner: Runner, followers: Followers) -> None:
         self._runner = runner
@@ -164,24 +168,25 @@ class LeadingRunner:
 
     def admit(self, admission: Admission) -> None:
         """See Runner."""
-        self._followers.tell(Admit(admission))
+        request = replace(admission.request, images=())
+        self._followers.tell(Admit(replace(admission, request=request)))
         self._runner.admit(admission)
 
     def dispatch(self, plan: StepPlan) -> PendingStep:
         """See Runner."""
-        self._followers.tell(Dispatch(plan))
+        self._followers.tell(Dispatch(replace(plan, admissions=())))
         return self._runner.dispatch(plan)
 
     def start(self, plan: StepPlan) -> tuple[jax.Array, ...]:
         """See Runner."""
-        self._followers.tell(Start(plan))
+        self._followers.tell(Start(replace(plan, admissions=())))
         return self._runner.start(plan)
 
     def finish(
         self, plan: StepPlan, outputs: tuple[jax.Array, ...], allowed: Mapping[int, np.ndarray]
     ) -> PendingStep:
         """See Runner."""
-        self._followers.tell(Finish.of(plan, dict(allowed)))
+        self._followers.tell(Finish.of(replace(plan, admissions=(), encodes=()), dict(allowed)))
         return self._runner.finish(plan, outputs, allowed)
 
     def fetch(self, pending: PendingStep) -> StepResult:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -16,8 +18,12 @@ from jaxserve.engine import client as client_module
 from jaxserve.engine import devices as devices_module
 from jaxserve.engine.devices import engine_devices
 from jaxserve.engine.hosts.joining import listen_for_followers
-from jaxserve.engine.hosts.leader import Followers
+from jaxserve.engine.hosts.leader import Followers, LeadingRunner
 from jaxserve.engine.hosts.leading_client import LeadingClient
+from jaxserve.engine.hosts.messages import Start, decode, encode
+from jaxserve.engine.plan import Admission, Encode, StepPlan
+from jaxserve.engine.protocol import ImageInput
+from jaxserve.engine.runner import Runner
 from jaxserve.errors import ConfigError, EngineDeadError
 from tests.engine.hosts.test_hosts import FollowingHost
 from tests.engine.tiny_engine import Collector, request
@@ -75,6 +81,28 @@ def test_a_taken_port_is_named() -> None:
         config = two_hosts(master_port=port - 1)
         with pytest.raises(ConfigError, match=f"the port behind it, {port}, cannot be had"):
             listen_for_followers(config)
+
+
+def test_followers_are_sent_each_image_once() -> None:
+    told: list[bytes] = []
+    image = ImageInput(
+        pixels=bytes(100_000), grid_thw=(1, 2, 2), content_hash="c0ffee", offset=0, num_tokens=1
+    )
+    admission = Admission(slot=0, request=replace(request("a", [1, 2]), images=(image,)), token_ids=(1, 2))
+    encodes = (Encode(image=image, pages=(0,)),)
+    plan = StepPlan(step_id=1, admissions=(admission,), entries=(), encodes=encodes)
+    runner: Any = MagicMock(spec=Runner)
+    followers: Any = SimpleNamespace(tell=lambda message: told.append(encode(message)))
+    leading = LeadingRunner(runner, followers)
+    leading.admit(admission)
+    leading.finish(plan, leading.start(plan), {})
+    assert 100_000 < sum(map(len, told)) < 110_000
+    found = decode(told[1])
+    assert isinstance(found, Start)
+    assert found.plan.encodes == encodes
+    leading.dispatch(plan)
+    assert 100_000 < len(told[-1]) < 110_000
+    runner.dispatch.assert_called_once_with(plan)
 
 
 class HangingCore:
