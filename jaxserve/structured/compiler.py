@@ -28,7 +28,7 @@ _CACHE_SIZE = 128  # grammars
 _CACHE_CHARACTERS = 1 << 20  # of their texts together: a compiled one can take some hundred bytes for each
 _NUM_FIRST_STEPS = 4
 _WARM_UP = 'start: "<" /[a-z]+/ ">" %json {"type": "object", "properties": {"a": {"type": "string"}}}'
-_MOST_FORCED = 4096  # tokens taken ahead of an answer; what else is forced is found out behind them
+_MOST_FORCED = 4096  # tokens that answers begin with; what else is forced is found out behind them
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +156,15 @@ class GrammarCompiler:
         return self._vocabulary
 
 
-def take_forced(matcher: LLMatcher) -> list[int]:
-    """Advance over the tokens that the grammar forces next, up to some thousand; stops at an error of the matcher."""
+def take_forced(matcher: LLMatcher, most: int) -> list[int]:
+    """Advance over the tokens that the grammar forces next, `most` of them; stops at an error of the matcher."""
     taken: list[int] = []
-    while len(taken) < _MOST_FORCED and (forced := matcher.compute_ff_tokens()):
-        forced = forced[: _MOST_FORCED - len(taken)]
-        taken += forced
-        if not matcher.consume_tokens(forced):
+    while len(taken) < most and (forced := matcher.compute_ff_tokens()):
+        # Of a long text they are the beginning, and then may come those of what stands behind it.
+        forced = forced[: most - len(taken)]
+        count = matcher.try_consume_tokens(forced)
+        taken += forced[:count]
+        if not count:
             break
     return taken
 
@@ -187,9 +189,11 @@ def _compile(vocabulary: LLTokenizer, grammar: str) -> CompiledGrammar:
 
     start = time.thread_time()
     matcher = LLMatcher(vocabulary, grammar, limits=parser_limits(), log_level=0)
+    if not matcher.is_error():
+        matcher.compute_bitmask()  # finds what is forced, and unlike `compute_ff_tokens` without the interpreter's lock
     error = matcher.get_error() or _first_steps(matcher, vocabulary)
     # Here rather than for every answer: it takes milliseconds for a thousand tokens.
-    forced = () if error else tuple(take_forced(matcher))
+    forced = () if error else tuple(take_forced(matcher, _MOST_FORCED))
     error = error or matcher.get_error() or (_first_steps(matcher, vocabulary) if forced else "")
     if error:
         return CompiledGrammar(None, error)

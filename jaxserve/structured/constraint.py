@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # A grammar that compiles in less is compiled again for an answer that ran into a limit which it shares with others.
 _QUICK = 0.05  # seconds
+_MOST_FORCED = 64  # tokens taken ahead at a time: the step loop waits for it, of each answer
 
 
 class ConstraintError(ValueError):
@@ -99,7 +100,7 @@ class TokenConstraint:
 
     def _take_forced(self) -> None:
         assert not self.forced
-        self.forced = take_forced(self._matcher)
+        self.forced = take_forced(self._matcher, _MOST_FORCED)
         self._accepted += self.forced
         if self._matcher.is_error():
             self.recover()

@@ -18,8 +18,8 @@ from jaxserve.structured.lark import (
     lark_regex,
     lark_token,
 )
-from jaxserve.structured.limits import check_lark, check_length, check_regex
-from jaxserve.structured.schema import check_counted_names, close_objects, read_json
+from jaxserve.structured.limits import check_lark, check_length, check_literals, check_regex
+from jaxserve.structured.schema import check_counted_names, close_objects, literals, read_json
 from jaxserve.structured.structural_tag import structural_tag_grammars
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def _by_kind(
         text = lark_json(schema, options)
         check_length("JSON schema", text)
         check_counted_names(schema)
+        check_literals(*literals(schema))
         return text
 
     if kind == "json":

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from jaxserve.structured.limits import check_literals
+
 if TYPE_CHECKING:
     from jaxserve.text.tokenizer import Tokenizer
 
@@ -14,7 +16,8 @@ ANY_TEXT = r"/(.|\n)*/"  # text of any length; a control token is no text
 
 
 def lark_literal(text: str) -> str:
-    """A string that must be written exactly so."""
+    """A string that must be written exactly so.  Raises RequestError for one that is too long."""
+    check_literals(text)
     return json.dumps(text, ensure_ascii=False)  # Lark's strings are read as JSON's
 
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 MAX_CHARACTERS = 1 << 20  # of a schema, a grammar, all choices
 MAX_REGEX_CHARACTERS = 1 << 16
 MAX_GBNF_CHARACTERS = 1 << 16  # its translation is Python, which takes a second for so many
+# Of a text that must be written exactly so: a matcher looks at it from end to end, a microsecond a character, and the
+# step loop waits for it.
+MAX_LITERAL_CHARACTERS = 1 << 14
 MAX_REPETITIONS = 1 << 16  # {n} in a regex
 # Of one Lark text.  Terminals are put together into one automaton, which takes time in the square of their number
 # where they are nested; a second for a thousand.
@@ -25,6 +28,7 @@ STACK_BYTES = 256 << 20
 
 _REPETITION = re.compile(r"\{(?:\d*,)?(\d+),?\}")
 # Written so that no two neighbours match the same character: a search takes time in the length of the text alone.
+_LONG_STRING = re.compile(rf'"(?:[^"\\\n]|\\.){{{MAX_LITERAL_CHARACTERS},}}')
 _DEFINITION = re.compile(
     r"^[ \t]*[?!]?_*[A-Z][A-Z0-9_-]*[ \t]*(?:(?:\[[^\]\n]*\]|\.\d+)[ \t]*)?:", re.MULTILINE
 )
@@ -38,6 +42,16 @@ def check_length(what: str, *texts: str) -> None:
         raise RequestError(f"the {what} has {length} characters; at most {limit} are taken.")
 
 
+def check_literals(*texts: str) -> None:
+    """Refuse a text that an answer would have to repeat and that is longer than any answer.  Raises RequestError."""
+    length = max(map(len, texts), default=0)
+    if length > MAX_LITERAL_CHARACTERS:
+        raise RequestError(
+            f"a text that must be written exactly so has {length} characters; at most "
+            f"{MAX_LITERAL_CHARACTERS} are taken."
+        )
+
+
 def check_regex(pattern: str) -> None:
     """Refuse a regular expression that is too long, or counts too far.  Raises RequestError."""
     check_length("regex", pattern)
@@ -47,7 +61,9 @@ def check_regex(pattern: str) -> None:
 
 
 def check_lark(text: str) -> None:
-    """Refuse a Lark text with too many terminals.  Raises RequestError."""
+    """Refuse a Lark text with too many terminals, or too long a string.  Raises RequestError."""
+    if (found := _LONG_STRING.search(text)) is not None:
+        check_literals(found[0])
     count = sum(1 for _ in _DEFINITION.finditer(text))
     if count > MAX_TERMINALS:
         raise RequestError(f"the grammar defines {count} terminals; at most {MAX_TERMINALS} are taken.")

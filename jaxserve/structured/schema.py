@@ -65,6 +65,20 @@ def check_counted_names(schema: Schema) -> None:
             )
 
 
+def literals(schema: Schema) -> Iterator[str]:
+    """The texts that a schema wants written exactly so: constants, the values of enums, names."""
+    todo = [schema]
+    while todo:
+        part = todo.pop()
+        todo += [inner for _, inner in subschemas(part)]
+        if not isinstance(part, Mapping):
+            continue
+        enum, names = part.get("enum"), part.get("properties")
+        values = [part.get("const"), *(enum if isinstance(enum, list | tuple) else ())]
+        yield from (value if isinstance(value, str) else json.dumps(value, default=str) for value in values)
+        yield from map(str, names if isinstance(names, Mapping) else ())
+
+
 def find(root: Schema, reference: object) -> Schema | None:
     """The schema that a reference into the same document ("#/$defs/x") points to, if it is there."""
     if not isinstance(reference, str):

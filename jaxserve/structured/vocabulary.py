@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -13,9 +14,10 @@ if TYPE_CHECKING:
 
     from jaxserve.text.tokenizer import Tokenizer
 
-_LONG_TEXT = (
-    1024  # characters from which a text's tokens are remembered: the answers to one request force the same
-)
+# Characters of a text beyond which its beginning is all that is tokenized: more is not taken at once, and the step loop
+# waits for it.  The tokens of such texts are remembered, since the answers to one request force the same.
+_LONG_TEXT = 2048
+_CUT_OFF = 64  # characters before the cut whose tokens may be others than in the whole text
 _MARK = "\x02"  # stands before a text to keep a tokenizer from putting a space there
 
 
@@ -50,11 +52,18 @@ class _Wrapper:
         ]
         self._tokenizer = tokenizer
         self._marks = marks
-        self._tokens_of_long = lru_cache(maxsize=8)(self._tokens_of)
+        self._tokens_of_long = lru_cache(maxsize=8)(self._tokens_of_beginning)
 
     def __call__(self, text: str) -> list[int]:
         """The tokens of a text as the model would write it, marks in it taken for text.  Must not raise."""
-        return self._tokens_of(text) if len(text) < _LONG_TEXT else self._tokens_of_long(text)
+        return self._tokens_of(text) if len(text) <= _LONG_TEXT else self._tokens_of_long(text[:_LONG_TEXT])
+
+    def _tokens_of_beginning(self, text: str) -> list[int]:
+        """The tokens of a text that goes on, without the last ones."""
+        ids = self._tokens_of(text)
+        num_bytes = len(text[:-_CUT_OFF].encode())
+        ends = itertools.accumulate(len(self.tokens[i]) for i in ids)
+        return [i for i, end in zip(ids, ends, strict=True) if end <= num_bytes]
 
     def _tokens_of(self, text: str) -> list[int]:
         wanted = text.encode()

@@ -44,7 +44,8 @@ def test_long_grammars_push_out_others() -> None:
     short = compiler.text(YES_OR_NO)
     first = compiler.compile(short)
     for letter in "abc":
-        compiler.compile(compiler.text(StructuredOutputsParams(choice=[letter * 400_000])))
+        long = StructuredOutputsParams(choice=[f"{letter}{i:07}" for i in range(40_000)])
+        compiler.compile(compiler.text(long))
     assert compiler.compile(short) is not first
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -118,3 +119,22 @@ def test_long_forced_texts_are_tokenized_once_for_all_answers(
         answer.accept(ord("x"))
         assert set(answer.forced) == {ord("a")}
     assert len(lengths) < 2, "the compiler has looked that far itself"
+
+
+def test_long_forced_texts_come_in_pieces_with_what_stands_behind_them(compiler: GrammarCompiler) -> None:
+    for text in ("é" + "ab" * 2500, "a" * 1000):  # longer than what is looked at, and shorter
+        grammar = f'start: ("x" | "y") {json.dumps(text, ensure_ascii=False)} <tool_call> "z" ("p" | "q")'
+        constraint = begin(compiler, StructuredOutputsParams(grammar=grammar))
+        constraint.accept(ord("x"))
+        told: list[int] = []
+        while constraint.forced:
+            told += constraint.take_forced(1, 10_000)
+            assert len(told) <= len(text.encode()) + 2
+            if not constraint.forced and len(told) < len(text.encode()) + 2:
+                mask = int.from_bytes(constraint.matcher.compute_bitmask(), "little")
+                told.append(mask.bit_length() - 1)
+                assert mask == 1 << told[-1], "one token is left"
+                constraint.accept(told[-1])
+        assert told == [*text.encode(), TOOL_CALL, ord("z")]
+        constraint.accept(ord("p"))
+        assert constraint.is_complete

@@ -29,12 +29,23 @@ def nested(count: int) -> Any:
 TERMINALS = "\n".join(f'T{i}: ("x" | T{i + 1} "z"){{0,3}}' for i in range(2000))
 OPTIONAL = {f"p{i}": {"type": "string"} for i in range(2000)}
 
+LONG = "long text " * 2000
+
 REFUSED = {
     "a regex of a megabyte": {"regex": "a" * 1_000_000},
     "a regex that repeats a million times": {"regex": "a{1000000}"},
     "a regex of many groups": {"regex": "(" * 5000 + ")" * 5000},
     "a schema of megabytes": {"json": {"enum": [f"value {i}" for i in range(200_000)]}},
     "the text of such a schema": {"json": json.dumps({"const": "x" * 2_000_000})},
+    "a long constant": {"json": {"items": {"const": LONG}}},
+    "a long value of an enum": {"json": {"anyOf": [{"enum": [1, LONG]}]}},
+    "a long name": {"json": {"properties": {LONG: True}}},
+    "a long choice": {"choice": ["a", LONG]},
+    "a long string": {"grammar": f'start: /a/ "{LONG}"'},
+    "a long string in GBNF": {"grammar": f'root ::= [a] "{LONG}"'},
+    "a long string in a tag": {
+        "structural_tag": {"type": "structural_tag", "format": {"type": "const_string", "value": LONG}}
+    },
     "a deep schema": {"json": nested(300)},
     "a very deep schema": {"json": '{"items":' * 20_000 + "{}" + "}" * 20_000},
     "a deep structural tag": {"structural_tag": '{"type":"sequence","elements":[' * 300 + "]}" * 300},
@@ -69,6 +80,8 @@ TAKEN = {
         {"grammar": "start: r0\n" + "\n".join(f"r{i}: /b/? r{i + 1}" for i in range(40)) + '\nr40: "a"'},
         "bba",
     ),
+    "a long choice": ({"choice": ["a", LONG[:15_000]]}, LONG[:15_000]),
+    "a long description": ({"json": {"type": "null", "description": LONG}}, "null"),
     "a null byte": ({"regex": "a\0b"}, "a\0b"),
     "a recursive schema": ({"json": {"items": {"$ref": "#"}, "type": "array"}}, "[[[], []]]"),
 }
