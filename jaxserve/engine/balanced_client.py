@@ -105,8 +105,9 @@ class BalancedClient:
                     hashes = self._page_names(request)
                 replica = self._choose(request, hashes)
                 batches.setdefault(replica.index, []).append(request)
-        for index, batch in batches.items():
-            self._replicas[index].client.submit(batch)
+            # Whoever aborts one of them from now on does so behind this.
+            for index, batch in batches.items():
+                self._replicas[index].client.submit(batch)
 
     def abort(self, request_ids: Sequence[str]) -> None:
         """Drop requests, wherever they are."""

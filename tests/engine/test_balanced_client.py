@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -188,6 +189,24 @@ def test_the_death_of_one_is_told_once_by_its_number_and_ends_all() -> None:
         replicas[1 - lost].wait_until(lambda: replicas[1 - lost].aborted == ["a"])
         with pytest.raises(EngineDeadError, match=f"replica {lost} of 2 died"):
             client.submit([request("c", fresh(3))])
+
+
+def test_an_abort_comes_behind_its_request() -> None:
+    """As when a replica dies while another thread submits."""
+    with balanced(1) as (client, (replica,), _):
+        submit, aborts = replica.submit, []
+
+        def interrupted(requests: Sequence[CoreRequest]) -> None:
+            aborts.append(threading.Thread(target=client.abort, args=(["a"],)))
+            aborts[0].start()
+            aborts[0].join(0.1)
+            submit(requests)
+
+        replica.submit = interrupted  # type: ignore[method-assign]
+        client.submit([request("a", fresh(1))])
+        aborts[0].join()
+        assert replica.aborted == ["a"]
+        assert replica.stats().num_running == 0
 
 
 def test_nothing_is_taken_after_a_shutdown() -> None:
