@@ -213,7 +213,7 @@ class TestKinds:
         assert (last.outputs[0].finish_reason, last.finished) == ("abort", True)
         assert request.take() is None
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(
         text=st.text(alphabet="ab é🎉\n", max_size=24),
         cut=st.integers(0, 3),
@@ -255,7 +255,7 @@ class TestKinds:
         assert all(o.outputs[0].text or o.finished for o in deltas)
         assert [o.finished for o in deltas] == [False] * (len(deltas) - 1) + [True]
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(text=st.text(alphabet="abc", max_size=30), stop=st.text(alphabet="abc", min_size=1, max_size=4))
     def test_a_stop_string_cuts_where_a_plain_search_finds_it(self, text: str, stop: str):
         outputs, _ = feed(delta(stop=(stop,)), text.encode() + b"!", sizes=[1])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jaxserve.bench.percentiles import Summary, percentile
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50), p=st.floats(0, 100))
 def test_percentile_is_numpys(values: list[float], p: float) -> None:
     assert percentile(sorted(values), p) == pytest.approx(np.percentile(values, p), rel=1e-9, abs=1e-6)

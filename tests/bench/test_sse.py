@@ -37,7 +37,7 @@ def test_an_event_that_has_not_ended_is_not_given() -> None:
     assert parser.is_between_events
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     texts=st.lists(st.text(st.characters(exclude_characters="\n\r", codec="utf-8"), min_size=1), max_size=5),
     cuts=st.lists(st.integers(1, 7), min_size=1),

@@ -74,7 +74,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         assert self.allocator.num_free == NUM_PAGES - 1 - len(used)
 
 
-AllocatorMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+AllocatorMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestAllocator = AllocatorMachine.TestCase
 
 

@@ -98,7 +98,7 @@ async def test_the_parts_of_a_stream(tokens_per_step: int):
         },
     ),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_joined_stream_is_the_whole_answer(
     parts: list[str], tokens_per_step: int, max_tokens: int, fields: dict[str, Any]
 ):

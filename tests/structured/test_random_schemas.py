@@ -111,7 +111,7 @@ def walk(constraint: TokenConstraint, rng: random.Random, most: int) -> list[int
     return None
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 @given(schema=SCHEMAS, compact=st.booleans(), seed=st.integers(0, 2**32))
 def test_answers_validate(schema: dict[str, Any], compact: bool, seed: int) -> None:
     whole = {"$defs": DEFINITIONS, **schema}

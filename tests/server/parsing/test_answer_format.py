@@ -54,7 +54,7 @@ def test_a_mark_inside_arguments_ends_no_reasoning():
     assert said.calls[0].value == {"a": "</think>"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), cuts=replaying.cuts, reasoning=st.sampled_from(["qwen3", "deepseek_r1"]))
 def test_pieces_do_not_matter(data, cuts, reasoning):
     parts = st.one_of(

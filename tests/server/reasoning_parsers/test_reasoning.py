@@ -15,7 +15,7 @@ from tests.server.tool_parsers.replaying import answer, pieces, read, whole
 
 PAIRS = {name: e for name, e in REASONING_FORMATS.items() if isinstance(e, ReasoningFormat)}
 TOLD_APART = sorted({e.names[0] for e in PAIRS.values() if not e.is_content})
-FEW = settings(max_examples=15, deadline=None)
+FEW = settings(max_examples=15)
 words = st.text(st.sampled_from("ab .\n<>é🎉"), max_size=20)
 
 

@@ -16,7 +16,7 @@ from tests.server.tool_parsers.replaying import answer, pieces, read, whole
 
 DECLARED = {name: entry for name, entry in TOOL_FORMATS.items() if isinstance(entry, ToolFormat)}
 ONE_EACH = sorted({entry.names[0] for entry in DECLARED.values()})
-FEW = settings(max_examples=15, deadline=None)
+FEW = settings(max_examples=15)
 
 
 def test_every_format_has_a_writer():

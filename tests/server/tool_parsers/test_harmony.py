@@ -62,7 +62,7 @@ def test_what_follows_a_call_that_was_announced_too_early_is_kept():
     assert (out.reasoning, out.content, out.calls) == ("Hm. {x}", "", [Call("f", '{"a": 1')])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), cuts=replaying.cuts, constrained=st.booleans())
 def test_pieces_do_not_matter(data, cuts, constrained):
     parts = st.one_of(

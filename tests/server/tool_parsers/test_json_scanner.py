@@ -39,7 +39,7 @@ def _scan(parts: list[str]) -> int | None:
     return None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     value=json_values,
     indent=st.sampled_from([None, 2]),
@@ -52,7 +52,7 @@ def test_a_value_ends_where_it_ends(value, indent, ascii_only, tail, cuts):
     assert _scan(pieces(text + tail, cuts)) == len(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @example(text="01 ")
 @example(text='{"a":1,} ')
 @example(text="[1 2] ")

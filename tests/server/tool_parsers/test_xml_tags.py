@@ -59,7 +59,7 @@ arguments = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(values=st.lists(arguments, min_size=1, max_size=2), cuts=replaying.cuts, constrained=st.booleans())
 def test_values_come_back_with_their_types(name, values, cuts, constrained):
     text = WRITERS[name]([("f", each) for each in values])
