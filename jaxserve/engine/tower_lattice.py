@@ -92,11 +92,12 @@ def settle_tower(
     if platform == "cpu" and max_pixels is None:
         most = min(most, _CPU_IMAGE_TOKENS)
     most = max(1, min(most, max_model_len - 1))
-    rows = max(2 * most, _CACHE_ROWS.get(platform, _CACHE_ROWS_ELSEWHERE))
+    # Two, in whole pages: one may be held by a sequence that waits for KV pages of one which wants the other.
+    two_images = 2 * -(-most // PAGE_ROWS) * PAGE_ROWS
     return TowerSettings(
         build_tower_lattice(vision, max_image_tokens=most, platform=platform),
         processor,
-        -(-rows // PAGE_ROWS) * PAGE_ROWS,
+        max(two_images, _CACHE_ROWS.get(platform, _CACHE_ROWS_ELSEWHERE)),
     )
 
 

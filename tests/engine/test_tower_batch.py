@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from jaxserve.config import VisionConfig
+from jaxserve.engine.encoder_cache import PAGE_ROWS, EncoderCache
 from jaxserve.engine.plan import Encode
 from jaxserve.engine.protocol import ImageInput
 from jaxserve.engine.tower_batch import pack, unpack
-from jaxserve.engine.tower_lattice import build_tower_lattice
+from jaxserve.engine.tower_lattice import build_tower_lattice, settle_tower
+from tests.models.vision_cases import PROCESSOR
 
 VISION = VisionConfig(
     num_layers=2,
@@ -98,3 +101,19 @@ def test_there_is_a_call_for_every_image_up_to_the_largest(platform: str) -> Non
     small = lattice.shape([60, 60, 60])
     assert small is not None
     assert small.num_images >= 3
+
+
+@pytest.mark.parametrize("tokens", [10, 9000, 9009])
+def test_two_of_the_largest_images_fit_into_the_cache(tokens: int) -> None:
+    processor = replace(PROCESSOR, patch_size=VISION.patch_size)
+    settings = settle_tower(
+        VISION,
+        processor,
+        max_pixels=tokens * processor.token_pixels**2,
+        max_model_len=20_000,
+        platform="gpu",
+    )
+    assert settings.lattice.max_image_tokens == tokens
+    cache = EncoderCache(settings.cache_rows // PAGE_ROWS)
+    assert cache.make_room("first", tokens) is not None
+    assert cache.make_room("second", tokens) is not None
