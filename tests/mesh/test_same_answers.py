@@ -28,11 +28,13 @@ REFERENCES = sorted({f"{case.split(':')[0]}:1" for case in CASES})
 
 
 @pytest.fixture(scope="session")
-def answers() -> dict[str, Any]:
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """By case, all from one process that has eight pretend devices."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        # Compiling is nearly all of the time.
+        # Compiling is nearly all of the time; samplers of different families may be the same.
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
         "NPROC": "16",  # with a thread a core, devices that wait for each other leave none to go on with
     }
