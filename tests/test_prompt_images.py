@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from benchmarks.h100.models import write_model
 from jaxserve.assembly import EngineParts, assemble
@@ -18,6 +19,7 @@ from jaxserve.llm import LLM
 from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.media.policy import MediaPolicy
 from jaxserve.sampling_params import SamplingParams
+from tests.media.photos import CAT
 from tests.scripted import ScriptedClient, saying, scripted_info
 from tests.tiny import EOS, byte_tokenizer
 from tests.vision import PAD, TEMPLATE, TOKENS, marker, part, picture, text, user, vision_info
@@ -54,6 +56,13 @@ def images(engine: EngineParts, i: int = 0) -> list[tuple[int, int]]:
     """Offset and tokens of each image of the i-th prompt."""
     assert isinstance(engine.client, ScriptedClient)
     return [(image.offset, image.num_tokens) for image in engine.client.submitted[i].images]
+
+
+def test_an_image_that_nobody_has_read_yet_may_come_several_times(llm: LLM, engine: EngineParts) -> None:
+    with Image.open(CAT) as cat:
+        llm.generate({"prompt": ONE * 4, "multi_modal_data": {"image": [cat] * 4}}, PARAMS, use_tqdm=False)
+    assert isinstance(engine.client, ScriptedClient)
+    assert len({image.content_hash for image in engine.client.submitted[0].images}) == 1
 
 
 def test_generate_as_users_of_vllm_write_it(llm: LLM, engine: EngineParts) -> None:

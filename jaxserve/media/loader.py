@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -33,6 +35,9 @@ T = TypeVar("T")
 
 _FETCHES = 8  # of one request at a time
 _THREADS = 4  # at most; each may hold a decoded image of the largest kind
+_DECODING = (
+    threading.Lock()
+)  # an image of the caller's, which may come several times and be read from one file
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +169,13 @@ class ImageLoader:
 def _processed(
     image: Image.Image, size: tuple[int, int], processor: ImageProcessorConfig, source: ImageSource
 ) -> ProcessedImage:
-    upright = upright_rgb(image, source.where)
+    is_callers = source.image is image
+    with _DECODING if is_callers else nullcontext():
+        upright = upright_rgb(image, source.where)
     if upright.size != image.size:  # turned; fitted_size treats both sides alike
         size = (size[1], size[0])
     processed = patches_of(upright, size, processor)
-    if source.image is not image:  # opened here: hundreds of decoded images of a request would pile up
+    if not is_callers:  # opened here: hundreds of decoded images of a request would pile up
         image.close()
     return processed
 
