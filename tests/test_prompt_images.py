@@ -19,7 +19,6 @@ from jaxserve.llm import LLM
 from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.media.policy import MediaPolicy
 from jaxserve.sampling_params import SamplingParams
-from tests.media.photos import CAT
 from tests.scripted import ScriptedClient, saying, scripted_info
 from tests.tiny import EOS, byte_tokenizer
 from tests.vision import PAD, TEMPLATE, TOKENS, marker, part, picture, text, user, vision_info
@@ -58,9 +57,12 @@ def images(engine: EngineParts, i: int = 0) -> list[tuple[int, int]]:
     return [(image.offset, image.num_tokens) for image in engine.client.submitted[i].images]
 
 
-def test_an_image_that_nobody_has_read_yet_may_come_several_times(llm: LLM, engine: EngineParts) -> None:
-    with Image.open(CAT) as cat:
-        llm.generate({"prompt": ONE * 4, "multi_modal_data": {"image": [cat] * 4}}, PARAMS, use_tqdm=False)
+def test_an_image_that_nobody_has_read_yet_may_come_several_times(
+    llm: LLM, engine: EngineParts, tmp_path: Path
+) -> None:
+    Image.effect_noise((1500, 1500), 50).save(tmp_path / "noise.png")  # takes a while to decode
+    with Image.open(tmp_path / "noise.png") as noise:
+        llm.generate({"prompt": ONE * 4, "multi_modal_data": {"image": [noise] * 4}}, PARAMS, use_tqdm=False)
     assert isinstance(engine.client, ScriptedClient)
     assert len({image.content_hash for image in engine.client.submitted[0].images}) == 1
 
