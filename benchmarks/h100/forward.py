@@ -63,7 +63,8 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             path = write_model(model, Path(folder))
             # Less than the engine takes: here the pages are there before programs are compiled and products tuned.
-            config = EngineConfig(model=str(path), **(SETTINGS | {"gpu_memory_utilization": 0.6} | overrides))
+            options: dict[str, Any] = {**SETTINGS, "gpu_memory_utilization": 0.6, **overrides}
+            config = EngineConfig(model=str(path), **options)
             self.config: ModelConfig = open_config(str(path))[0]
         self.settings: Settings = settle(config, self.config, weights_bytes(self.config))
         dtype = jnp.dtype(self.settings.dtype)
