@@ -106,6 +106,7 @@ class ImageLoader:
                 f"is one image too many: {self.policy.max_images} are taken (--limit-mm-per-prompt)",
             )
         opened = await self._open_all(sources)
+        self._check_pixels(opened, sources)
         sizes = [
             self._fitted(image, processor, source.where)
             for image, source in zip(opened, sources, strict=True)
@@ -149,6 +150,16 @@ class ImageLoader:
             return await loop.run_in_executor(self._threads, open_image, data, source.where)
 
         return await _all_of([opened(source) for source in sources])
+
+    def _check_pixels(self, opened: Sequence[Image.Image], sources: Sequence[ImageSource]) -> None:
+        limit, num_pixels = self.policy.max_total_pixels, 0
+        for image, source in zip(opened, sources, strict=True):
+            num_pixels += image.width * image.height if isinstance(source.image, str) else 0
+            if num_pixels > limit:
+                raise refused(
+                    source.where,
+                    f"makes all images larger than this server's limit of {limit} pixels together",
+                )
 
     def _fitted(self, image: Image.Image, processor: ImageProcessorConfig, where: str) -> tuple[int, int]:
         size = fitted_size(*image.size, processor, where)

@@ -26,6 +26,9 @@ class MediaPolicy:
     allowed_directory: Path | None = None  # for file: URLs
     max_bytes: int = 20 * MIB  # of one image's file
     max_total_bytes: int = 128 * MIB  # of all files of a request
+    max_total_pixels: int = (
+        2**30
+    )  # likewise: an empty image of the largest kind is a file of 8 KiB, and takes a second
     fetch_seconds: float = 5.0  # for one image, name look-up and redirects included
     is_allowed_address: Callable[[str], bool] = is_public
 

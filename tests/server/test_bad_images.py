@@ -116,6 +116,10 @@ async def test_number_and_size_of_images() -> None:
     size = len(CAT.read_bytes())
     with seeing(media=MediaPolicy(max_total_bytes=2 * size)) as served:
         assert "limit of" in await refused(served, *[part(CAT.read_bytes())] * 3)
+    with seeing(media=MediaPolicy(max_total_pixels=2 * RED.width * RED.height)) as served:
+        said = await refused(served, part(RED), part(RED), part(RED))
+        assert "content[2] makes all images larger than this server's limit of" in said
+        assert (await served.chat(messages=[user(part(RED), part(RED))])).status == 200
 
 
 async def test_text_models_say_so() -> None:
