@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import struct
+from math import prod
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from jaxserve.media.refusal import refused
 
@@ -15,6 +17,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_PIXELS = 64 * 1024 * 1024  # 192 MiB of RGB; cameras of 50 megapixels stay below
 
 _ORIENTATION = 0x0112  # EXIF's tag
+_TILE_SIDES = (322, 323)  # TIFF's tags
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -46,8 +49,22 @@ def check_size(image: Image.Image, where: str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise refused(where, f"has {width} x {height} pixels; at most {MAX_PIXELS} in all are taken")
+    if num_pixels(image) > MAX_PIXELS:
+        raise refused(where, f"has tiles of more than {MAX_PIXELS} pixels in all")
     if not width or not height:
         raise refused(where, "is an image without pixels")
+
+
+def num_pixels(image: Image.Image) -> int:
+    """How many pixels are decoded for an image: tiles of TIFFs may be larger than it, and are decoded whole."""
+    sides = image.size
+    if isinstance(image, TiffImageFile):
+        tiles = [image.tag_v2.get(tag) for tag in _TILE_SIDES]
+        sides = (
+            -(-side // tile) * tile if isinstance(tile, int) and tile > 0 else side
+            for side, tile in zip(sides, tiles, strict=True)
+        )
+    return prod(sides)
 
 
 def upright_rgb(image: Image.Image, where: str) -> Image.Image:

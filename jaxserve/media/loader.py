@@ -16,7 +16,7 @@ from PIL import Image
 from jaxserve.config import ImageProcessorConfig
 from jaxserve.errors import RequestError
 from jaxserve.media.fetch import Fetcher
-from jaxserve.media.image_file import check_size, open_image, upright_rgb
+from jaxserve.media.image_file import check_size, num_pixels, open_image, upright_rgb
 from jaxserve.media.patches import (
     ProcessedImage,
     capped,
@@ -152,10 +152,10 @@ class ImageLoader:
         return await _all_of([opened(source) for source in sources])
 
     def _check_pixels(self, opened: Sequence[Image.Image], sources: Sequence[ImageSource]) -> None:
-        limit, num_pixels = self.policy.max_total_pixels, 0
+        limit, total = self.policy.max_total_pixels, 0
         for image, source in zip(opened, sources, strict=True):
-            num_pixels += image.width * image.height if isinstance(source.image, str) else 0
-            if num_pixels > limit:
+            total += num_pixels(image) if isinstance(source.image, str) else 0
+            if total > limit:
                 raise refused(
                     source.where,
                     f"makes all images larger than this server's limit of {limit} pixels together",

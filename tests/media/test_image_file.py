@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from jaxserve.errors import RequestError
-from jaxserve.media.image_file import MAX_PIXELS, check_size, open_image, upright_rgb
+from jaxserve.media.image_file import MAX_PIXELS, check_size, num_pixels, open_image, upright_rgb
 from tests.media.photos import CAT, FORMS, ROCKET, file_of, turned
 
 WHERE = "messages[0].content[1]"
@@ -82,6 +82,23 @@ def test_too_many_pixels_are_refused_by_the_head_alone(size: tuple[int, int]) ->
         open_image(png_head(*size), WHERE)
     assert caught.value.param == "messages"
     assert str(caught.value).startswith(WHERE)
+
+
+@pytest.mark.parametrize("sides", [(16_384, 8192), (1, 2**27), (2**31 - 1, 1)])
+def test_tiles_larger_than_their_image_are_counted(sides: tuple[int, int]) -> None:
+    with pytest.raises(RequestError, match="tiles of more than"):
+        open_image(tiled(*sides), WHERE)
+
+
+def test_tiles_of_common_sizes_pass() -> None:
+    assert num_pixels(open_image(tiled(256, 16), WHERE)) == 256 * 16
+
+
+def tiled(width: int, height: int) -> bytes:
+    """A TIFF of one pixel, in a tile of this size that holds nothing."""
+    tags = {256: 1, 257: 1, 258: 8, 259: 8, 262: 1, 277: 1, 322: width, 323: height, 324: 0, 325: 0}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
 
 
 def test_the_largest_images_pass() -> None:
