@@ -7,7 +7,7 @@ program needs no class of ours to be found again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxserve.engine.batch import unpack, vector_length
 from jaxserve.engine.lattice import BurstShape, ForwardShape, SampleShape
@@ -33,6 +32,7 @@ from jaxserve.engine.sampling_rows import (
     mask_words,
 )
 from jaxserve.engine.settle import Settings
+from jaxserve.engine.spread import Spread
 from jaxserve.engine.vocab_shards import VocabShards
 from jaxserve.engine.weight_pack import WeightPack
 from jaxserve.engine.xla_options import LIBRARY_ROWS
@@ -43,7 +43,6 @@ from jaxserve.kernels_pallas.metadata import Backend
 from jaxserve.models.decoder import DecoderModel
 from jaxserve.models.image_tokens import ImageTokens
 from jaxserve.models.layers import CONTRACTED_AXES, take_rows
-from jaxserve.models.sharding import partition_spec
 from jaxserve.sampling_params import MAX_LOGIT_BIAS
 
 ADMIT_CHUNK = 1024  # tokens of one admit call
@@ -86,7 +85,7 @@ class ProgramBook:
         self._graphdef = graphdef
         leaves, self._treedef = jax.tree.flatten(abstract_state)
         model, layout = settings.model, settings.layout
-        self._sharding: jax.sharding.Sharding | None = leaves[0].sharding
+        self._spread = Spread(leaves[0].sharding)
         self._shards: VocabShards | None = None
         if layout.num_devices > 1:
             self._shards = VocabShards(layout.part, model.vocab_size, layout.local.vocab_size)
@@ -101,16 +100,18 @@ class ProgramBook:
         self._head_spec = self._pack.leaf_spec(self._head)
         page = (settings.memory.num_pages, settings.page_size, layout.num_slots, 2, model.head_dim)
         kv_axes = ("pages", "page_tokens", "kv_heads", "key_value", "head_dim")
-        self.kv_specs = (self._spec(page, settings.kv_dtype, *kv_axes),) * model.num_layers
-        self.page_table_spec = self._spec((settings.max_num_seqs + 1, settings.lattice.max_pages), jnp.int32)
+        self.kv_specs = (self._spread.spec(page, settings.kv_dtype, *kv_axes),) * model.num_layers
+        self.page_table_spec = self._spread.spec(
+            (settings.max_num_seqs + 1, settings.lattice.max_pages), jnp.int32
+        )
         # Models that see take one argument more, at the end: the tokens that images became.
         self.image_cache_specs: tuple[jax.ShapeDtypeStruct, ...] = ()
         if settings.tower is not None:
             rows = settings.tower.cache_rows + 1
-            self.image_cache_specs = (self._spec((rows, model.hidden_size), settings.dtype),)
+            self.image_cache_specs = (self._spread.spec((rows, model.hidden_size), settings.dtype),)
         state = jax.eval_shape(lambda: init_state(settings.max_num_seqs, layout.vocab_size))
         self.state_specs = tuple(
-            self._spec(x.shape, x.dtype, *(("slots", "vocab") if name == "tokens_seen" else ()))
+            self._spread.spec(x.shape, x.dtype, *(("slots", "vocab") if name == "tokens_seen" else ()))
             for name, x in zip(_STATE_FIELDS, state_to_tuple(state), strict=True)
         )
 
@@ -160,43 +161,19 @@ class ProgramBook:
         leaves = jax.tree.leaves(state)
         model = self._pack.pack(leaves)
         head = self._pack.leaf(model, self._head)
-        return Weights(model, jax.device_put(head, self._head_spec.sharding) if self._sharding else head)
+        sharding = self._head_spec.sharding
+        return Weights(model, head if sharding is None else jax.device_put(head, sharding))
 
     def put(self, tree: Any) -> Any:
-        """Arrays of the host on every device, in one transfer."""
-        sharding = self._place(())
-        if sharding is None or sharding.is_fully_addressable:
-            return jax.device_put(tree, sharding)
-        # Over several hosts device_put would first compare what each of them gives.
-        return jax.tree.map(
-            lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree
-        )
-
-    def _place(self, axes: Sequence[str]) -> jax.sharding.Sharding | None:
-        """Where an array of the engine lies whose dimensions are called `axes`; other dimensions are not divided."""
-        if isinstance(self._sharding, NamedSharding):
-            return NamedSharding(self._sharding.mesh, partition_spec(axes, "of the engine"))
-        return self._sharding
-
-    def _spec(self, shape: tuple[int, ...], dtype: object, *axes: str) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=self._place(axes))  # type: ignore[arg-type]  # dtype-like
+        """Arrays of the host where programs take them from, in one transfer."""
+        return self._spread.put(tree)
 
     def _lower(
         self, function: Callable[..., Any], *args: Any, donate: int | tuple[int, ...] = (), outs: Any = None
     ) -> jax.stages.Lowered:
-        """Lower `function`, which gets what one device has of `args`.
-
-        `outs` are specs of results that are divided among devices, in their places; None is for others.
-        """
-        if isinstance(self._sharding, NamedSharding):
-            function = jax.shard_map(
-                function,
-                mesh=self._sharding.mesh,
-                in_specs=jax.tree.map(_partition, args),
-                out_specs=jax.tree.map(_partition, outs, is_leaf=lambda spec: spec is None),
-                check_vma=False,  # kernels do not say what they vary over
-            )
-        return jax.jit(function, donate_argnums=donate).lower(*args)
+        """Lower a function of what one device has of `args`; `outs` as Spread.program has them."""
+        program = self._spread.program(function, args, outs)
+        return jax.jit(program, donate_argnums=donate).lower(*args)
 
     def _find_head(self, abstract_state: nnx.State) -> int:
         """Index of the leaf that DecoderModel.logits multiplies with."""
@@ -238,8 +215,8 @@ class ProgramBook:
             self.kv_specs,
             self.page_table_spec,
             self.state_specs[0],
-            self._spec((vector_length(shape),), jnp.int32),
-            self._spec((), jnp.int32),
+            self._spread.spec((vector_length(shape),), jnp.int32),
+            self._spread.spec((), jnp.int32),
             *self.image_cache_specs,
             donate=(1, 2),
             outs=(*[None] * (2 if shape.scores_prompts else 1), self.kv_specs, None),
@@ -290,12 +267,12 @@ class ProgramBook:
         args = [
             self._head_spec,
             state_specs,
-            self._spec((rows, settings.model.hidden_size), settings.dtype),
-            self._spec((rows, NUM_INTS + NUM_FLOATS), jnp.int32),
-            self._spec((), jnp.int32),
+            self._spread.spec((rows, settings.model.hidden_size), settings.dtype),
+            self._spread.spec((rows, NUM_INTS + NUM_FLOATS), jnp.int32),
+            self._spread.spec((), jnp.int32),
         ]
         if has_processors(shape.variant):
-            args.append(self._spec((rows, mask_words(settings.model.vocab_size)), jnp.uint32))
+            args.append(self._spread.spec((rows, mask_words(settings.model.vocab_size)), jnp.uint32))
         return self._lower(self._sampler(shape), *args, donate=1, outs=(None, state_specs))
 
     def _logits(self, head: jax.Array, hidden: jax.Array) -> jax.Array:
@@ -328,8 +305,8 @@ class ProgramBook:
             self.kv_specs,
             self.page_table_spec,
             state_specs,
-            self._spec((vector_length(shape.forward),), jnp.int32),
-            self._spec((rows, NUM_INTS + NUM_FLOATS), jnp.int32),
+            self._spread.spec((vector_length(shape.forward),), jnp.int32),
+            self._spread.spec((rows, NUM_INTS + NUM_FLOATS), jnp.int32),
             *self.image_cache_specs,
             donate=(2, 3, 4),
             outs=(None, self.kv_specs, None, state_specs),
@@ -348,19 +325,19 @@ class ProgramBook:
             )
             return logprobs_to_tuple(scores)
 
-        hidden = self._spec((lattice.scoring.num_tokens, settings.model.hidden_size), settings.dtype)
-        numbers = self._spec((), jnp.int32), self._spec((chunk,), jnp.int32)
+        hidden = self._spread.spec((lattice.scoring.num_tokens, settings.model.hidden_size), settings.dtype)
+        numbers = self._spread.spec((), jnp.int32), self._spread.spec((chunk,), jnp.int32)
         return self._lower(score, self._head_spec, hidden, *numbers)
 
     def _lower_resize(self, given: int, taken: int) -> jax.stages.Lowered:
-        hidden = self._spec((given, self._settings.model.hidden_size), self._settings.dtype)
+        hidden = self._spread.spec((given, self._settings.model.hidden_size), self._settings.dtype)
         return self._lower(partial(_resize, num_rows=taken), hidden)
 
     def _lower_assign(self) -> jax.stages.Lowered:
         def assign(page_table, slots, places, pages):
             return page_table.at[slots, places].set(pages)
 
-        numbers = self._spec((ASSIGN_CHUNK,), jnp.int32)
+        numbers = self._spread.spec((ASSIGN_CHUNK,), jnp.int32)
         return self._lower(assign, self.page_table_spec, numbers, numbers, numbers, donate=0)
 
     def _lower_admit(self) -> jax.stages.Lowered:
@@ -380,17 +357,17 @@ class ProgramBook:
                 )
             )
 
-        number = self._spec((), jnp.int32)
+        number = self._spread.spec((), jnp.int32)
         return self._lower(
             admit,
             self.state_specs,
             number,
-            self._spec((ADMIT_CHUNK,), jnp.int32),
+            self._spread.spec((ADMIT_CHUNK,), jnp.int32),
             number,
             number,
-            self._spec((), jnp.bool_),
-            self._spec((MAX_LOGIT_BIAS,), jnp.int32),
-            self._spec((MAX_LOGIT_BIAS,), jnp.float32),
+            self._spread.spec((), jnp.bool_),
+            self._spread.spec((MAX_LOGIT_BIAS,), jnp.int32),
+            self._spread.spec((MAX_LOGIT_BIAS,), jnp.float32),
             donate=0,
             outs=self.state_specs,
         )
@@ -434,12 +411,3 @@ def _resize(hidden: jax.Array, num_rows: int) -> jax.Array:
 def resize_program(given: int, taken: int) -> str:
     """Name of the program that cuts or pads hidden rows."""
     return f"resize_{given}_{taken}"
-
-
-def _partition(spec: jax.ShapeDtypeStruct | None) -> PartitionSpec:
-    """How an argument lies over the mesh."""
-    return (
-        spec.sharding.spec
-        if spec is not None and isinstance(spec.sharding, NamedSharding)
-        else PartitionSpec()
-    )
