@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from jaxserve.config import ImageProcessorConfig, VisionConfig
 from jaxserve.engine.encoder_cache import PAGE_ROWS
 from jaxserve.errors import ConfigError
-from jaxserve.kernels_pallas.bidirectional import SCORES
 
 _LEAST = {"cpu": 256}  # patches of the smallest call; several small images may share it
 _LEAST_ELSEWHERE = (
@@ -107,6 +106,8 @@ def tower_bytes(vision: VisionConfig, lattice: TowerLattice, itemsize: int) -> i
     Compiled for an H100 without tuning, 32,768 patches of Qwen2.5-VL take 0.84 GiB, of which this makes 2.10: as of
     language models, some twice as much (jax 0.11.2, 2026-11-25).
     """
+    from jaxserve.kernels_pallas.bidirectional import SCORES  # here, as the scheduler does without jax
+
     shape = max(lattice.shapes, key=lambda shape: shape.total)
     embed = vision.hidden_size * itemsize
     # Of each patch: the residual stream and its norm, and either a feed-forward as float32 or queries, keys and values.
