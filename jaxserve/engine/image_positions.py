@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left, bisect_right
 from math import isqrt
 
 from jaxserve.engine.pages import PageHash
@@ -18,6 +19,9 @@ class ImagePositions:
 
     def __init__(self, images: tuple[ImageInput, ...]) -> None:
         self._images = images
+        # Asked about in every step, and for every page: of hundreds of images, most are elsewhere.
+        self._starts = [image.offset for image in images]
+        self._ends = [image.offset + image.num_tokens for image in images]
         self._rope_starts: list[int] = []
         self._deltas: list[int] = []  # rotary minus plain position of the text behind each image
         delta = 0
@@ -29,15 +33,12 @@ class ImagePositions:
 
     def within(self, start: int, end: int) -> list[tuple[ImageInput, int]]:
         """The images with tokens between these positions, in order, each with the rotary position of its first one."""
-        return [
-            (image, rope_start)
-            for image, rope_start in zip(self._images, self._rope_starts, strict=True)
-            if image.offset < end and image.offset + image.num_tokens > start
-        ]
+        those = slice(bisect_right(self._ends, start), bisect_left(self._starts, end))
+        return list(zip(self._images[those], self._rope_starts[those], strict=True))
 
     def rope_delta(self, position: int) -> int:
         """Rotary minus plain position of text that stands at `position`, or of the text before an image there."""
-        past = sum(image.offset + image.num_tokens <= position for image in self._images)
+        past = bisect_right(self._ends, position)
         return self._deltas[past - 1] if past else 0
 
     def mixed_into(self, parent: PageHash, start: int, end: int) -> PageHash:
