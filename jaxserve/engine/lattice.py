@@ -91,6 +91,18 @@ class Lattice:
             key=lambda f: f.num_tokens,
         )
 
+    def step(self, num_tokens: int, num_entries: int, num_steps: int = 1) -> ForwardShape:
+        """The forward pass of a step, or of each step of a burst, in which so many sequences run so many tokens."""
+        if num_tokens > max(self.chunk_rows, num_entries):
+            return self.forward("mixed", num_tokens)
+        decode = self.forward("decode", num_tokens)
+        if not self.chunk_rows or num_steps > 1:
+            return decode
+        # On CPUs padding takes its time: 12 sequences of SmolLM2 took 15 % less processor time with the 16 tokens of a
+        # mixed step than with 32 rows (2 cores, jax 0.10.2, 2026-11-25).
+        mixed = self.forward("mixed", num_tokens)
+        return mixed if mixed.num_tokens < decode.num_tokens else decode
+
     def burst(self, forward: ForwardShape, sample: SampleShape) -> BurstShape | None:
         """The program that runs whole bursts of these, if there is one."""
         wanted = BurstShape(forward, sample)

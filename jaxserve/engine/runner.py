@@ -384,8 +384,7 @@ class Runner:
         if plan.scores_prompts:
             assert plan.num_tokens <= lattice.scoring.num_tokens, "the scheduler keeps to the scoring budget"
             return lattice.scoring
-        is_decode = plan.num_tokens <= max(lattice.chunk_rows, len(plan.entries))
-        return lattice.forward("decode" if is_decode else "mixed", plan.num_tokens)
+        return lattice.step(plan.num_tokens, len(plan.entries), plan.num_steps)
 
     def _sampler_inputs(
         self, plan: StepPlan, allowed: Mapping[int, np.ndarray] | None = None

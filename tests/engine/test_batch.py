@@ -164,6 +164,32 @@ def test_every_step_finds_a_shape(platform: str, hidden_size: int, seqs: int, to
     assert len(names) == len(set(names))
 
 
+@pytest.mark.parametrize(
+    ("platform", "tokens", "entries", "steps", "name"),
+    [
+        ("cpu", 5, 5, 1, "forward_decode_8"),
+        ("cpu", 8, 3, 1, "forward_decode_8"),  # short chunks in rows of their own
+        ("cpu", 9, 3, 1, "forward_mixed_16"),
+        ("cpu", 12, 12, 1, "forward_mixed_16"),  # four fewer rows of padding than the next decode step has
+        ("cpu", 12, 12, 4, "forward_decode_32"),  # only decode steps are made for bursts
+        ("cpu", 17, 17, 1, "forward_decode_32"),
+        ("cpu", 40, 12, 1, "forward_mixed_64"),
+        ("gpu", 8, 3, 1, "forward_mixed_64"),
+        ("gpu", 20, 20, 1, "forward_decode_32"),
+    ],
+)
+def test_the_program_of_a_step(platform: str, tokens: int, entries: int, steps: int, name: str) -> None:
+    lattice = build_lattice(
+        max_num_seqs=32,
+        max_num_batched_tokens=256,
+        max_model_len=100,
+        page_size=16,
+        platform=platform,
+        hidden_size=4096,
+    )
+    assert lattice.step(tokens, entries, steps).name == name
+
+
 def test_no_resize_that_no_step_needs() -> None:
     lattice = build_lattice(
         max_num_seqs=256,
