@@ -100,11 +100,6 @@ class Sequence:
         return self.num_tokens - self.num_prompt_tokens
 
     @property
-    def num_unscheduled(self) -> int:
-        """Tokens whose keys and values no step has been told to write."""
-        return self.num_tokens - self.num_scheduled
-
-    @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether prompt log-probabilities are still missing."""
         return self.prompt_logprobs is not None and None in self.prompt_logprobs
