@@ -70,6 +70,19 @@ class VisionConfig:
     image_marker_ids: tuple[int, ...]  # what a chat template writes for an image, with image_token_id once
 
     def __post_init__(self) -> None:
+        for name in (
+            "num_layers",
+            "hidden_size",
+            "intermediate_size",
+            "num_heads",
+            "patch_size",
+            "temporal_patch_size",
+            "merge_size",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"model config: vision {name} is {getattr(self, name)}; it must be at least 1"
+                )
         if self.hidden_size % (4 * self.num_heads):
             raise ConfigError(
                 f"model config: vision hidden_size {self.hidden_size} is not a multiple of 4 * num_heads "
@@ -155,6 +168,12 @@ class ModelConfig:
                 f"model config: mrope_section {list(self.vision.mrope_sections)} does not sum up to half of head_dim "
                 f"({self.head_dim})"
             )
+        if self.vision is not None:
+            outside = [i for i in self.vision.image_marker_ids if not 0 <= i < self.vocab_size]
+            if outside:
+                raise ConfigError(
+                    f"model config: tokens {outside} of images are outside the vocabulary of {self.vocab_size}"
+                )
 
     def experts_of(self, layer: int) -> ExpertsConfig | None:
         """The experts of a layer, None if it has a feed-forward like other models'."""

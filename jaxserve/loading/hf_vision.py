@@ -52,7 +52,7 @@ def qwen2_5_vl_vision(config: Fields, language: Fields) -> VisionConfig:
         num_layers=vision.integer("depth", absent=32),
         hidden_size=vision.integer("hidden_size", absent=3584),
         intermediate_size=vision.integer("intermediate_size", absent=3420),
-        window_size=window // merge // patch * merge,
+        window_size=window // max(merge * patch, 1) * merge,  # sizes below 1 are VisionConfig's to refuse
         full_attention_layers=tuple(sorted(full)),
     )
 

@@ -543,6 +543,13 @@ def test_a_tower_without_windows() -> None:
         ),
         ({"vision_config": QWEN2_5_VL["vision_config"] | {"hidden_act": "gelu"}}, "hidden_act is 'gelu'"),
         ({"vision_config": QWEN2_5_VL["vision_config"] | {"fullatt_block_indexes": [40]}}, r"layers \[40\]"),
+        ({"vision_config": QWEN2_5_VL["vision_config"] | {"num_heads": 0}}, "vision num_heads is 0"),
+        ({"vision_config": QWEN2_5_VL["vision_config"] | {"patch_size": 0}}, "vision patch_size is 0"),
+        (
+            {"vision_config": QWEN2_5_VL["vision_config"] | {"spatial_merge_size": 0}},
+            "vision merge_size is 0",
+        ),
+        ({"image_token_id": 10**6}, r"tokens \[1000000\] of images are outside the vocabulary"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24]}}, "three numbers"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 8]}}, "half of head_dim"),
     ],
