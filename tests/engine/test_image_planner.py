@@ -85,6 +85,7 @@ def make_request(name: str, rng: random.Random, contents: Sequence[str]) -> Core
         eos_token_ids=(),
         images=tuple(images),
         arrival_time=float(len(name)),
+        priority=rng.choice([0, 0, 1, -1]),
     )
 
 
@@ -101,7 +102,8 @@ def test_any_load_gives_what_each_request_gives_alone(seed: int) -> None:
     """Whatever is evicted, preempted, found in a cache or cut into chunks."""
     rng = random.Random(seed)
     allocator = PageAllocator(rng.choice([34, 40, 80]), enable_prefix_caching=rng.random() < 0.8)
-    planner = ImagePlanner(EncoderCache(rng.choice([2, 3, 8])), LATTICE)
+    cache = EncoderCache(rng.choice([2, 3, 8]))
+    planner = ImagePlanner(cache, LATTICE)
     budget = rng.choice([6, 16, 64])
     scheduler = Scheduler(
         allocator,
@@ -129,8 +131,9 @@ def test_any_load_gives_what_each_request_gives_alone(seed: int) -> None:
         scheduler.add(request)
         for _ in range(rng.randint(0, 4)):
             step()
-        if rng.random() < 0.1 and scheduler.abort(request.request_id):
-            aborted.add(request.request_id)
+        one = rng.choice(requests).request_id
+        if rng.random() < 0.2 and scheduler.abort(one):
+            aborted.add(one)
     for _ in range(2000):
         if not in_flight and not scheduler.num_running + scheduler.num_waiting:
             break
@@ -140,6 +143,10 @@ def test_any_load_gives_what_each_request_gives_alone(seed: int) -> None:
     for request in requests:
         if request.request_id not in aborted:
             assert got[request.request_id] == alone(request)
+    cache.begin_step()
+    assert cache.make_room("all of it", cache.num_pages * PAGE_ROWS) is not None, (
+        "somebody still holds an image"
+    )
 
 
 def test_an_image_that_is_kept_is_encoded_once() -> None:
