@@ -184,7 +184,10 @@ class AsyncLLM:
             return
         checking = asyncio.wrap_future(self._admission.check_structured(constraint))
         try:
-            await asyncio.wait_for(checking, self._admission.grammars.time_limit)
+            async with asyncio.timeout(
+                self._admission.grammars.time_limit
+            ):  # wait_for of 3.11 loses cancellations
+                await checking
         except TimeoutError:
             raise self._admission.grammars.too_slow(constraint) from None
 

@@ -93,9 +93,6 @@ def to_api_error(error: BaseException, request_id: str | None = None) -> ApiErro
 
 
 def _from_http(error: HTTPException) -> ApiError:
-    """Routing's and the body reader's own errors."""
+    """Routing's own errors."""
     status = error.code or 500
-    phrase = HTTPStatus(status).phrase
-    if status == HTTPStatus.REQUEST_TIMEOUT:
-        return ApiError(status, "The request body did not arrive in time.", param="body")
-    return ApiError(status, f"{phrase}.")
+    return ApiError(status, f"{HTTPStatus(status).phrase}.")

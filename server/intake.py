@@ -44,7 +44,7 @@ async def take(
     unsupported: Mapping[str, Callable[[Any], str | None]],
 ) -> Intake[Fields]:
     """Read a request.  Raises ApiError (400, 404, 413) naming what is wrong with it."""
-    body, num_bytes = await read_object(request)
+    body, num_bytes = await read_object(request, state.settings.receive_timeout)
     refuse_unsupported(body, unsupported)
     fields = parse(kind, body)
     ignored = ignored_fields(fields, known=tuple(unsupported))

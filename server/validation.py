@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
@@ -32,10 +33,11 @@ _WANTED = {
 }
 
 
-async def read_object(request: Request) -> tuple[dict[str, Any], int]:
+async def read_object(request: Request, receive_timeout: float) -> tuple[dict[str, Any], int]:
     """The JSON object in the request's body, and the body's length in bytes.
 
-    Raises ApiError 400 when it is not JSON or not an object, RequestEntityTooLarge when it is too long.
+    Raises ApiError 400 when it is not JSON or not an object, 408 when it has not come after `receive_timeout` seconds,
+    RequestEntityTooLarge when it is too long.
     """
     media_type = request.mimetype
     if media_type != "application/json" and not media_type.endswith("+json"):
@@ -49,7 +51,11 @@ async def read_object(request: Request) -> tuple[dict[str, Any], int]:
             param="Content-Encoding",
             headers={"Accept-Encoding": "identity"},
         )
-    data = cast(bytes, await request.get_data(as_text=False))
+    try:
+        async with asyncio.timeout(receive_timeout):
+            data = cast(bytes, await request.get_data(as_text=False))
+    except TimeoutError:
+        raise ApiError(408, "The request body did not arrive in time.", param="body") from None
     if not data:
         raise ApiError(400, "The request body must be a JSON object, got nothing.", param="body")
     body = decode_body(data)

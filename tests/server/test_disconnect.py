@@ -10,6 +10,22 @@ import pytest
 
 from tests.server.serving import Serving, listening, say, serving
 
+SCOPE: Any = {
+    "type": "http",
+    "asgi": {"version": "3.0", "spec_version": "2.3"},
+    "http_version": "1.1",
+    "method": "POST",
+    "scheme": "http",
+    "path": "/v1/completions",
+    "raw_path": b"/v1/completions",
+    "query_string": b"",
+    "root_path": "",
+    "headers": [(b"host", b"x"), (b"content-type", b"application/json")],
+    "client": ("127.0.0.1", 1),
+    "server": ("127.0.0.1", 2),
+    "extensions": {},
+}
+
 
 async def send(url: str, body: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Send a completion request over a connection of its own."""
@@ -20,6 +36,20 @@ async def send(url: str, body: dict[str, Any]) -> tuple[asyncio.StreamReader, as
     writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
     await writer.drain()
     return reader, writer
+
+
+def sent_and_gone(body: bytes, num_turns: int) -> Any:
+    """ASGI's receive for a client that hangs up after so many turns of the event loop."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        for _ in range(num_turns):
+            await asyncio.sleep(0)
+        return {"type": "http.disconnect"}
+
+    return receive
 
 
 async def until(served: Serving, condition: Any) -> None:
@@ -58,6 +88,23 @@ async def test_in_mid_answer(stream: bool):
             async with asyncio.timeout(10):
                 while len(asyncio.all_tasks()) > num_tasks:  # noqa: ASYNC110  # tasks set no event when they go
                     await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    "constraint", [{}, {"structured_outputs": {"choice": ["yes", "no"]}}], ids=["free", "choice"]
+)
+async def test_at_any_moment(constraint: dict[str, Any]):
+    # Whatever the request waits for, or has got in the same turn of the event loop.
+    body = json.dumps({"prompt": "x", "max_tokens": 100, **constraint}).encode()
+
+    async def ignore(_: Any) -> None: ...
+
+    for num_turns in range(40):
+        with serving(say("a" * 200), engine={"stalled": True}) as served:
+            async with asyncio.timeout(10):
+                await served.app(SCOPE, sent_and_gone(body, num_turns), ignore)
+            await until(served, lambda served=served: served.engine.num_unfinished == 0)
+            assert served.llm.num_in_flight == 0
 
 
 async def test_one_that_leaves_disturbs_nobody():
