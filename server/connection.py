@@ -6,16 +6,17 @@ import asyncio
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from jaxserve.server.errors import ApiError
+from jaxserve.server.http_versions import AnyVersion
 
 MAX_HEAD_BYTES = 64 * 1024  # of the request line and the headers
 MAX_HEADERS = 256
 LINGER_SECONDS = 5.0  # that a client may go on sending after it has its answer
 
 
-class Connection(HttpToolsProtocol):
+class Connection(AnyVersion):
     """Refuses heads that are too long, too slow or no HTTP, with the API's own error objects.
 
     uvicorn reads a head of any length, waits for it forever, and answers what is no HTTP in plain text.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jaxserve.server import connection
-from tests.server.serving import Serving, listening, say, serving
+from tests.server.serving import Serving, listening, read_events, say, serving
 
 HOST = b"Host: x\r\n"
 JSON = b"Content-Type: application/json\r\n"
@@ -209,6 +209,69 @@ async def test_a_connection_is_used_again_and_again():
             length = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
             await reader.readexactly(length)
         writer.close()
+
+
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
+ABC = b'{"prompt": "a", "max_tokens": 3}'
+
+
+@pytest.mark.parametrize(
+    "offer", [OFFER, b"Connection: upgrade\r\nUpgrade: websocket\r\n"], ids=["h2c", "ws"]
+)
+@pytest.mark.parametrize("cut", [10, 100, -40, -20, None])
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_an_offer_to_change_the_protocol_is_not_taken(offer: bytes, cut: int | None, is_chunked: bool):
+    async with connected() as (_, url):
+        head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON
+        body = b"%x\r\n" % len(ABC) + ABC + b"\r\n0\r\n\r\n" if is_chunked else ABC
+        length = b"Transfer-Encoding: chunked\r\n" if is_chunked else b"Content-Length: %d\r\n" % len(ABC)
+        first = head + offer + length + b"\r\n" + body
+        last = head + b"Connection: close\r\n" + length + b"\r\n" + body
+        reader, writer = await open_connection(url)
+        writer.write(first[:cut])
+        await asyncio.sleep(0.01)
+        writer.write((first[cut:] if cut else b"") + first + last)  # the others pipelined
+        answers = (await reader.read()).split(b"HTTP/1.1 ")[1:]
+        writer.close()
+        assert len(answers) == 3
+        for answer in answers:
+            assert answer.startswith(b"200")
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["choices"][0]["text"] == "The"
+
+
+async def test_many_offers_on_one_connection():
+    async with connected() as (_, url):
+        ask_health = b"GET /health HTTP/1.1\r\n" + HOST + OFFER + b"\r\n"
+        reader, writer = await open_connection(url)
+        writer.write(ask_health * 300 + b"CONNECT /health HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
+        answers = await reader.read()
+        writer.close()
+        assert answers.count(b"HTTP/1.1 200") == 300
+        assert answers.count(b"HTTP/1.1 405") == 1
+        assert await is_well(url)
+
+
+async def test_an_offer_of_one_who_leaves_after_it():
+    async with connected() as (_, url):
+        offer = OFFER.replace(b"Upgrade,", b"close, Upgrade,", 1)
+        head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON + b"Content-Length: %d\r\n" % len(ABC)
+        status, _, answer = await ask(url, head + offer + b"\r\n", ABC)
+        assert status == 200
+        assert json.loads(answer)["choices"][0]["text"] == "The"
+
+
+@pytest.mark.parametrize("stream", [b"false", b"true"])
+async def test_http_1_0_gets_no_chunks(stream: bytes):
+    async with connected() as (_, url):
+        body = ABC[:-1] + b', "stream": ' + stream + b"}"
+        head = b"POST /v1/completions HTTP/1.0\r\n" + JSON + b"Content-Length: %d\r\n\r\n" % len(body)
+        status, headers, answer = await ask(url, head + body)
+        assert status == 200
+        assert "transfer-encoding" not in headers
+        if stream == b"true":
+            assert "".join(chunk["choices"][0]["text"] for chunk in read_events(answer)) == "The"
+        else:
+            assert json.loads(answer)["choices"][0]["text"] == "The"
 
 
 async def test_nonsense_in_the_middle_of_an_answer_ends_it():
