@@ -105,6 +105,11 @@ class ImageLoader:
                 sources[self.policy.max_images].where,
                 f"is one image too many: {self.policy.max_images} are taken (--limit-mm-per-prompt)",
             )
+        # What comes several times is fetched once, and prepared once.
+        keys = [_key(source) for source in sources]
+        firsts = dict(zip(reversed(keys), reversed(sources), strict=True))
+        places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        sources = [firsts[key] for key in places]
         opened = await self._open_all(sources)
         self._check_pixels(opened, sources)
         sizes = [
@@ -112,7 +117,8 @@ class ImageLoader:
             for image, source in zip(opened, sources, strict=True)
         ]
         side = processor.token_pixels
-        num_tokens = sum(width * height // side**2 for width, height in sizes)
+        tokens = [width * height // side**2 for width, height in sizes]
+        num_tokens = sum(tokens[places[key]] for key in keys)
         if num_tokens >= self._max_prompt_tokens:
             raise refused(
                 sources[0].where,
@@ -121,12 +127,13 @@ class ImageLoader:
                 "max_pixels in mm_processor_kwargs",
             )
         loop = asyncio.get_running_loop()
-        return await _all_of(
+        processed = await _all_of(
             [
                 loop.run_in_executor(self._threads, _processed, image, size, processor, source)
                 for image, size, source in zip(opened, sizes, sources, strict=True)
             ]
         )
+        return [processed[places[key]] for key in keys]
 
     async def _open_all(self, sources: Sequence[ImageSource]) -> list[Image.Image]:
         limit = self.policy.max_total_bytes
@@ -175,6 +182,11 @@ class ImageLoader:
                 f"becomes {num_tokens} tokens, and an image may have {most}: make it less long and thin",
             )
         return size
+
+
+def _key(source: ImageSource) -> str | int:
+    """What sources of one image have in common."""
+    return source.image if isinstance(source.image, str) else id(source.image)
 
 
 def _processed(

@@ -87,6 +87,9 @@ async def test_images_from_the_web_and_from_files() -> None:
             assert (await served.chat(messages=[user(*({"image_url": url} for url in good))])).status == 200
             first, second = served.engine.submitted[0].images
             assert first.content_hash == second.content_hash
+            assert (await served.chat(messages=[user(*[{"image_url": good[0]}] * 3)])).status == 200
+            assert here.asked == ["/cat.png"] * 2  # once by each request
+            assert len(served.engine.submitted[1].images) == 3
             for path, says in (
                 ("/inside", "not a public one"),
                 ("/slow", "did not arrive within 0.3 seconds"),
@@ -115,11 +118,11 @@ async def test_number_and_size_of_images() -> None:
         assert "0 are taken" in await refused(served, part(RED))
     size = len(CAT.read_bytes())
     with seeing(media=MediaPolicy(max_total_bytes=2 * size)) as served:
-        assert "limit of" in await refused(served, *[part(CAT.read_bytes())] * 3)
+        assert "limit of" in await refused(served, *[part(CAT.read_bytes() + bytes([k])) for k in range(3)])
     with seeing(media=MediaPolicy(max_total_pixels=2 * RED.width * RED.height)) as served:
-        said = await refused(served, part(RED), part(RED), part(RED))
+        said = await refused(served, *[part(picture(2, 3, colour)) for colour in ("red", "green", "blue")])
         assert "content[2] makes all images larger than this server's limit of" in said
-        assert (await served.chat(messages=[user(part(RED), part(RED))])).status == 200
+        assert (await served.chat(messages=[user(*[part(RED)] * 3)])).status == 200
 
 
 async def test_text_models_say_so() -> None:
