@@ -24,8 +24,8 @@ def build_replicas(
 ) -> EngineClient:
     """One engine, or `data_parallel_size` of them on consecutive devices, not started; see build_client.
 
-    The checkpoint is read once: replicas after the first one copy its weights from device to device, and load the
-    programs that it compiled.
+    The checkpoint is read once: replicas after the first one copy its weights from device to device.  Programs are
+    compiled for each replica, since they belong to its devices.
     """
     if config.nnodes > 1:
         return build_leading_client(config, checkpoint, model, grammars, processor)
