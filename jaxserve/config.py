@@ -168,12 +168,6 @@ class ModelConfig:
                 f"model config: mrope_section {list(self.vision.mrope_sections)} does not sum up to half of head_dim "
                 f"({self.head_dim})"
             )
-        if self.vision is not None:
-            outside = [i for i in self.vision.image_marker_ids if not 0 <= i < self.vocab_size]
-            if outside:
-                raise ConfigError(
-                    f"model config: tokens {outside} of images are outside the vocabulary of {self.vocab_size}"
-                )
 
     def experts_of(self, layer: int) -> ExpertsConfig | None:
         """The experts of a layer, None if it has a feed-forward like other models'."""

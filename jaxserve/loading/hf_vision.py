@@ -101,6 +101,11 @@ def _vision(
     channels = vision.integer("in_channels", absent=vision.integer("in_chans", absent=3))
     if channels != 3:
         raise vision.error(f"in_channels is {channels}; images have 3")
+    start_id = config.integer("vision_start_token_id", absent=151652)
+    marker_ids = (start_id, image_token_id, config.integer("vision_end_token_id", absent=151653))
+    vocab_size = language.integer("vocab_size")
+    if outside := [token_id for token_id in marker_ids if not 0 <= token_id < vocab_size]:
+        raise config.error(f"tokens {outside} of images are outside the vocabulary of {vocab_size}")
     return VisionConfig(
         num_layers=num_layers,
         hidden_size=hidden_size,
@@ -114,11 +119,7 @@ def _vision(
         full_attention_layers=full_attention_layers,
         mrope_sections=_mrope_sections(language),
         image_token_id=image_token_id,
-        image_marker_ids=(
-            config.integer("vision_start_token_id", absent=151652),
-            image_token_id,
-            config.integer("vision_end_token_id", absent=151653),
-        ),
+        image_marker_ids=marker_ids,
     )
 
 
