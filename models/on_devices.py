@@ -16,6 +16,7 @@ from jaxserve.models.layout import Layout, mesh_size
 from jaxserve.models.loading import DUMMY_STD, abstract_model, dummy_weights, parameter_name
 from jaxserve.models.registry import build_model
 from jaxserve.models.sharding import engine_mesh, partition_spec
+from jaxserve.models.towers import spread_tower
 from jaxserve.models.weight_table import ParameterPath
 
 if TYPE_CHECKING:
@@ -39,18 +40,16 @@ def abstract_on_mesh(
     layout: Layout, dtype: jnp.dtype, mesh: Mesh | AbstractMesh
 ) -> tuple[nnx.GraphDef[Any], nnx.State]:
     """The same for a mesh like sharding.engine_mesh's."""
-    return _abstract(layout, dtype, lambda axes, name: NamedSharding(mesh, partition_spec(axes, name)))
-
-
-def abstract_part(layout: Layout, dtype: jnp.dtype) -> tuple[nnx.GraphDef[Any], nnx.State]:
-    """Graph and parameter shapes of what one device has; all devices have the same."""
-    return nnx.split(nnx.eval_shape(lambda: build_model(layout.local, dtype, layout.part)))
+    graphdef, abstract = _abstract(
+        layout, dtype, lambda axes, name: NamedSharding(mesh, partition_spec(axes, name))
+    )
+    return graphdef, spread_tower(abstract)
 
 
 def _abstract(
     layout: Layout, dtype: jnp.dtype, place: Callable[[Sequence[str], str], Sharding | None]
 ) -> tuple[nnx.GraphDef[Any], nnx.State]:
-    graphdef, abstract = abstract_part(layout, dtype)
+    graphdef, part = nnx.split(nnx.eval_shape(lambda: build_model(layout.local, dtype, layout.part)))
 
     def lay(path: ParameterPath, parameter: nnx.Variable[Any]) -> nnx.Variable[Any]:
         axes = parameter.get_metadata("axes")
@@ -61,7 +60,7 @@ def _abstract(
         return parameter.replace(jax.ShapeDtypeStruct(shape, parameter.dtype, sharding=sharding))
 
     return graphdef, nnx.from_flat_state(
-        [(path, lay(path, value)) for path, value in nnx.to_flat_state(abstract)]
+        [(path, lay(path, value)) for path, value in nnx.to_flat_state(part)]
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from jaxserve.errors import ConfigError
 
@@ -32,7 +32,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "group": (),
     "head_dim": (),
     "gate_up": (),
-    # of towers that see, which are read whole; towers.spread_tower spreads them
+    # of towers that see, which are not cut as layouts say; towers.spread_tower spreads them
     "vision_channel": (),
     "vision_frame": (),
     "vision_pixel": (),
@@ -80,6 +80,11 @@ def partition_spec(axes: Sequence[str], name: str) -> PartitionSpec:
 def engine_mesh(devices: Sequence[Device], tensor: int, expert: int) -> Mesh:
     """The mesh of one engine: all of its devices hold the same batch, so that its data axis is 1 long."""
     return Mesh(np.array(devices, dtype=object).reshape(1, tensor, expert), (DATA, TENSOR, EXPERT))
+
+
+def abstract_mesh(tensor: int, expert: int) -> AbstractMesh:
+    """The same without devices, for a plan."""
+    return AbstractMesh((1, tensor, expert), (DATA, TENSOR, EXPERT))
 
 
 def split_devices(devices: Sequence[Device], num_replicas: int) -> list[tuple[Device, ...]]:

@@ -40,8 +40,8 @@ def tower_graph(layout: Layout, dtype: jnp.dtype) -> nnx.GraphDef[VisionTower]:
     return nnx.split(nnx.eval_shape(lambda: VisionTower(vision, config.hidden_size, dtype)))[0]
 
 
-def spread_tower(tower: nnx.State) -> nnx.State:
-    """The tower's abstract parameters, each over all devices of the mesh on which it would else be whole on each.
+def spread_tower(state: nnx.State) -> nnx.State:
+    """A model's abstract parameters on a mesh, the tower's over all of its devices instead of whole on each.
 
     Towers are not cut like language models: their programs are no shard_map, since padded heads and feed-forwards would
     gain little where images are few.
@@ -49,8 +49,6 @@ def spread_tower(tower: nnx.State) -> nnx.State:
 
     def spread(parameter: nnx.Variable[Any]) -> nnx.Variable[Any]:
         whole = parameter.get_value()
-        if not isinstance(whole.sharding, NamedSharding):
-            return parameter
         mesh = whole.sharding.mesh
         axes = tuple(axis for axis in MODEL_AXES if mesh.shape[axis] > 1)
         count = prod(mesh.shape[axis] for axis in axes)
@@ -61,4 +59,7 @@ def spread_tower(tower: nnx.State) -> nnx.State:
         sharding = NamedSharding(mesh, PartitionSpec(*spec))
         return parameter.replace(jax.ShapeDtypeStruct(whole.shape, whole.dtype, sharding=sharding))
 
-    return nnx.from_flat_state([(path, spread(parameter)) for path, parameter in nnx.to_flat_state(tower)])
+    flat = nnx.to_flat_state(state)
+    return nnx.from_flat_state(
+        [(path, spread(value) if path[0] == _TOWER else value) for path, value in flat]
+    )

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxserve.engine.programs import ProgramBook
 from jaxserve.engine.settle import Settings
 from jaxserve.engine.tower_programs import TowerBook
-from jaxserve.models.towers import language_graph, split_tower, spread_tower, tower_graph
+from jaxserve.models.towers import language_graph, split_tower, tower_graph
 
 
 def make_books(settings: Settings, abstract: nnx.State) -> tuple[ProgramBook, TowerBook | None]:
@@ -19,4 +19,4 @@ def make_books(settings: Settings, abstract: nnx.State) -> tuple[ProgramBook, To
     if tower is None:
         return book, None
     graph = tower_graph(layout, dtype)
-    return book, TowerBook(settings, graph, spread_tower(tower), book.image_cache_specs[0])
+    return book, TowerBook(settings, graph, tower, book.image_cache_specs[0])

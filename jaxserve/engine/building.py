@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from typing import TYPE_CHECKING
 
 import jax
@@ -25,7 +26,8 @@ from jaxserve.engine.tower import Tower
 from jaxserve.loading.checkpoint import AnyCheckpoint
 from jaxserve.models.layout import Layout, plan_layout
 from jaxserve.models.loading import load_state
-from jaxserve.models.on_devices import abstract_on_devices, abstract_part, dummy_on_devices
+from jaxserve.models.on_devices import abstract_on_devices, abstract_on_mesh, dummy_on_devices
+from jaxserve.models.sharding import abstract_mesh
 from jaxserve.models.towers import split_tower
 
 if TYPE_CHECKING:
@@ -115,8 +117,10 @@ def _load_while_compiling(
 
 def weights_bytes(model: ModelConfig, layout: Layout | None = None) -> int:
     """Bytes of the parameters, or of one device's in a layout, at four bytes a number, without allocating any."""
-    _, abstract = abstract_part(layout or plan_layout(model, 1), jnp.dtype(jnp.float32))
-    return sum(leaf.size * 4 for leaf in jax.tree.leaves(abstract))
+    layout = layout or plan_layout(model, 1)
+    mesh = abstract_mesh(layout.tensor, layout.expert)
+    _, abstract = abstract_on_mesh(layout, jnp.dtype(jnp.float32), mesh)
+    return sum(4 * prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(abstract))
 
 
 def _cache_context(settings: Settings) -> object:

@@ -30,10 +30,7 @@ class TowerBook:
         abstract_state: nnx.State,
         cache_spec: jax.ShapeDtypeStruct,
     ) -> None:
-        """`cache_spec` is of the tokens that images become, as forward passes take them.
-
-        Parameters lie where their shardings say, whatever was loaded (towers.spread_tower).
-        """
+        """`cache_spec` is of the tokens that images become, as forward passes take them."""
         assert settings.tower is not None
         assert settings.model.vision is not None
         self._settings = settings

@@ -90,10 +90,31 @@ def test_too_little_memory_says_what_it_takes(model: str, capsys: pytest.Capture
     assert err.count("\n") == 1
 
 
+PROCESSOR = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2, "max_pixels": 64 * 100}
+
+
+def write_seeing(path: Path) -> None:
+    (path / "config.json").write_text(json.dumps(CONFIGS["qwen2_5_vl"]))
+    (path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+
+
+def test_a_device_has_its_share_of_a_tower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_seeing(tmp_path)
+    flags = ("--kv-cache-memory", "1M", "--dtype", "float32", "--tensor-parallel-size", "2")
+    assert main(["plan", str(tmp_path), "--json", *flags]) == 0
+    # Seven query heads of one kv head are two slots of four; 272 tokens fill up to 320.
+    qkv, ffn = (112 + 1) * (4 + 2) * 16, 96 // 2
+    language = 320 // 2 * 112 + 2 * (qkv + 4 * 16 * 112 + 3 * 112 * ffn + 2 * 112) + 112
+    # Of its tower two of four heads, halves of 60 and 192, and all of the patch embedding, norms and other biases.
+    heads, ffn, merger = 2 * 12, 60 // 2, 192 // 2
+    attention = (48 + 1) * 3 * heads + heads * 48 + 48
+    layer = attention + (48 + 1) * 2 * ffn + ffn * 48 + 48 + 2 * 48
+    tower = 3 * 2 * 4 * 4 * 48 + 3 * layer + 48 + (192 + 1) * merger + merger * 112 + 112
+    assert json.loads(capsys.readouterr().out)["memory"]["weights"] == 4 * (language + tower)
+
+
 def test_a_model_that_sees_has_calls_of_its_tower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["qwen2_5_vl"]))
-    processor = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2, "max_pixels": 64 * 100}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    write_seeing(tmp_path)
     flags = ("--kv-cache-memory", "1M", "--dtype", "float32")
     assert main(["plan", str(tmp_path), "--json", *flags]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -105,6 +126,6 @@ def test_a_model_that_sees_has_calls_of_its_tower(tmp_path: Path, capsys: pytest
     shown = capsys.readouterr().out
     assert "1,024" in shown
     assert "image cache" in shown
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor | {"patch_size": 14}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | {"patch_size": 14}))
     assert main(["plan", str(tmp_path), *flags]) == 2
     assert "patch_size 14" in capsys.readouterr().err
