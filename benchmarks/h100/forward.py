@@ -31,7 +31,8 @@ from jaxserve.engine.batch import new_pages, pack
 from jaxserve.engine.building import weights_bytes
 from jaxserve.engine.lattice import ForwardShape
 from jaxserve.engine.plan import PlanEntry, StepPlan
-from jaxserve.engine.programs import ProgramBook, state_to_tuple
+from jaxserve.engine.programs import ProgramBook
+from jaxserve.engine.sampler_programs import state_to_tuple
 from jaxserve.engine.sampler_state import init_state
 from jaxserve.engine.sampling_rows import NUM_FLOATS, NUM_INTS, fill_padding
 from jaxserve.engine.settle import Settings, settle

@@ -11,22 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.engine.batch import new_pages, pack
+from jaxserve.engine.forward_programs import ASSIGN_CHUNK
 from jaxserve.engine.lattice import BurstShape, ForwardShape, SampleShape
 from jaxserve.engine.masks import MaskBook, intersect
 from jaxserve.engine.pace import MAX_BURST
+from jaxserve.engine.packed_model import Weights
 from jaxserve.engine.plan import Admission, PlanEntry, StepPlan, StepResult
-from jaxserve.engine.programs import (
-    ADMIT,
-    ADMIT_CHUNK,
-    ASSIGN,
-    ASSIGN_CHUNK,
-    PROMPT_LOGPROBS,
-    ProgramBook,
-    Weights,
-    num_state_arrays,
-    resize_program,
-)
+from jaxserve.engine.programs import ADMIT, ASSIGN, PROMPT_LOGPROBS, ProgramBook, resize_program
 from jaxserve.engine.protocol import TokenLogprobs
+from jaxserve.engine.sampler_programs import ADMIT_CHUNK, num_state_arrays
 from jaxserve.engine.sampling_rows import (
     FLAG_ACTIVE,
     FLAG_LOGPROBS,

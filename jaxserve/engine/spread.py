@@ -33,11 +33,20 @@ class Spread:
             lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree
         )
 
-    def program(self, function: Callable[..., Any], args: Sequence[Any], outs: Any) -> Callable[..., Any]:
-        """`function`, which gets what one device has of `args`, as a function of the whole arrays.
+    def lower(
+        self, function: Callable[..., Any], *args: Any, donate: int | tuple[int, ...] = (), outs: Any = None
+    ) -> jax.stages.Lowered:
+        """A program of `function`, which gets what one device has of the arguments.
 
-        `outs` are specs of results that are divided among devices, in their places; None is for others.
+        `args` are specs; `outs` are those of results that are divided among devices, in their places; None is for
+        others.
         """
+        return jax.jit(self._over_devices(function, args, outs), donate_argnums=donate).lower(*args)
+
+    def _over_devices(
+        self, function: Callable[..., Any], args: Sequence[Any], outs: Any
+    ) -> Callable[..., Any]:
+        """The same as a function of whole arrays."""
         if not isinstance(self.sharding, NamedSharding):
             return function
         return jax.shard_map(

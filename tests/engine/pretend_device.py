@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxserve.config import EngineConfig, ModelConfig
-from jaxserve.engine import programs
+from jaxserve.engine import spread
 from jaxserve.engine.building import weights_bytes
 from jaxserve.engine.programs import ProgramBook
 from jaxserve.engine.settle import Settings, settle
@@ -73,5 +73,5 @@ def pretend_book(
             abstract_model(model, dtype) if mesh is None else abstract_on_mesh(settings.layout, dtype, mesh)
         )
         book = ProgramBook(settings, *parts)
-        with mock.patch.object(programs, "jax", OtherJax()):
+        with mock.patch.object(spread, "jax", OtherJax()):
             yield settings, book
