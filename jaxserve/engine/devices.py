@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import jax
 
 from jaxserve.config import EngineConfig
-from jaxserve.engine.hosts.joining import join_hosts
+from jaxserve.engine.hosts.runtime import join_hosts
 from jaxserve.errors import ConfigError
 
 if TYPE_CHECKING:

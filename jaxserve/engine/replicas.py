@@ -6,7 +6,6 @@ from jaxserve.config import EngineConfig, ImageProcessorConfig, ModelConfig
 from jaxserve.engine.balanced_client import BalancedClient
 from jaxserve.engine.client import build_client
 from jaxserve.engine.devices import find_devices, missing_devices
-from jaxserve.engine.hosts.leading_client import build_leading_client
 from jaxserve.engine.protocol import EngineClient
 from jaxserve.engine.shared_weights import SharedWeights
 from jaxserve.errors import ConfigError
@@ -28,6 +27,9 @@ def build_replicas(
     compiled for each replica, since they belong to its devices.
     """
     if config.nnodes > 1:
+        # Not above: what processes tell each other brings packages that one host does without.
+        from jaxserve.engine.hosts.leading_client import build_leading_client
+
         return build_leading_client(config, checkpoint, model, grammars, processor)
     count = config.data_parallel_size
     if count == 1:

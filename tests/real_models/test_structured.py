@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 
 from jaxserve import LLM, SamplingParams, StructuredOutputsParams
 from jaxserve.structured.vocabulary import build_vocabulary
 from jaxserve.text.tokenizer import load_tokenizer
+
+jsonschema = pytest.importorskip("jsonschema", reason="not among the packages of a machine for benchmarks")
 
 pytestmark = pytest.mark.real_model
 

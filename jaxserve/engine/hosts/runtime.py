@@ -1,0 +1,40 @@
+"""How the processes of one engine come to know each other's devices: JAX's own runtime."""
+
+from __future__ import annotations
+
+import logging
+
+import jax
+
+from jaxserve.config import EngineConfig
+from jaxserve.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+JOIN_SECONDS = 1800  # that hosts wait for each other: they need not start in any order, or at once
+# JAX ends a process that misses another one's heartbeats.  We notice sooner, and go on answering that it is so.
+_JAX_HEARTBEAT_SECONDS = 24 * 3600
+_SHUTDOWN_SECONDS = 5  # that a process which ends waits for the others to do so
+
+
+def join_hosts(config: EngineConfig) -> None:
+    """Make the devices of all hosts known to this process.  Before anything else of JAX."""
+    if config.nnodes == 1 or jax.distributed.is_initialized():
+        return
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    logger.info("waiting for %d hosts at %s:%d", config.nnodes, config.master_addr, config.master_port)
+    try:
+        jax.distributed.initialize(
+            f"{config.master_addr}:{config.master_port}",
+            config.nnodes,
+            config.node_rank,
+            cluster_detection_method="deactivate",
+            initialization_timeout=JOIN_SECONDS,
+            heartbeat_timeout_seconds=_JAX_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        )
+    except (RuntimeError, jax.errors.JaxRuntimeError) as error:
+        raise ConfigError(
+            f"master_addr={config.master_addr!r}, master_port={config.master_port}: the hosts did not find each other: "
+            f"{error}"
+        ) from error
