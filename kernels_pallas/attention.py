@@ -29,8 +29,8 @@ class StepScratch(NamedTuple):
     counters: jax.Array | None  # [R, K] int32, zeros between kernels: GPU decode's splits count themselves
 
 
-def backend_of(platform: str, dtype: jax.typing.DTypeLike, head_dim: int) -> Backend:
-    """Whose kernels are the fastest on `platform` for models of `dtype`."""
+def backend_of(platform: str, head_dim: int) -> Backend:
+    """Whose kernels are the fastest on `platform`."""
     if platform in ("gpu", "cuda") and head_dim % 16 == 0:
         return "gpu"
     if platform == "tpu":

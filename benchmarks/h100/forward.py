@@ -125,7 +125,7 @@ class Bench:
     def _sampler(self, case: Case, program: jax.stages.Compiled) -> Callable[[], jax.Array]:
         ints = np.zeros((case.size, NUM_INTS), np.int32)
         floats = np.zeros((case.size, NUM_FLOATS), np.float32)
-        fill_padding(ints, floats, 0, self.settings.max_num_seqs)
+        fill_padding(ints, floats, self.settings.max_num_seqs)
         numbers = np.concatenate([ints, floats.view(np.int32)], axis=1)
         hidden = jnp.ones((case.size, self.config.hidden_size), self.settings.dtype)
         first = np.int32(0)  # step of a burst

@@ -15,7 +15,6 @@ from benchmarks.h100.tables import print_table, ratio
 
 PROMPT, OUTPUT, SHORT = 512, 128, 8  # tokens
 PREFILL_BATCH, PREFILL_PROMPT = 32, 2048
-SAMPLING_BATCH = 256
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,3 @@ class SseParser:
                 self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
             # Comments (":"), ids, event names and retry times do not matter to an OpenAI client.
         return events
-
-    @property
-    def is_between_events(self) -> bool:
-        """Whether a stream that ends here is whole, and not cut inside an event."""
-        return not self._pending and not self._data

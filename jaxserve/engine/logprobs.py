@@ -30,7 +30,7 @@ class Logprobs:
 def gather_logprobs(
     logits: jax.Array, token_ids: jax.Array, num_logprobs: int, shards: VocabShards | None = None
 ) -> Logprobs:
-    """Logprobs of token_ids [B] and the num_logprobs likeliest tokens under softmax(logits [B, V]).
+    """Logprobs of token_ids [B], within the vocabulary, and the num_logprobs likeliest under softmax(logits [B, V]).
 
     Within `shards` the logits are this device's share of each row.
     """
@@ -48,13 +48,3 @@ def gather_logprobs(
         top_ids=top_ids,
         top_logprobs=(top_values - largest) - log_total,
     )
-
-
-def prompt_logprobs(
-    logits: jax.Array, target_ids: jax.Array, num_logprobs: int, shards: VocabShards | None = None
-) -> Logprobs:
-    """Logprobs of prompt tokens: logits [C, V] of the positions before them, target_ids [C] int32.
-
-    Padding positions may carry any id within the vocabulary; the host drops their results.
-    """
-    return gather_logprobs(logits, target_ids, num_logprobs, shards)

@@ -33,13 +33,13 @@ class PageAllocator:
     """
 
     def __init__(self, num_pages: int, *, enable_prefix_caching: bool) -> None:
-        assert num_pages >= 2, "page 0 is the dummy"
+        assert num_pages >= 2, "one is the dummy"
         self.num_pages = num_pages - 1  # pages that can be allocated
         self._enable_prefix_caching = enable_prefix_caching
         self._ref_counts = [0] * num_pages
         self._hash_of: list[PageHash | None] = [None] * num_pages
         self._page_of: dict[PageHash, int] = {}
-        self._free: OrderedDict[int, None] = OrderedDict((page, None) for page in range(1, num_pages))
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(DUMMY_PAGE + 1, num_pages))
 
     @property
     def num_free(self) -> int:

@@ -56,7 +56,7 @@ class ProgramBook:
     ) -> None:
         self._settings = settings
         model = settings.model
-        backend: Backend = backend_of(settings.platform, settings.dtype, model.head_dim)
+        backend: Backend = backend_of(settings.platform, model.head_dim)
         make_ready(backend, settings.dtype)
         if model.experts is not None:
             experts.make_ready(backend, settings.dtype)

@@ -98,7 +98,7 @@ class Runner:
         self._dummy_slot = slots
         self._ints = np.zeros((slots + 1, NUM_INTS), np.int32)
         self._floats = np.zeros((slots + 1, NUM_FLOATS), np.float32)
-        fill_padding(self._ints, self._floats, 0, slots)
+        fill_padding(self._ints, self._floats, slots)
         self._needs = np.zeros(slots, np.int32)  # NEEDS_ bits
         self._num_logprobs = np.full(slots, -1, np.int32)  # -1: not asked for
         self._num_prompt_logprobs = np.zeros(slots, np.int32)

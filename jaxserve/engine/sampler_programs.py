@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxserve.engine.lattice import SampleShape
-from jaxserve.engine.logprobs import Logprobs, gather_logprobs, prompt_logprobs
+from jaxserve.engine.logprobs import Logprobs, gather_logprobs
 from jaxserve.engine.packed_model import PackedModel
 from jaxserve.engine.sampler_state import SamplerState, admit_chunk, init_state
 from jaxserve.engine.sampling import sample
@@ -63,19 +63,18 @@ class SamplerPrograms:
                 floats=lax.bitcast_convert_type(numbers[:, NUM_INTS:], jnp.float32),
                 allowed_mask=mask[0] if mask else None,
             )
-            out, new_state = sample(
+            ids, new_state = sample(
                 logits,
                 rows,
                 _state_from_tuple(state),
                 variant=shape.variant,
-                num_logprobs=None,
                 on_cpu=on_cpu,
                 on_gpu=settings.platform == "gpu",
                 shards=self._shards,
             )
-            results = (out.ids,)
+            results = (ids,)
             if shape.with_logprobs:
-                results += _logprobs(logits, rows, out.ids)
+                results += _logprobs(logits, rows, ids)
             return results, state_to_tuple(new_state)[: len(state)]
 
         def _logprobs(logits, rows, ids):
@@ -122,7 +121,7 @@ class SamplerPrograms:
         def score(head, hidden, start, target_ids):
             padded = jnp.pad(hidden, ((0, chunk), (0, 0)))  # a chunk may begin near the end
             rows = lax.dynamic_slice_in_dim(padded, start, chunk)
-            scores = prompt_logprobs(
+            scores = gather_logprobs(
                 self._logits(head, rows), target_ids, settings.max_logprobs, self._shards
             )
             return _logprobs_to_tuple(scores)

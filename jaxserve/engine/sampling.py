@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxserve.engine import vocab_search
-from jaxserve.engine.logprobs import Logprobs, gather_logprobs
 from jaxserve.engine.sampler_state import SamplerState
 from jaxserve.engine.sampling_filters import Filters, draw, draw_filtered, draw_top_k
 from jaxserve.engine.sampling_noise import row_keys
@@ -19,40 +17,30 @@ from jaxserve.engine.sampling_rows import SamplingRows, Variant, covers, has_pro
 from jaxserve.engine.vocab_shards import VocabShards
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["ids", "logprobs"], meta_fields=[])
-@dataclass(frozen=True)
-class SampleOutput:
-    """What a step sampled; rows that were not active hold some valid id and mean nothing."""
-
-    ids: jax.Array  # [B] int32
-    logprobs: Logprobs | None  # under the raw logits; None when not asked for
-
-
 def sample(
     logits: jax.Array,
     rows: SamplingRows,
     state: SamplerState,
     *,
     variant: Variant,
-    num_logprobs: int | None,
     on_cpu: bool,
     on_gpu: bool = False,
     shards: VocabShards | None = None,
-) -> tuple[SampleOutput, SamplerState]:
-    """Choose a token per row of logits [B, V] float32; to be jitted with `state` donated.
+) -> tuple[jax.Array, SamplerState]:
+    """Choose a token per row of logits [B, V] float32: ids [B] int32.  To be jitted with `state` donated.
 
     variant: "greedy" takes the most likely token and reads no parameter; "temperature" draws; "random" also
     filters (min_p, top_k, top_p); "top_k" does so for rows that are greedy or have 1 <= top_k <= MAX_TOP_K,
     and never looks beyond each row's largest logits; "full" and "full_top_k" are "random" and "top_k" that
     also apply the mask, logit_bias and penalties, and count the sampled tokens. A row gets the same token
     from every variant that honours its parameters, up to rounding and to ties that number hundreds
-    (sampling_filters.draw_top_k). num_logprobs: alternatives to report beside the sampled token's own
-    log-probability; None for neither. on_cpu: branch at run time to skip what no row wants, which makes
+    (sampling_filters.draw_top_k). on_cpu: branch at run time to skip what no row wants, which makes
     "top_k" the same as "random"; False gives straight-line code for accelerators, in which on_gpu puts a
     kernel for NVIDIA GPUs in the place of the filters, with the branches in it.
 
     The token depends on the row's logits, parameters, seed and position alone: not on the other rows, B, or
-    the slot. Inactive rows write to the state's dummy row.  A row that allows no token at all gets token 0.
+    the slot. Inactive rows get some valid id and write to the state's dummy row.  A row that allows no token
+    at all gets token 0.
 
     Within `shards` the logits and the state's tokens_seen are this device's share; everything else is as without.
     """
@@ -77,8 +65,7 @@ def sample(
         counted = (rows.is_active & rows.uses_state).astype(jnp.int32)
         seen_ids = ids if shards is None else shards.local_ids(ids)
         state = replace(state, tokens_seen=state.tokens_seen.at[slot, seen_ids].add(counted))
-    logprobs = None if num_logprobs is None else gather_logprobs(logits, ids, num_logprobs, shards)
-    return SampleOutput(ids=ids, logprobs=logprobs), state
+    return ids, state
 
 
 def _process(

@@ -180,11 +180,11 @@ def fill_row(
     )
 
 
-def fill_padding(ints: np.ndarray, floats: np.ndarray, first_row: int, num_slots: int) -> None:
-    """Make every row from `first_row` on an inactive greedy row at the dummy slot (index num_slots)."""
-    ints[first_row:] = 0
-    ints[first_row:, SLOT] = num_slots
-    floats[first_row:] = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+def fill_padding(ints: np.ndarray, floats: np.ndarray, num_slots: int) -> None:
+    """Make every row an inactive greedy one at the dummy slot (index num_slots)."""
+    ints[:] = 0
+    ints[:, SLOT] = num_slots
+    floats[:] = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 def at_step(ints: jax.Array, step: jax.Array) -> jax.Array:

@@ -39,7 +39,7 @@ class TowerBook:
         self._graphdef = graphdef
         leaves, self._treedef = jax.tree.flatten(abstract_state)
         self._pack = WeightPack.plan(leaves)
-        self._backend: Backend = backend_of(settings.platform, settings.dtype, self._vision.head_dim)
+        self._backend: Backend = backend_of(settings.platform, self._vision.head_dim)
         self.cache_spec = cache_spec
 
     def __iter__(self) -> Iterator[Program]:

@@ -1,10 +1,8 @@
-"""What is asked of XLA beyond its defaults, by platform and JAX version: the one place for both."""
+"""What is asked of XLA beyond its defaults, by platform: the one place for it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import jax
 
 # The kinds of operation that XLA puts into CUDA graphs by itself, and the one that it leaves out.  As an option of
 # one compilation the list must be whole: "+COLLECTIVES" is understood in XLA_FLAGS alone (jax 0.10.2, 0.11.2).
@@ -24,8 +22,6 @@ class _Option:
     platform: str
     several_devices: bool = False  # only for programs that span several
     least_rows: int = 0  # only for programs whose matrix products have as many rows of activations
-    since: tuple[int, ...] = ()  # first JAX version that has it
-    until: tuple[int, ...] = (1000,)  # first JAX version that has it no more
 
 
 _OPTIONS = (
@@ -49,12 +45,10 @@ def compiler_options(platform: str, num_devices: int = 1, rows: int = 0) -> dict
 
     `num_devices` is how many devices the program spans, and `rows` how many rows of activations it multiplies.
     """
-    version = jax.__version_info__
     return {
         option.name: option.value
         for option in _OPTIONS
         if option.platform == platform
-        and option.since <= version < option.until
         and (num_devices > 1 or not option.several_devices)
         and rows >= option.least_rows
     }

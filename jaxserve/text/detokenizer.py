@@ -43,18 +43,13 @@ class Detokenizer:
         self._begin_in_character(prompt_token_ids)
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """The text that is certain now; empty while a character is incomplete."""
+        """The text that is certain now; empty while a character is incomplete.
+
+        One that is incomplete when the answer ends is nobody's, since the answer was cut in its middle.
+        """
         return self._utf8.decode(
             b"".join([self._bytes_of(i) for i in token_ids if i not in self._skipped_ids])
         )
-
-    def flush(self, *, keep_incomplete: bool = False) -> str:
-        """End the answer.
-
-        A character still incomplete is dropped, since the answer was cut in its middle; `keep_incomplete`
-        makes it U+FFFD, as decoding the whole answer at once does.
-        """
-        return self._utf8.decode(b"", final=True) if keep_incomplete else ""
 
     def _bytes_of(self, token_id: int) -> bytes:
         data = self._tokenizer.token_bytes(token_id)

@@ -13,8 +13,9 @@ def _tagged(names: tuple[str, ...], start: str, end: str) -> ToolFormat:
     return ToolFormat(names, section, (start,), between="\n")
 
 
-def _tagged_list(names: tuple[str, ...], start: str, end: str, inside: str = "") -> ToolFormat:
-    """A list of objects between two tags; `inside` is what the model writes inside the brackets."""
+def _tagged_list(names: tuple[str, ...], inside: str = "") -> ToolFormat:
+    """A list of objects between <tool_calls> tags; `inside` is what the model writes inside the brackets."""
+    start, end = "<tool_calls>", "</tool_calls>"
     calls = Many(JsonCall(), end="]", usual=f",{inside or ' '}", usual_before_end=inside.rstrip(" "))
     section = InOrder(Mark(start), Space(), Mark("["), Space(inside), calls, Space(), Mark(end))
     return ToolFormat(names, section, (start,))
@@ -28,9 +29,9 @@ FORMATS = (
     _tagged(("ernie45",), "<tool_call>", "</tool_call>"),
     _tagged(("longcat",), "<longcat_tool_call>", "</longcat_tool_call>"),
     # AI21 Jamba: <tool_calls>[\n    {…},\n    {…}\n]</tool_calls>
-    _tagged_list(("jamba",), "<tool_calls>", "</tool_calls>", inside="\n    "),
+    _tagged_list(("jamba",), inside="\n    "),
     # Tencent Hunyuan A13B: <tool_calls>[{…}, {…}]</tool_calls>
-    _tagged_list(("hunyuan_a13b",), "<tool_calls>", "</tool_calls>"),
+    _tagged_list(("hunyuan_a13b",)),
     # IBM Granite 3.0: <|tool_call|>[{…}], 3.1: <tool_call>[{…}]; sometimes the list alone.
     ToolFormat(
         ("granite",),

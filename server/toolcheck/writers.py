@@ -224,6 +224,3 @@ WRITERS: dict[str, Writer] = {
     "functiongemma": gemma("<start_function_call>", "<escape>", "<end_function_call>"),
     "lfm2": pythonic("<|tool_call_start|>[", "]<|tool_call_end|>"),
 }
-
-# Formats whose arguments are no JSON text: values may differ by what the format cannot say.
-COERCED = frozenset(("functiongemma", "qwen3_coder", "seed_oss", "glm45", "minimax_m2", "step3", "minicpm5"))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.engine.sampler_state import SamplerState, init_state
-from jaxserve.engine.sampling import SampleOutput, sample
+from jaxserve.engine.sampling import sample
 from jaxserve.engine.sampling_noise import gumbel, row_keys
 from jaxserve.engine.sampling_rows import (
     NUM_FLOATS,
@@ -93,11 +93,11 @@ def _softmax(x: np.ndarray) -> np.ndarray:
 
 
 @lru_cache
-def compiled(variant: Variant, num_logprobs: int | None = None, on_cpu: bool = True):
-    """`sample` as the runner has it: jitted, the state donated."""
+def compiled(variant: Variant, on_cpu: bool = True):
+    """`sample` as programs have it: jitted, the state donated."""
 
-    def run(logits: jax.Array, rows: SamplingRows, state: SamplerState) -> tuple[SampleOutput, SamplerState]:
-        return sample(logits, rows, state, variant=variant, num_logprobs=num_logprobs, on_cpu=on_cpu)
+    def run(logits: jax.Array, rows: SamplingRows, state: SamplerState) -> tuple[jax.Array, SamplerState]:
+        return sample(logits, rows, state, variant=variant, on_cpu=on_cpu)
 
     return jax.jit(run, donate_argnums=2)
 
@@ -120,7 +120,7 @@ def make_rows(
         fill_row(
             ints, floats, row, p, slot=slot, position=position, is_active=True, uses_state=needs_state(p)
         )
-    fill_padding(ints, floats, count, num_slots if num_slots is not None else count)
+    fill_padding(ints[count:], floats[count:], num_slots if num_slots is not None else count)
     mask = None if allowed_mask is None else jnp.asarray(allowed_mask)
     return SamplingRows(jnp.asarray(ints), jnp.asarray(floats), mask)
 
@@ -141,5 +141,5 @@ def sampled_ids(
         allowed_mask = np.pad(allowed_mask, ((0, bucket - count), (0, 0)))
     rows = make_rows(params, positions, bucket=bucket, num_slots=bucket, allowed_mask=allowed_mask)
     padded = np.pad(logits.astype(np.float32), ((0, bucket - count), (0, 0)))
-    out, _ = compiled(variant, None, on_cpu)(jnp.asarray(padded), rows, init_state(bucket, size))
-    return np.asarray(out.ids)[:count]
+    ids, _ = compiled(variant, on_cpu)(jnp.asarray(padded), rows, init_state(bucket, size))
+    return np.asarray(ids)[:count]

@@ -161,7 +161,17 @@ def test_preempted_requests_give_the_same_tokens(engine: Engine, cache_dir: str)
 def test_logprobs_are_those_of_a_dense_pass(engine: Engine, dense: DenseModel) -> None:
     prompt = prompts(1, seed=4)[0] + [7] * 30
     (tokens,) = run(
-        engine, request("l", prompt, temperature=1.0, seed=1, logprobs=3, prompt_logprobs=2, max_tokens=6)
+        engine,
+        request(
+            "l",
+            prompt,
+            temperature=1.0,
+            seed=1,
+            logit_bias={7: 3.0},  # which log-probabilities do not know
+            logprobs=3,
+            prompt_logprobs=2,
+            max_tokens=6,
+        ),
     )
     table = dense.log_probs(prompt + tokens)
     outputs = engine[1].outputs["l"]

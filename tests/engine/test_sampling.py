@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from jaxserve.engine.logprobs import prompt_logprobs
+from jaxserve.engine.logprobs import gather_logprobs
 from jaxserve.engine.sampler_state import COUNT_MASK, PROMPT_BIT, SamplerState, admit_chunk, init_state
 from jaxserve.engine.sampling_rows import (
     FLAGS,
@@ -82,13 +82,13 @@ def test_a_row_gets_the_same_token_in_any_company(size, on_cpu):
     """Alone, in other buckets, orders and slots, with other neighbours."""
     logits = random_logits(len(MIXED), size)
     positions = list(range(10, 10 + len(MIXED)))
-    step = compiled("random", None, on_cpu)
+    step = compiled("random", on_cpu)
     alone = []
     for i, params in enumerate(MIXED):
-        out, _ = step(
+        ids, _ = step(
             jnp.asarray(logits[i : i + 1]), make_rows([params], positions[i : i + 1]), init_state(1, size)
         )
-        alone.append(int(out.ids[0]))
+        alone.append(int(ids[0]))
     rng = np.random.default_rng(1)
     for bucket, num_slots in ((8, 8), (8, 8), (16, 40))[: 3 if on_cpu else 2]:
         order = rng.permutation(len(MIXED)).tolist()
@@ -101,8 +101,8 @@ def test_a_row_gets_the_same_token_in_any_company(size, on_cpu):
             bucket=bucket,
         )
         padded = np.concatenate([logits[order], random_logits(bucket - len(order), size, seed=bucket)])
-        out, state = step(jnp.asarray(padded), rows, init_state(num_slots, size))
-        assert np.asarray(out.ids)[: len(order)].tolist() == [alone[i] for i in order]
+        ids, state = step(jnp.asarray(padded), rows, init_state(num_slots, size))
+        assert np.asarray(ids)[: len(order)].tolist() == [alone[i] for i in order]
         assert np.asarray(state.last_token)[slots].tolist() == [alone[i] for i in order]
 
 
@@ -166,13 +166,13 @@ def test_penalties_and_bias_over_a_generation(fields, on_cpu):
     for slot, (prompt, output), p in zip((3, 1), histories, params, strict=True):
         state = admit_sequence(state, slot, [9, 8, 7], [1, 1, 2], params[0])  # the slot's former sequence
         state = admit_sequence(state, slot, prompt, output, p)
-    step = compiled("full", None, on_cpu)
+    step = compiled("full", on_cpu)
     for position in range(12):
         rows = make_rows(params, [position] * 2, slots=[3, 1], num_slots=8, bucket=8)
-        out, state = step(jnp.asarray(logits), rows, state)
+        ids, state = step(jnp.asarray(logits), rows, state)
         for row, ((prompt, output), p) in enumerate(zip(histories, params, strict=True)):
             s = scores(penalised(logits[row], p, prompt, output), p, position)
-            sampled = int(out.ids[row])
+            sampled = int(ids[row])
             assert s[sampled] >= s.max() - 1e-4
             output.append(sampled)
 
@@ -183,8 +183,8 @@ def test_a_row_without_state_ignores_what_its_slot_held():
     state = admit_sequence(init_state(8, V), 1, [1, 2, 3], [4, 5], former)
     seen = np.asarray(state.tokens_seen)
     plain = [SamplingParams(seed=0, temperature=0)] * 8
-    out, state = compiled("full")(jnp.asarray(logits), make_rows(plain), state)
-    assert np.asarray(out.ids).tolist() == logits.argmax(-1).tolist()
+    ids, state = compiled("full")(jnp.asarray(logits), make_rows(plain), state)
+    assert np.asarray(ids).tolist() == logits.argmax(-1).tolist()
     np.testing.assert_array_equal(state.tokens_seen, seen)
 
 
@@ -223,41 +223,17 @@ def test_mask_is_refused_where_it_would_be_ignored():
         sampled_ids(random_logits(1, V), [SamplingParams(seed=1)], allowed_mask=mask)
 
 
-@pytest.mark.parametrize(("variant", "num_logprobs"), [("greedy", 0), ("greedy", 1), ("full", 5)])
-def test_logprobs_are_of_the_raw_logits(variant, num_logprobs):
+@pytest.mark.parametrize("num_logprobs", [0, 1, 5])
+def test_logprobs(num_logprobs):
     logits = np.round(random_logits(6, V), 1)  # rounded: ranks and alternatives meet ties
-    params = [SamplingParams(seed=s, temperature=s / 3, logit_bias={s: 50.0}) for s in range(6)]
-    state = init_state(6, V)
-    for slot, p in enumerate(params):
-        state = admit_sequence(state, slot, [1], [], p)
-    out, _ = compiled(variant, num_logprobs)(jnp.asarray(logits), make_rows(params), state)
-    ids, want = np.asarray(out.ids), log_softmax(logits)
-    if variant == "full":
-        assert ids[0] == 0
-    assert out.logprobs is not None
+    ids, want = np.random.default_rng(3).integers(0, V, 6), log_softmax(logits)
+    got = jax.jit(gather_logprobs, static_argnums=2)(logits, ids, num_logprobs)
     rows = np.arange(6)
-    np.testing.assert_allclose(out.logprobs.logprob, want[rows, ids], atol=1e-5)
-    np.testing.assert_array_equal(out.logprobs.rank, 1 + (logits > logits[rows, ids][:, None]).sum(-1))
+    np.testing.assert_allclose(got.logprob, want[rows, ids], atol=1e-5)
+    np.testing.assert_array_equal(got.rank, 1 + (logits > logits[rows, ids][:, None]).sum(-1))
     order = np.argsort(-logits, axis=-1, kind="stable")[:, :num_logprobs]
-    np.testing.assert_array_equal(out.logprobs.top_ids, order)
-    np.testing.assert_allclose(out.logprobs.top_logprobs, np.take_along_axis(want, order, 1), atol=1e-5)
-
-
-def test_prompt_logprobs():
-    logits, targets = random_logits(10, 5003), np.random.default_rng(3).integers(0, 5003, 10)
-    got = jax.jit(prompt_logprobs, static_argnums=2)(logits, targets, 3)
-    want = log_softmax(logits)
-    np.testing.assert_allclose(got.logprob, want[np.arange(10), targets], atol=1e-5)
-    np.testing.assert_array_equal(got.rank, 1 + (logits > logits[np.arange(10), targets][:, None]).sum(-1))
-    np.testing.assert_array_equal(got.top_ids, np.argsort(-logits, axis=-1)[:, :3])
-    np.testing.assert_allclose(got.top_logprobs, -np.sort(-want, axis=-1)[:, :3], atol=1e-5)
-
-
-def test_no_logprobs_unless_asked():
-    out, _ = compiled("greedy")(
-        jnp.zeros((1, V)), make_rows([SamplingParams(seed=1)], num_slots=1), init_state(1, V)
-    )
-    assert out.logprobs is None
+    np.testing.assert_array_equal(got.top_ids, order)
+    np.testing.assert_allclose(got.top_logprobs, np.take_along_axis(want, order, 1), atol=1e-5)
 
 
 def test_admit_counts_prompt_and_output_over_chunks():
@@ -321,8 +297,13 @@ DEVICES = {
 def test_lowers_for_accelerators_without_control_flow(platform, variant):
     mask = np.zeros((8, mask_words(1000)), np.uint32) if has_processors(variant) else None
     rows = make_rows([SamplingParams(seed=s) for s in range(8)], allowed_mask=mask)
+
+    def step(logits, rows, state):
+        ids, state = compiled(variant, False)(logits, rows, state)
+        return gather_logprobs(logits, ids, 5), state
+
     with use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=DEVICES[platform])):
-        traced = compiled(variant, 5, False).trace(jnp.zeros((8, 1000)), rows, init_state(8, 1000))
+        traced = jax.jit(step).trace(jnp.zeros((8, 1000)), rows, init_state(8, 1000))
         text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert "stablehlo.case" not in text
     assert "stablehlo.while" not in text
@@ -333,7 +314,7 @@ def test_top_k_on_a_gpu_orders_groups_and_not_the_vocabulary(variant):
     size = 20011
     rows = make_rows([SamplingParams(seed=s) for s in range(8)])
     with use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=DEVICES["cuda"])):
-        traced = compiled(variant, None, False).trace(jnp.zeros((8, size)), rows, init_state(8, size))
+        traced = compiled(variant, False).trace(jnp.zeros((8, size)), rows, init_state(8, size))
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     ordered = re.findall(r"(?:chlo\.top_k|stablehlo\.sort|TopK).*?tensor<([0-9x]+)xf32>", text)
     assert ordered == ["8x313"]  # ceil(size / 64) maxima

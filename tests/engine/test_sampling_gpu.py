@@ -125,7 +125,7 @@ def test_lowers_for_cuda_as_one_kernel_that_orders_no_vocabulary() -> None:
 @pytest.mark.parametrize("variant", ["random", "full"])
 def test_the_sampler_of_a_gpu_has_the_kernel_in_it(variant: Variant) -> None:
     def step(logits, rows, state):
-        return sample(logits, rows, state, variant=variant, num_logprobs=None, on_cpu=False, on_gpu=True)
+        return sample(logits, rows, state, variant=variant, on_cpu=False, on_gpu=True)
 
     rows = make_rows([SamplingParams(seed=s) for s in range(BATCH)])
     device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")

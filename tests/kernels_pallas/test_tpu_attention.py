@@ -91,7 +91,7 @@ def test_a_padding_row_between_others_breaks_no_chain_of_fetches() -> None:
 
 @pytest.mark.parametrize("decode", [True, False])
 def test_the_door_lowers_it_for_tpus(decode: bool) -> None:
-    assert backend_of("tpu", jnp.bfloat16, 128) == "tpu"
+    assert backend_of("tpu", 128) == "tpu"
     step = make(sequences=[(20, 1), (9, 1 if decode else 30)], decode=decode)
     call = partial(attention, scoring=Scoring(0.1, window=9, soft_cap=3.0), rope=unturned(step), norms=None)
     scratch = start_step(step.meta, 2)

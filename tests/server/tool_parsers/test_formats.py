@@ -10,13 +10,15 @@ from jaxserve.errors import ConfigError
 from jaxserve.server.parsing.stages import WithoutBlanks
 from jaxserve.server.tool_parsers.registry import TOOL_FORMATS, find_tool_parser
 from jaxserve.server.tool_parsers.tool_format import ToolFormat
-from jaxserve.server.toolcheck.writers import COERCED, WRITERS
+from jaxserve.server.toolcheck.writers import WRITERS
 from tests.server.tool_parsers import replaying
 from tests.server.tool_parsers.replaying import answer, pieces, read, whole
 
 DECLARED = {name: entry for name, entry in TOOL_FORMATS.items() if isinstance(entry, ToolFormat)}
 ONE_EACH = sorted({entry.names[0] for entry in DECLARED.values()})
 FEW = settings(max_examples=15)
+# Formats whose arguments are no JSON text: values may differ by what the format cannot say.
+COERCED = {"functiongemma", "qwen3_coder", "seed_oss", "glm45", "minimax_m2", "step3", "minicpm5"}
 
 
 def test_every_format_has_a_writer():
