@@ -159,7 +159,7 @@ class Bench:
             )
             for row, row_tokens in enumerate(tokens)
         )
-        return StepPlan(step_id=1, admissions=(), entries=entries)
+        return StepPlan(admissions=(), entries=entries)
 
 
 def main() -> int:

@@ -77,7 +77,6 @@ class StepPlan:
     them, in each of which an entry takes part that has not sampled its own number of tokens yet.
     """
 
-    step_id: int
     admissions: tuple[Admission, ...]
     entries: tuple[PlanEntry, ...]
     num_steps: int = 1

@@ -116,7 +116,7 @@ class Runner:
         if self._tower is not None:
             self._tower.warm_up()
         lattice = self._settings.lattice
-        empty = StepPlan(step_id=0, admissions=(), entries=())
+        empty = StepPlan(admissions=(), entries=())
         hidden: dict[int, jax.Array] = {}  # by number of rows
         name = ""
         try:

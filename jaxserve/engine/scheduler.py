@@ -192,7 +192,6 @@ class Scheduler:
             num_steps = self._extend_to_burst(entries)
         self.counters.num_steps += num_steps
         return StepPlan(
-            step_id=self.counters.num_steps,
             admissions=tuple(admissions),
             entries=tuple(entries),
             num_steps=num_steps,

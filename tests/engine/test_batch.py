@@ -35,7 +35,7 @@ def round_trip(entries: list[PlanEntry], shape: ForwardShape, step: int = 0) -> 
     entries = [replace(entry, new_pages=(100 + entry.slot,), page_offset=1) for entry in entries]
     table = np.arange((DUMMY + 1) * shape.max_pages, dtype=np.int32).reshape(DUMMY + 1, shape.max_pages) + 1
     table[DUMMY] = 0
-    plan = StepPlan(step_id=1, admissions=(), entries=tuple(entries))
+    plan = StepPlan(admissions=(), entries=tuple(entries))
     vector = pack(plan, shape, new_pages(plan), DUMMY)
     assert vector.shape == (vector_length(shape),)
     return unpack(jax.numpy.asarray(vector), jax.numpy.int32(step), shape, jax.numpy.asarray(table))
@@ -119,7 +119,7 @@ def test_mixed() -> None:
 
 def test_new_pages_are_counted_from_where_a_row_ends() -> None:
     entries = (replace(entry(2, 5, (1,)), new_pages=(8, 9), page_offset=3), entry(0, 9, (7,)))
-    assert new_pages(StepPlan(step_id=1, admissions=(), entries=entries)) == [(2, 3, 8), (2, 4, 9)]
+    assert new_pages(StepPlan(admissions=(), entries=entries)) == [(2, 3, 8), (2, 4, 9)]
 
 
 @pytest.mark.parametrize(("platform", "hidden_size"), [("cpu", 512), ("gpu", 2048), ("gpu", 4096)])

@@ -54,7 +54,7 @@ def run(runner: Runner, count: int) -> list[int]:
         )
         if step == 0:
             runner.admit(Admission(slot=0, request=request("a", PROMPT), token_ids=PROMPT))
-        plan = StepPlan(step_id=step, admissions=(), entries=(entry,))
+        plan = StepPlan(admissions=(), entries=(entry,))
         tokens += runner.fetch(runner.dispatch(plan)).token_ids[0]
     return tokens
 
@@ -110,7 +110,7 @@ def test_more_new_pages_than_a_step_has_room_for_go_ahead_of_it(
         page_offset=0,
         new_pages=(1, 2),
     )
-    result = runner.fetch(runner.dispatch(StepPlan(step_id=1, admissions=(), entries=(entry,))))
+    result = runner.fetch(runner.dispatch(StepPlan(admissions=(), entries=(entry,))))
     assert [first, *result.token_ids[0]] == dense.greedy(PROMPT, 2)
 
 

@@ -44,13 +44,13 @@ class NotingRunner:
         return plan
 
     def finish(self, plan: StepPlan, outputs: Any, allowed: dict[int, np.ndarray]) -> Any:
-        assert outputs.step_id == plan.step_id
+        assert outputs == plan
         masks = {row: mask.tolist() for row, mask in allowed.items()}
         self.calls.append(("finish", plan, masks))
         return plan
 
     def fetch(self, pending: StepPlan) -> Any:
-        return pending.step_id
+        return pending.entries[0].start
 
 
 class FollowingHost:
@@ -87,18 +87,18 @@ def leader(num_followers: int) -> Iterator[tuple[Followers, int]]:
             followers.end()
 
 
-def plan(step_id: int) -> StepPlan:
+def plan(start: int) -> StepPlan:
     entry = PlanEntry(
         seq_id=1,
         slot=0,
-        start=step_id,
+        start=start,
         token_ids=(-1,),
         samples=True,
-        num_generated=step_id,
+        num_generated=start,
         page_offset=0,
         new_pages=(),
     )
-    return StepPlan(step_id=step_id, admissions=(), entries=(entry,))
+    return StepPlan(admissions=(), entries=(entry,))
 
 
 def test_followers_do_all_that_the_leader_does_in_its_order() -> None:

@@ -90,7 +90,7 @@ def test_followers_are_sent_each_image_once() -> None:
     )
     admission = Admission(slot=0, request=replace(request("a", [1, 2]), images=(image,)), token_ids=(1, 2))
     encodes = (Encode(image=image, pages=(0,)),)
-    plan = StepPlan(step_id=1, admissions=(admission,), entries=(), encodes=encodes)
+    plan = StepPlan(admissions=(admission,), entries=(), encodes=encodes)
     runner: Any = MagicMock(spec=Runner)
     followers: Any = SimpleNamespace(tell=lambda message: told.append(encode(message)))
     leading = LeadingRunner(runner, followers)

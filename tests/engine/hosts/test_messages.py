@@ -61,9 +61,7 @@ def test_admissions(admission: Admission) -> None:
 
 @given(st.lists(ENTRIES, max_size=3), st.integers(1, 8))
 def test_plans(entries: list[PlanEntry], num_steps: int) -> None:
-    plan = StepPlan(
-        step_id=7, admissions=tuple(admissions()[:1]), entries=tuple(entries), num_steps=num_steps
-    )
+    plan = StepPlan(admissions=tuple(admissions()[:1]), entries=tuple(entries), num_steps=num_steps)
     for kind in (Dispatch, Start):
         assert decode(encode(kind(plan))) == kind(plan)
     masks = {row: np.array([row, 2**32 - 1], np.uint32) for row in range(len(entries))}
