@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -16,24 +13,15 @@ from jaxserve.engine.replicas import build_replicas
 from jaxserve.errors import ConfigError
 from tests.conversion.models import write_directory
 from tests.engine.tiny_engine import TINY, tiny_config
+from tests.pretend_devices import run_on_devices
 
 
 def test_two_engines_of_two_devices_each_answer_like_a_dense_pass_and_read_the_checkpoint_once(
     tmp_path: Path,
 ) -> None:
-    """In a process of its own, which pretends to have four devices, and compiles without optimising."""
     convert(str(write_directory(tmp_path / "source")), tmp_path / "converted", progress=False)
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.replicas_on_four_devices", str(tmp_path / "converted")],
-        env=os.environ | {"XLA_FLAGS": flags, "NPROC": "16", "JAX_PLATFORMS": "cpu"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    printed = run_on_devices(4, "tests.engine.replicas_on_four_devices", str(tmp_path / "converted"))
+    found = json.loads(printed)
     assert found["num_reads"] == 1
     assert found["device"] == "2 engines of 2 x cpu"
     assert found["free"][0] == found["free"][1]

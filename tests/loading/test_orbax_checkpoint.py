@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +37,7 @@ from jaxserve.loading.orbax_restore import chunks_within
 from jaxserve.loading.resolve import open_checkpoint
 from jaxserve.models.loading import abstract_model, load_state, parameter_name
 from tests.conversion.models import assert_same, parameters_of, write_directory
+from tests.pretend_devices import run_on_devices
 
 
 @pytest.fixture(scope="module")
@@ -343,18 +341,6 @@ def test_only_chunks_with_something_in_them_are_read(data: st.DataObject) -> Non
 
 
 def test_into_every_sharding_on_eight_devices(whole: Path) -> None:
-    """In a process of its own, which pretends to have them."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags, "NPROC": "16", "JAX_PLATFORMS": "cpu"}
     source = whole.parent / "source"
-    command = [sys.executable, "-m", "tests.loading.restore_on_eight_devices", str(source), str(whole)]
-    done = subprocess.run(
-        command,
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["ways"] == [1, 2, 4, 8]
+    printed = run_on_devices(8, "tests.loading.restore_on_eight_devices", str(source), str(whole))
+    assert json.loads(printed)["ways"] == [1, 2, 4, 8]

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from jaxserve.config import ExpertsConfig, ModelConfig
 from tests.engine.tiny_engine import TINY
+from tests.models import vision_cases
+from tests.models.golden import MemoryCheckpoint, random_checkpoint
 
 
 def _experts(count: int, size: int, layers: tuple[bool, bool]) -> ExpertsConfig:
@@ -14,7 +16,7 @@ def _experts(count: int, size: int, layers: tuple[bool, bool]) -> ExpertsConfig:
 
 _UNTIED = replace(TINY, tie_word_embeddings=False, vocab_size=99)
 
-MODELS: dict[str, ModelConfig] = {
+TEXT: dict[str, ModelConfig] = {
     # SmolLM2's heads, and the biases that the family may have
     "llama": replace(
         TINY, num_heads=9, num_kv_heads=3, intermediate_size=40, qkv_bias=True, o_bias=True, mlp_bias=True
@@ -31,3 +33,9 @@ MODELS: dict[str, ModelConfig] = {
         _UNTIED, family="qwen3_moe", num_heads=8, qk_norm=True, experts=_experts(8, 16, (True, False))
     ),
 }
+SEEING = tuple(vision_cases.CONFIGS)  # seven query heads to one key, and towers of four heads
+
+
+def checkpoint(family: str) -> MemoryCheckpoint:
+    """The family's model; that of a family that sees is the one of which transformers' answers are kept."""
+    return random_checkpoint(family, TEXT[family]) if family in TEXT else vision_cases.checkpoint(family)

@@ -3,66 +3,62 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from jaxserve.models.registry import FAMILIES
 from tests.engine.tiny_engine import DenseModel
-from tests.models.vision_cases import goldens
+from tests.mesh.models import SEEING, TEXT
+from tests.models.vision_cases import NUM_GENERATED, goldens
+from tests.pretend_devices import run_on_devices
 
-CASES = [
-    "llama:8",
-    "mistral:4",
-    "qwen2:4",
-    "qwen3:4",
-    "mixtral:2",
-    "mixtral:4:experts",
-    "qwen3_moe:8",
-    "qwen3_moe:4:experts",
-]
-REFERENCES = sorted({f"{case.split(':')[0]}:1" for case in CASES})
+
+def _cases(family: str) -> list[str]:
+    experts = TEXT[family].experts if family in TEXT else None
+    return [f"{family}:{devices}" for devices in ("2", "2x2", "4", "8")] + (
+        [f"{family}:4:experts"] if experts is not None else []
+    )
+
+
+CASES = [case for family in FAMILIES for case in _cases(family)]
+# Of one process each.  Those whose samplers are alike are together: what is compiled for one serves the next.
+PROCESSES = (("llama", "qwen2", *SEEING), ("mistral", "qwen3", "mixtral", "qwen3_moe"))
 
 
 @pytest.fixture(scope="session")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """By case, all from one process that has eight pretend devices."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        # Compiling is nearly all of the time; samplers of different families may be the same.
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "NPROC": "16",  # with a thread a core, devices that wait for each other leave none to go on with
-    }
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tests.mesh.on_eight_devices",
-            *REFERENCES,
-            *CASES,
-            "restart",
-            "seeing",
-            "shards",
-        ],
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return {line["case"]: line["answers"] for line in lines}
+    """By case, from two processes with eight pretend devices each."""
+    cases = [
+        [case for family in families for case in (f"{family}:1", *_cases(family))] for families in PROCESSES
+    ]
+    cases[-1] += ["restart", "shards"]
+
+    def run(cases: list[str]) -> list[dict[str, Any]]:
+        caching = {
+            "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        printed = run_on_devices(8, "tests.mesh.on_eight_devices", *cases, **caching)
+        return [json.loads(line) for line in printed.splitlines()]
+
+    with ThreadPoolExecutor(len(cases)) as pool:
+        return {line["case"]: line["answers"] for lines in pool.map(run, cases) for line in lines}
+
+
+def test_every_family_is_among_them() -> None:
+    assert {family for families in PROCESSES for family in families} == FAMILIES.keys()
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_mesh_answers_as_one_device_does(answers: dict[str, Any], case: str) -> None:
-    expected, found = answers[f"{case.split(':')[0]}:1"], answers[case]
+    family, devices, *_ = case.split(":")
+    found = answers[case]
+    copies, _, num_devices = devices.rpartition("x")
+    assert found["device"] == (f"{copies} engines of " if copies else "") + f"{num_devices} x cpu"
+    assert found["num_engines"] == int(copies or 1), "each has some of the requests"
+    expected, found = answers[f"{family}:1"]["requests"], found["requests"]
     assert expected.keys() == found.keys()
     for name, answer in expected.items():
         assert found[name]["tokens"] == answer["tokens"], name
@@ -75,6 +71,13 @@ def test_a_mesh_answers_as_one_device_does(answers: dict[str, Any], case: str) -
                 assert other["logprob"] == pytest.approx(one["logprob"], abs=1e-4)
                 assert other["top_logprobs"] == pytest.approx(one["top_logprobs"], abs=1e-4)
     assert len(expected["penalties"]["logprobs"]) == 8
+    assert len(expected["scored"]["prompt_logprobs"]) > 8
+
+
+@pytest.mark.parametrize("family", SEEING)
+def test_what_a_model_that_sees_answers_is_transformers_own(answers: dict[str, Any], family: str) -> None:
+    found = answers[f"{family}:8"]["requests"]["greedy"]["tokens"]
+    assert found[:NUM_GENERATED] == goldens()[family]["odd sizes"]["token_ids"]
 
 
 def test_an_engine_over_some_of_the_devices_finds_its_programs_again(answers: dict[str, Any]) -> None:
@@ -82,10 +85,6 @@ def test_an_engine_over_some_of_the_devices_finds_its_programs_again(answers: di
     assert found["device"] == "2 x cpu"
     assert found["compiles"] == [0, 0]
     assert found["tokens"] == [DenseModel(seed=3).greedy(range(20), 12)] * 2
-
-
-def test_a_model_that_sees_answers_as_on_one_device(answers: dict[str, Any]) -> None:
-    assert answers["seeing"] == goldens()["qwen2_5_vl"]["odd sizes"]["token_ids"]
 
 
 def test_the_largest_of_equal_logits_is_the_first_on_any_device(answers: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
-"""Golden models (see make_goldens.py) as checkpoints, and a model run over one sequence."""
+"""Golden models (see make_goldens.py) and random ones as checkpoints, and a model run over one sequence."""
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +20,7 @@ from jaxserve.kernels_pallas.metadata import AttentionMetadata
 from jaxserve.loading.checkpoint import GenerationDefaults, TensorInfo
 from jaxserve.loading.hf_config import model_config_from_hf
 from jaxserve.models.decoder import DecoderModel
+from jaxserve.models.registry import family_of
 
 DIRECTORY = Path(__file__).with_name("goldens")
 NAMES = sorted(path.stem for path in DIRECTORY.glob("*.npz"))
@@ -64,6 +66,14 @@ def read_golden(name: str) -> Golden:
         return Golden(hf_config, MemoryCheckpoint(config, weights), arrays["token_ids"], arrays["logits"])
 
 
+def random_checkpoint(name: str, config: ModelConfig) -> MemoryCheckpoint:
+    """A model under the names of published checkpoints, the same wherever it is made; float16 holds its weights."""
+    sources = {
+        key: shape for row in family_of(config).weights(config).rows for key, shape in row.sources.items()
+    }
+    return MemoryCheckpoint(config, {key: _weight(name, key, shape) for key, shape in sources.items()})
+
+
 def run_sequence(
     model: DecoderModel, token_ids: np.ndarray, chunks: Sequence[int], dtype: jnp.dtype
 ) -> jax.Array:
@@ -92,6 +102,18 @@ def run_sequence(
         logits.append(step_logits)
         start += size
     return jnp.concatenate(logits)
+
+
+def _weight(model: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Large enough that every part shows in the logits."""
+    noise = np.random.RandomState(zlib.crc32(f"{model}/{name}".encode())).standard_normal(shape)
+    if name.endswith("bias"):
+        value = 0.3 * noise
+    elif len(shape) == 1:
+        value = 1 + 0.3 * noise
+    else:
+        value = noise * (1.2 / np.prod(shape[1:]) ** 0.5)
+    return value.astype(np.float16).astype(np.float32)
 
 
 def _metadata(page_table: jax.Array, start: int, size: int) -> AttentionMetadata:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh
 
 from jaxserve.errors import CheckpointError
+from jaxserve.models.layout import plan_layout
 from jaxserve.models.loading import abstract_model, load_model
+from jaxserve.models.on_devices import abstract_on_mesh
 from jaxserve.models.registry import build_language_model
-from jaxserve.models.towers import split_tower
+from jaxserve.models.sharding import DATA, EXPERT, TENSOR
+from jaxserve.models.towers import split_tower, spread_tower
 from tests.models.vision_cases import CONFIGS, NUM_LOGITS, TURNS, Turn, checkpoint, goldens
 from tests.models.vision_run import SeeingModel
 
@@ -50,6 +55,17 @@ def test_tower_and_language_model_are_the_whole(family: str) -> None:
         for axis, size in zip(axes, parameter.shape, strict=True):
             sizes.setdefault(axis, set()).add(size)
     assert all(len(found) == 1 for found in sizes.values()), "an axis of one name has one size"
+
+
+@pytest.mark.parametrize("num_devices", [2, 4])
+def test_devices_share_the_tower(family: str, num_devices: int) -> None:
+    layout = plan_layout(checkpoint(family).config, num_devices)
+    mesh = AbstractMesh((1, num_devices, 1), (DATA, TENSOR, EXPERT))
+    tower = split_tower(abstract_on_mesh(layout, DTYPE, mesh)[1])[1]
+    assert tower is not None
+    leaves = jax.tree.leaves(spread_tower(tower))
+    divided = sum(leaf.size for leaf in leaves if not leaf.sharding.is_fully_replicated)
+    assert divided > 0.9 * sum(leaf.size for leaf in leaves)
 
 
 def test_tables_are_strict_about_the_tower(family: str) -> None:

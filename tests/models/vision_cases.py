@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,8 +17,7 @@ import numpy as np
 from jaxserve.config import ImageProcessorConfig
 from jaxserve.engine.protocol import ImageInput
 from jaxserve.loading.hf_config import model_config_from_hf
-from jaxserve.models.registry import family_of
-from tests.models.golden import MemoryCheckpoint
+from tests.models.golden import MemoryCheckpoint, random_checkpoint
 
 GOLDENS = Path(__file__).with_name("vision_goldens.json")
 VISION_START, IMAGE, VISION_END = 262, 263, 264  # behind the byte tokenizer's own tokens
@@ -104,11 +102,7 @@ class Turn:
 
 def checkpoint(name: str) -> MemoryCheckpoint:
     """The model under the names of published checkpoints; float16 holds its weights."""
-    config = model_config_from_hf(CONFIGS[name], name)
-    sources = {
-        key: shape for row in family_of(config).weights(config).rows for key, shape in row.sources.items()
-    }
-    return MemoryCheckpoint(config, {key: _weight(name, key, shape) for key, shape in sources.items()})
+    return random_checkpoint(name, model_config_from_hf(CONFIGS[name], name))
 
 
 def conversation(*grids: tuple[int, int], seed: int = 0) -> Turn:
@@ -150,18 +144,6 @@ def pixel_values(image: ImageInput) -> np.ndarray:
 def goldens() -> dict[str, Any]:
     """By model and turn: what qwen_vl.py wrote."""
     return json.loads(GOLDENS.read_text())
-
-
-def _weight(model: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Large enough that every part shows in the logits."""
-    noise = np.random.RandomState(zlib.crc32(f"{model}/{name}".encode())).standard_normal(shape)
-    if name.endswith("bias"):
-        value = 0.3 * noise
-    elif len(shape) == 1:
-        value = 1 + 0.3 * noise
-    else:
-        value = noise * (1.2 / np.prod(shape[1:]) ** 0.5)
-    return value.astype(np.float16).astype(np.float32)
 
 
 def _words(random: np.random.RandomState, count: int) -> list[int]:
