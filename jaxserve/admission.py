@@ -17,7 +17,9 @@ from jaxserve.inputs import (
     ChatOptions,
     Prompt,
     TokenizedPrompt,
+    check_characters,
     check_prompt,
+    encode_texts,
     tokenize_prompt,
 )
 from jaxserve.media.policy import MediaPolicy
@@ -122,7 +124,10 @@ class Admission:
         )
         # The template has written the special tokens, BOS among them, where they belong.
         add_special_tokens = options.get("add_special_tokens", False)
-        prompt = TokenizedPrompt(self.tokenizer.encode(text, add_special_tokens, param="messages"), text)
+        check_characters([text], options.get("max_characters"), param="messages")
+        limit = self.info.max_model_len if options.get("must_fit", False) else None
+        (token_ids,) = encode_texts([text], self.tokenizer, limit, add_special_tokens, param="messages")
+        prompt = TokenizedPrompt(token_ids, text)
         if images is None or marks is None:
             return prompt
         return images.place(prompt, [loaded[i] for i in marks.order], param="messages")
@@ -156,9 +161,9 @@ class Admission:
         Raises RequestError naming the field.
         """
         if not isinstance(prompt, Mapping):
-            return tokenize_prompt(prompt, self.tokenizer)
+            return tokenize_prompt(prompt, self.tokenizer, self.info.max_model_len)
         rest = {name: value for name, value in prompt.items() if name not in _MEDIA}
-        tokenized = tokenize_prompt(cast(Prompt, rest), self.tokenizer)
+        tokenized = tokenize_prompt(cast(Prompt, rest), self.tokenizer, self.info.max_model_len)
         if self.images is None:
             for name in _MEDIA:
                 if prompt.get(name):

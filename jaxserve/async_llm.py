@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from jaxserve.admission import Admission
 from jaxserve.assembly import assemble
 from jaxserve.errors import EngineDeadError, QueueFullError, RequestError, ShuttingDownError
-from jaxserve.inputs import AnyPrompt, ChatOptions, TokenizedPrompt
+from jaxserve.inputs import AnyPrompt, ChatOptions, TokenizedPrompt, check_characters, encode_texts
 from jaxserve.output_processor import OutputProcessor
 from jaxserve.request_stream import Inbox, RequestStream
 
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LONG_TEXT = 8192  # characters beyond which tokenizing would hold up the event loop (about 2 ms)
+HUGE_TEXT = 2**20  # characters beyond which it may take seconds and hundreds of megabytes
+MAX_TEXT = (
+    4 * 2**20
+)  # characters that are tokenized though they need not fit into the model's context, if it is short
 
 
 class AsyncLLM:
@@ -62,6 +67,7 @@ class AsyncLLM:
         self._processor = OutputProcessor()
         self._inboxes: dict[str, Inbox] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._huge_texts = ThreadPoolExecutor(1, thread_name_prefix="jaxserve-huge-texts")
         self._error: Exception | None = None
         self._is_draining = False
         self._is_shut_down = False
@@ -97,6 +103,11 @@ class AsyncLLM:
     def defaults(self) -> GenerationDefaults:
         """What applies to requests that are silent, and the operator's limit on the length of answers."""
         return self._admission.defaults
+
+    @property
+    def max_text(self) -> int:
+        """Characters of a text that is tokenized though it need not fit into the model's context."""
+        return max(MAX_TEXT, 16 * self.info.max_model_len)
 
     @property
     def error(self) -> Exception | None:
@@ -192,22 +203,48 @@ class AsyncLLM:
             raise self._admission.grammars.too_slow(constraint) from None
 
     async def encode(self, text: str, *, add_special_tokens: bool = True, param: str = "prompt") -> list[int]:
-        """Token ids of a text, for `generate`; a long one is tokenized on another thread.
+        """Token ids of a text of any length; a long one is tokenized on another thread.
 
-        Raises RequestError naming `param` for a text that is not valid Unicode.
+        Raises RequestError naming `param` for a text that is not valid Unicode, or is out of all proportion.
         """
-        (ids,) = await self.encode_batch([text], add_special_tokens=add_special_tokens, param=param)
+        (ids,) = await self.encode_batch(
+            [text], add_special_tokens=add_special_tokens, param=param, must_fit=False
+        )
         return ids
 
     async def encode_batch(
-        self, texts: Sequence[str], *, add_special_tokens: bool = True, param: str = "prompt"
+        self,
+        texts: Sequence[str],
+        *,
+        add_special_tokens: bool = True,
+        param: str = "prompt",
+        must_fit: bool = True,
     ) -> list[list[int]]:
-        """Token ids of each text; if they are long together, they are tokenized on other threads."""
-        if sum(map(len, texts)) > LONG_TEXT:
-            return await asyncio.to_thread(
-                self.tokenizer.encode_batch, texts, add_special_tokens, param=param
-            )
-        return self.tokenizer.encode_batch(texts, add_special_tokens, param=param)
+        """Token ids of each text; if they are long together, they are tokenized on other threads.
+
+        Raises RequestError as `encode` does; if they `must_fit`, ContextLengthError for one that leaves no room for an
+        answer, mostly before it is tokenized.
+        """
+        if not must_fit:
+            check_characters(texts, self.max_text, param=param)
+        num_characters = sum(map(len, texts))
+        limit = self.info.max_model_len if must_fit else None
+
+        def encoded() -> list[list[int]]:
+            return encode_texts(texts, self.tokenizer, limit, add_special_tokens, param=param)
+
+        if num_characters > LONG_TEXT:
+            return await self.on_thread(encoded, num_characters, is_bounded=must_fit)
+        return encoded()
+
+    async def on_thread(self, work: Callable[[], T], num_characters: int, *, is_bounded: bool) -> T:
+        """Do what takes long for texts of this size on another thread.
+
+        Huge ones whose tokens the model's context does not bound go one at a time, and keep nobody else waiting.
+        """
+        if is_bounded or num_characters <= HUGE_TEXT:
+            return await asyncio.to_thread(work)
+        return await asyncio.get_running_loop().run_in_executor(self._huge_texts, work)
 
     def generate(
         self,
@@ -269,6 +306,7 @@ class AsyncLLM:
             return
         self._is_shut_down = self._is_draining = True
         self._client.shutdown()
+        self._huge_texts.shutdown(wait=False)
         self._call_on_loop(self._fail_all, EngineDeadError("the engine was shut down"))
 
     def _bind_loop(self) -> asyncio.AbstractEventLoop:

@@ -26,6 +26,10 @@ class RequestError(JaxserveError):
         self.param = param
 
 
+class ContextLengthError(RequestError):
+    """A prompt leaves no room for an answer in the model's context (HTTP 400 with a code of its own)."""
+
+
 class QueueFullError(JaxserveError):
     """The engine has as many requests waiting as it was told to hold (HTTP 429)."""
 

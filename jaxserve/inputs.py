@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, cast
 
-from jaxserve.errors import RequestError
+from jaxserve.errors import ContextLengthError, RequestError
 
 if TYPE_CHECKING:
     from jaxserve.engine.protocol import EngineInfo, ImageInput
@@ -67,6 +67,8 @@ class TokenizedPrompt:
 
 AnyPrompt = Prompt | TokenizedPrompt
 
+_TOGETHER = 2**18  # characters of texts that are tokenized before a look at what they became
+
 
 class ChatOptions(TypedDict, total=False):
     """How a conversation becomes a prompt; the template's arguments are described at ChatTemplate.render."""
@@ -81,22 +83,77 @@ class ChatOptions(TypedDict, total=False):
     wants_tool_calls: bool  # describe tools even where the template does not; default False
     write_call: CallWriter | None  # how the model writes a call, where the template does not know
     add_special_tokens: bool  # beside those that the template writes itself; default False
+    must_fit: bool  # refuse a prompt that leaves no room for an answer, mostly unread; default False
+    max_characters: int | None  # of the prompt, beyond which it is refused
     mm_processor_kwargs: Mapping[str, Any] | None  # bounds for the images of messages: min_pixels, max_pixels
     images: Sequence[ProcessedImage]  # those of messages, where they have been loaded before
 
 
-def tokenize_prompt(prompt: AnyPrompt, tokenizer: Tokenizer) -> TokenizedPrompt:
+def tokenize_prompt(prompt: AnyPrompt, tokenizer: Tokenizer, limit: int) -> TokenizedPrompt:
     """Token ids of a prompt in any accepted shape; text gets the tokenizer's own special tokens (BOS).
 
-    Raises RequestError (param "prompt") for any other shape.  Safe to call from any thread.
+    Raises RequestError (param "prompt") for any other shape, ContextLengthError for a text of `limit` tokens and more.
+    Safe to call from any thread.
     """
     if isinstance(prompt, TokenizedPrompt):
         return prompt
     if isinstance(prompt, str):
-        return TokenizedPrompt(tokenizer.encode(prompt, add_special_tokens=True), prompt)
+        (token_ids,) = encode_texts([prompt], tokenizer, limit)
+        return TokenizedPrompt(token_ids, prompt)
     if isinstance(prompt, Mapping):
-        return _from_mapping(prompt, tokenizer)
+        return _from_mapping(prompt, tokenizer, limit)
     return TokenizedPrompt(_as_token_ids(prompt))
+
+
+def encode_texts(
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    limit: int | None,
+    add_special_tokens: bool = True,
+    *,
+    param: str = "prompt",
+) -> list[list[int]]:
+    """Token ids of texts that must have less than `limit` tokens each, unless it is None.
+
+    Raises RequestError as Tokenizer.encode does, and ContextLengthError for the first that has more, before much of
+    what cannot fit is tokenized: millions of tokens take seconds, and a gigabyte.
+    """
+    if limit is None:
+        return tokenizer.encode_batch(texts, add_special_tokens, param=param)
+    encoded: list[list[int]] = []
+    together: list[str] = []
+    num_characters = 0
+    for i, text in enumerate(texts):
+        least = tokenizer.least_tokens(text, limit)
+        if least >= limit:
+            raise too_long(least, limit, param=param, is_exact=False)
+        together.append(text)
+        num_characters += len(text)
+        if num_characters < _TOGETHER and i + 1 < len(texts):
+            continue
+        for token_ids in tokenizer.encode_batch(together, add_special_tokens, param=param):
+            if len(token_ids) >= limit:
+                raise too_long(len(token_ids), limit, param=param)
+            encoded.append(token_ids)
+        together, num_characters = [], 0
+    return encoded
+
+
+def check_characters(texts: Sequence[str], most: int | None, *, param: str) -> None:
+    """Raise RequestError for texts of more than `most` characters together."""
+    total = sum(map(len, texts))
+    if most is not None and total > most:
+        raise RequestError(f"{param} has {total} characters; at most {most} are tokenized here.", param=param)
+
+
+def too_long(num_tokens: int, limit: int, *, param: str, is_exact: bool = True) -> ContextLengthError:
+    """The error about a prompt with that many tokens, or more than that, for a context of `limit`."""
+    return ContextLengthError(
+        f"This model's maximum context length is {limit} tokens, prompt and answer together. However, your prompt "
+        f"has {'' if is_exact else 'at least '}{num_tokens} tokens. Please reduce {param} to at most {limit - 1} "
+        "tokens.",
+        param=param,
+    )
 
 
 def check_prompt(prompt: TokenizedPrompt, info: EngineInfo) -> None:
@@ -111,11 +168,7 @@ def check_prompt(prompt: TokenizedPrompt, info: EngineInfo) -> None:
             param="prompt",
         )
     if len(token_ids) >= info.max_model_len:
-        raise RequestError(
-            f"This model's maximum context length is {info.max_model_len} tokens for prompt and answer, and "
-            f"the prompt has {len(token_ids)}. Shorten it to at most {info.max_model_len - 1}.",
-            param="prompt",
-        )
+        raise too_long(len(token_ids), info.max_model_len, param="prompt")
 
 
 def prompt_list(prompts: AnyPrompt | Sequence[AnyPrompt]) -> list[AnyPrompt]:
@@ -133,7 +186,7 @@ def prompt_list(prompts: AnyPrompt | Sequence[AnyPrompt]) -> list[AnyPrompt]:
     return cast(list[AnyPrompt], several)
 
 
-def _from_mapping(prompt: Mapping[str, Any], tokenizer: Tokenizer) -> TokenizedPrompt:
+def _from_mapping(prompt: Mapping[str, Any], tokenizer: Tokenizer, limit: int) -> TokenizedPrompt:
     unknown = sorted(set(prompt) - {"prompt", "prompt_token_ids"})
     if unknown:
         raise RequestError(
@@ -147,7 +200,7 @@ def _from_mapping(prompt: Mapping[str, Any], tokenizer: Tokenizer) -> TokenizedP
         return TokenizedPrompt(_as_token_ids(token_ids), text)
     if text is None:
         raise RequestError("prompt needs 'prompt' (text) or 'prompt_token_ids'.", param="prompt")
-    return tokenize_prompt(text, tokenizer)
+    return tokenize_prompt(text, tokenizer, limit)
 
 
 def _as_token_ids(prompt: Any) -> list[int]:

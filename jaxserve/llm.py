@@ -142,6 +142,7 @@ class LLM:
             "documents": documents,
             "chat_template_kwargs": chat_template_kwargs,
             "mm_processor_kwargs": mm_processor_kwargs,
+            "must_fit": True,
         }
         conversations: Sequence[Any] = (
             [messages] if not messages or isinstance(messages[0], Mapping) else messages
@@ -234,7 +235,7 @@ def _final_only(params: SamplingParams) -> SamplingParams:
 def _said_of(error: RequestError, what: str, index: int, count: int) -> RequestError:
     """The error, told of which of several it is."""
     where = f"{what}[{index}]: " if count > 1 else ""
-    return RequestError(f"{where}{error}", param=error.param)
+    return type(error)(f"{where}{error}", param=error.param)
 
 
 def engine_config(model: str, options: Mapping[str, Any]) -> EngineConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,12 +25,14 @@ async def render(
     *,
     add_special_tokens: bool = False,
     wants_tool_calls: bool = False,
+    must_fit: bool = True,
 ) -> TokenizedPrompt:
     """The prompt of a conversation; a long one (`num_bytes` of the request) is rendered on another thread.
 
     Its images are loaded before, on threads of their own.
 
-    `wants_tool_calls` is ChatTemplate.render's.  Raises RequestError naming the field at fault.
+    `wants_tool_calls` is ChatTemplate.render's, `must_fit` that of ChatOptions.  Raises RequestError naming the field
+    at fault.
     """
     template = _template(state, fields)  # refused before anything is fetched for it
     images = await state.llm.load_images(messages, fields.mm_processor_kwargs)
@@ -43,6 +44,8 @@ async def render(
         "wants_tool_calls": wants_tool_calls,
         "write_call": call_writer(state.settings.tool_call_parser),
         "add_special_tokens": add_special_tokens,
+        "must_fit": must_fit,
+        "max_characters": None if must_fit else state.llm.max_text,
         "images": images,
         **template,
     }
@@ -52,7 +55,7 @@ async def render(
         return state.llm.render_chat(messages, **{**options, "chat_template_kwargs": kwargs})
 
     if num_bytes > LONG_TEXT or fields.chat_template is not None:
-        return await asyncio.to_thread(rendered)
+        return await state.llm.on_thread(rendered, num_bytes, is_bounded=must_fit)
     return rendered()
 
 

@@ -9,6 +9,7 @@ import msgspec
 from werkzeug.exceptions import HTTPException
 
 from jaxserve.errors import (
+    ContextLengthError,
     EngineDeadError,
     QueueFullError,
     RequestError,
@@ -75,6 +76,8 @@ def to_api_error(error: BaseException, request_id: str | None = None) -> ApiErro
     """The answer to any exception.  Unexpected ones are logged; the client never sees their text."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, ContextLengthError):
+        return ApiError(400, str(error), param=error.param, code="context_length_exceeded")
     if isinstance(error, RequestError):
         return ApiError(400, str(error), param=error.param)
     if isinstance(error, QueueFullError):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from quart import Request
 
+from jaxserve.errors import ContextLengthError
 from jaxserve.inputs import TokenizedPrompt
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.server.answer_plan import AnswerPlan, plan_answer
@@ -55,6 +56,7 @@ async def prepare_chat(state: ServerState, request: Request) -> PreparedChat:
         # The chat template writes special tokens itself, hence the other default than for plain completions.
         add_special_tokens=bool(fields.add_special_tokens),
         wants_tool_calls=plan.choice.mode is not Mode.NONE,
+        must_fit=fields.truncate_prompt_tokens is None,
     )
     taken = replace(taken, ignored=taken.ignored + _unread(state, shown))
     prompt = fit(state.llm, rendered, params, fields.truncate_prompt_tokens, param="messages")
@@ -83,9 +85,7 @@ def _check_number(state: ServerState, fields: ChatRequest) -> None:
     """Refuse what cannot fit before it is rendered: every message has a token at least."""
     limit, count = state.llm.info.max_model_len, len(fields.messages)
     if count > limit and fields.truncate_prompt_tokens is None:
-        raise ApiError(
-            400,
+        raise ContextLengthError(
             f"This model's maximum context length is {limit} tokens, and messages has {count} messages.",
             param="messages",
-            code="context_length_exceeded",
         )

@@ -6,9 +6,8 @@ from typing import Any
 
 from jaxserve.async_llm import AsyncLLM
 from jaxserve.errors import RequestError
-from jaxserve.inputs import TokenizedPrompt
+from jaxserve.inputs import TokenizedPrompt, too_long
 from jaxserve.sampling_params import SamplingParams
-from jaxserve.server.errors import ApiError
 from jaxserve.server.protocol import CompletionRequest
 
 MAX_ANSWERS = 2048  # prompts x n of one request: all of them are in flight together
@@ -17,7 +16,7 @@ MAX_ANSWERS = 2048  # prompts x n of one request: all of them are in flight toge
 async def completion_prompts(
     llm: AsyncLLM, request: CompletionRequest, params: SamplingParams
 ) -> list[TokenizedPrompt]:
-    """The prompts of a plain completion.  Raises RequestError or ApiError naming `prompt`."""
+    """The prompts of a plain completion.  Raises RequestError naming `prompt`."""
     given = _listed(request.prompt)
     if len(given) * params.n > MAX_ANSWERS:
         raise RequestError(
@@ -26,11 +25,13 @@ async def completion_prompts(
         )
     texts = [one for one in given if isinstance(one, str)]
     add_special_tokens = request.add_special_tokens is not False
-    encoded = iter(await llm.encode_batch(texts, add_special_tokens=add_special_tokens))
+    truncate = request.truncate_prompt_tokens
+    encoded = iter(
+        await llm.encode_batch(texts, add_special_tokens=add_special_tokens, must_fit=truncate is None)
+    )
     prompts = [
         TokenizedPrompt(next(encoded), one) if isinstance(one, str) else TokenizedPrompt(one) for one in given
     ]
-    truncate = request.truncate_prompt_tokens
     return [fit(llm, prompt, params, truncate, param="prompt") for prompt in prompts]
 
 
@@ -39,7 +40,7 @@ def fit(
 ) -> TokenizedPrompt:
     """The prompt with its beginning cut off as truncate_prompt_tokens says (-1: whatever does not fit).
 
-    Raises ApiError 400 for a prompt that leaves no room for an answer, RequestError for other faults.
+    Raises ContextLengthError for a prompt that leaves no room for an answer, RequestError for other faults.
     """
     limit, token_ids = llm.info.max_model_len, prompt.token_ids
     if truncate is not None:
@@ -56,13 +57,7 @@ def fit(
     if not token_ids:
         raise RequestError(f"{param} must not be empty: it has no tokens.", param=param)
     if len(token_ids) >= limit:
-        raise ApiError(
-            400,
-            f"This model's maximum context length is {limit} tokens, prompt and answer together. However, "
-            f"your prompt has {len(token_ids)} tokens. Please reduce {param} to at most {limit - 1} tokens.",
-            param=param,
-            code="context_length_exceeded",
-        )
+        raise too_long(len(token_ids), limit, param=param)
     return prompt
 
 

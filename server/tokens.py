@@ -31,6 +31,7 @@ async def tokenize(state: ServerState, request: Request) -> Response:
             taken.num_bytes,
             add_special_tokens=adds_special_tokens,
             wants_tool_calls=bool(fields.tools),  # as chat does by default
+            must_fit=False,
         )
         token_ids = prompt.token_ids
     strings = llm.tokenizer.convert_ids_to_tokens(token_ids) if fields.return_token_strs else None

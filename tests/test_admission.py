@@ -55,7 +55,7 @@ def test_prompts_of_every_shape(prompt: Any, token_ids: list[int], text: str | N
         ([97, 262], r"vocabulary of 262: \[262\]"),
         ([-1], r"\[-1\]"),
         ("0123456789", "at most 9"),
-        ([97] * 11, "10 tokens .* 11"),
+        ([97] * 11, "10 tokens.* 11"),
         (7, "got int"),
         (None, "got NoneType"),
         ([1.5], "integers, got 1.5"),

@@ -15,7 +15,7 @@ import pytest
 
 from jaxserve.assembly import EngineParts
 from jaxserve.engine.protocol import CoreRequest
-from jaxserve.errors import ConfigError, EngineDeadError, RequestError, RequestFailedError
+from jaxserve.errors import ConfigError, ContextLengthError, EngineDeadError, RequestError, RequestFailedError
 from jaxserve.llm import LLM, engine_config
 from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.sampling_params import OutputKind, SamplingParams
@@ -129,6 +129,20 @@ class TestGenerate:
     async def test_within_a_running_event_loop(self, open_llm: Open):
         assert asyncio.get_running_loop().is_running()
         assert open_llm()[0].generate("hi", GREEDY, use_tqdm=False)[0].outputs[0].text == "hi"
+
+    def test_a_prompt_far_too_long_is_refused_unread(self, open_llm: Open):
+        llm, client = open_llm()
+        digits = "1" * 100_000
+        with pytest.raises(
+            ContextLengthError, match=r"prompts\[1\]: This .* 256 tokens.* at least 256"
+        ) as caught:
+            llm.generate(["hi", digits], GREEDY)
+        assert caught.value.param == "prompt"
+        with pytest.raises(ContextLengthError, match="at least 256 tokens") as caught:
+            llm.chat([{"role": "user", "content": digits}], GREEDY)
+        assert caught.value.param == "messages"
+        assert client.submitted == []
+        assert len(llm.render_chat([{"role": "user", "content": digits}]).token_ids) > 100_000
 
 
 class TestChat:

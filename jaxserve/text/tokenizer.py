@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from tokenizers import processors
 from jaxserve.errors import CheckpointError, RequestError
 from jaxserve.text.gguf_tokenizer import parts_from_gguf
 from jaxserve.text.hf_tokenizer import parts_from_directory
+from jaxserve.text.least_tokens import LeastTokens
+from jaxserve.text.spelling import spelling_of
 from jaxserve.text.token_bytes import piece_decoder
 from jaxserve.text.tokenizer_parts import TokenizerParts
 
 _SHORT = 1024  # characters that are tokenized sooner than another thread is woken
+_USUAL = 8  # characters of a token; most texts have about four
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -65,6 +69,9 @@ class Tokenizer:
         self.vocab_size: int = max(self._vocab.values(), default=-1) + 1  # one above the highest id
         self._pieces = piece_decoder(self.backend)
         self._bytes_of: dict[int, bytes] = {}
+        self._spelling = spelling_of(self.backend, self._pieces)
+        self._least: LeastTokens | None = None
+        self._making_least = threading.Lock()
 
     @property
     def chat_template(self) -> str | None:
@@ -107,6 +114,19 @@ class Tokenizer:
             raise RequestError(
                 f"{param} is not valid Unicode: it has lone surrogates (\\ud800 to \\udfff).", param=param
             ) from error
+
+    def least_tokens(self, text: str, enough: int) -> int:
+        """A number of tokens that `text` has at least, without tokenizing it; counted no further than `enough`.
+
+        Takes about as long for a text of any length, and nothing (then it is 0) for one that is no longer than texts
+        of `enough` tokens usually are, or of a tokenizer that may lose parts of a text (see spelling_of).
+        """
+        if len(text) <= _USUAL * enough or self._spelling is None:
+            return 0
+        with self._making_least:  # on demand: it has some 25 MiB, and few servers are ever sent such a text
+            if self._least is None:
+                self._least = LeastTokens(self._spelling.tokens())
+        return self._least.count(self._spelling.segments(text), enough)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`.

@@ -9,6 +9,7 @@ import pytest
 
 from jaxserve.errors import EngineDeadError, QueueFullError
 from jaxserve.server.errors import to_api_error
+from jaxserve.text.tokenizer import Tokenizer
 from tests.scripted import echo
 from tests.server.serving import PARIS, QUESTION, serving
 
@@ -379,6 +380,55 @@ async def test_context_error_has_a_code():
     with serving() as served:
         answer = await served.complete(prompt="x" * 700)
         assert answer.error["code"] == "context_length_exceeded"
+
+
+async def test_what_is_far_too_long_is_refused_without_being_tokenized(monkeypatch: pytest.MonkeyPatch):
+    digits = "1" * 1_000_000
+    chat = {"messages": [{"role": "user", "content": digits}]}
+    tokenized: list[int] = []
+    encode = Tokenizer.encode_batch
+
+    def encode_batch(self: Tokenizer, texts: list[str], *arguments: Any, **options: Any) -> Any:
+        tokenized.append(sum(map(len, texts)))
+        return encode(self, texts, *arguments, **options)
+
+    with serving() as served:
+        monkeypatch.setattr(Tokenizer, "encode_batch", encode_batch)
+        answers = [
+            await served.complete(prompt=digits),
+            await served.complete(prompt=["fits", digits]),
+            await served.complete(prompt=["1" * 600] * 2000),  # each is no trouble, all together are
+            await served.chat(**chat),
+            await served.post("/v1/chat/completions/render", chat),
+            await served.post("/v1/completions/render", {"prompt": digits}),
+        ]
+        assert {answer.status for answer in answers} == {400}
+        assert {answer.error["code"] for answer in answers} == {"context_length_exceeded"}
+        assert [answer.error["param"] for answer in answers] == [*["prompt"] * 3, *["messages"] * 2, "prompt"]
+        assert "your prompt has at least 512 tokens. Please" in answers[0].error["message"]
+        assert "reduce messages to at most 511 tokens" in answers[3].error["message"]
+        assert sum(tokenized) < 500_000
+        cut = await served.complete(prompt=digits, truncate_prompt_tokens=9, max_tokens=1)
+        assert cut.json["usage"]["prompt_tokens"] == 9
+        assert (await served.chat(**chat, truncate_prompt_tokens=9, max_tokens=1)).status == 200
+        assert (await served.post("/tokenize", {"prompt": digits})).json["count"] == len(digits)
+
+
+async def test_a_text_of_any_length_is_not_one_of_every_length(monkeypatch: pytest.MonkeyPatch):
+    with serving() as served:
+        monkeypatch.setattr("jaxserve.async_llm.MAX_TEXT", 10_000)
+        text = "1" * 10_001
+        messages = [{"role": "user", "content": text}]
+        for path, body, param in (
+            ("/tokenize", {"prompt": text}, "prompt"),
+            ("/tokenize", {"messages": messages}, "messages"),
+            ("/v1/completions", {"prompt": text, "truncate_prompt_tokens": 5}, "prompt"),
+            ("/v1/chat/completions", {"messages": messages, "truncate_prompt_tokens": 5}, "messages"),
+        ):
+            refused = (await served.post(path, body)).error
+            assert refused["param"] == param
+            assert "at most 10000 are tokenized here" in refused["message"]
+        assert (await served.post("/tokenize", {"prompt": text[:-1]})).json["count"] == 10_000
 
 
 async def test_wrong_path_and_method():
