@@ -20,13 +20,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
 from jaxserve.kernels_pallas.pages import to_page
+from jaxserve.kernels_pallas.powers_of_two import power_of_two_parts
 from jaxserve.kernels_pallas.scoring import Scoring
 from jaxserve.kernels_pallas.tuning import DecodeTuning
 
 MIN_TILE = 16  # rows and depth of the smallest matrix product that the tensor cores take
 _MASKED = -1e30  # finite: the difference of two masked scores must not be NaN
 _TINY = 1e-30
-_LOG2E = math.log2(math.e)
+_LOG2_E = math.log2(math.e)
 _COMBINED_PER_WARP = 4096  # elements of the splits' sums that are held in registers at a time
 
 
@@ -64,13 +65,8 @@ class DecodeSpec:
 
     @property
     def parts(self) -> list[tuple[int, int]]:
-        """head_dim as (start, size) of powers of two: 80 is 64 and 16."""
-        parts, start = [], 0
-        while start < self.head_dim:
-            size = 1 << ((self.head_dim - start).bit_length() - 1)
-            parts.append((start, size))
-            start += size
-        return parts
+        """head_dim as (start, size) of arrays that there can be."""
+        return power_of_two_parts(self.head_dim)
 
 
 _Parts = list[jax.Array]  # one array for each of DecodeSpec.parts, which follow each other on the last axis
@@ -97,13 +93,13 @@ def decode_kernel(refs: DecodeArrays, kv_pages: Any, *outputs: Any, spec: Decode
     block_share = max(1, tuning.split_tokens // tuning.block_kv)
     num_splits = jnp.clip(pl.cdiv(num_blocks, block_share), 1, tuning.num_splits)
     soft_cap = scoring.soft_cap
-    score_factor = scoring.scale * (_LOG2E if soft_cap is None else 1.0 / soft_cap)
+    score_factor = scoring.scale * (_LOG2_E if soft_cap is None else 1.0 / soft_cap)
 
     def to_scores(products: jax.Array) -> jax.Array:
         """Scores in units of log 2, the softmax being computed by powers of two."""
         if soft_cap is None:
             return products * score_factor
-        return jnp.tanh(products * score_factor) * (soft_cap * _LOG2E)
+        return jnp.tanh(products * score_factor) * (soft_cap * _LOG2_E)
 
     def body(index: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         pages, acc, largest, total = carry

@@ -20,6 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
+from jaxserve.kernels_pallas.powers_of_two import power_of_two_parts
 from jaxserve.kernels_pallas.scoring import Scoring
 
 # Finite: a block without any visible key gives weights that the next visible key scales to 0.  A power of two, so that
@@ -201,9 +202,9 @@ def _kernel(
         def _fill(first=first):
             tokens, heads, is_row = _rows_of_tile(rows, group, first, head, tile)
             is_row &= tokens < num_tokens
-            for part in _power_of_two_parts(q_ref.shape[2]):
-                zeros = jnp.zeros((rows, part.size), out_ref.dtype)
-                _store_rows(out_ref, tokens, heads, part, zeros, is_row)
+            for start, length in power_of_two_parts(q_ref.shape[2]):
+                zeros = jnp.zeros((rows, length), out_ref.dtype)
+                _store_rows(out_ref, tokens, heads, pl.Slice(start, length), zeros, is_row)
 
 
 def _rows_of_tile(num_rows: int, group: int, start: Any, head: Any, count: Any) -> tuple[jax.Array, ...]:
@@ -254,7 +255,7 @@ def _attend_rows(
 ) -> None:
     """Online softmax of `num_rows` rows over the blocks that any of them sees."""
     dtype, window, soft_cap = q_ref.dtype, scoring.window, scoring.soft_cap
-    parts = _power_of_two_parts(q_ref.shape[2])
+    parts = [pl.Slice(*part) for part in power_of_two_parts(q_ref.shape[2])]
     precision = lax.Precision.HIGHEST if dtype == jnp.float32 else None
     dot = partial(jnp.dot, precision=precision, preferred_element_type=jnp.float32)
     tokens, heads, is_row = _rows_of_tile(num_rows, group, start, head, count)
@@ -317,14 +318,3 @@ def _attend_rows(
 def _tanh(x: jax.Array) -> jax.Array:
     """tanh by exp2: accurate to float32's rounding of 1, which a soft cap only scales."""
     return 1.0 - 2.0 / (1.0 + jnp.exp2(x * (2.0 * _LOG2_E)))
-
-
-def _power_of_two_parts(size: int) -> list[pl.Slice]:
-    """Slices of 0 : size, each as long as a power of two: Triton's tiles know no other lengths."""
-    parts = []
-    start = 0
-    while start < size:
-        length = 1 << ((size - start).bit_length() - 1)
-        parts.append(pl.ds(start, length))
-        start += length
-    return parts

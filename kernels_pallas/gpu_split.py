@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from jaxserve.kernels_pallas.gpu_prefill import _power_of_two_parts
 from jaxserve.kernels_pallas.heads import HeadNorms, RopeTable
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
 from jaxserve.kernels_pallas.pages import to_page
+from jaxserve.kernels_pallas.powers_of_two import power_of_two_parts
 
 _TOKENS = 16  # of one program
 
@@ -76,7 +76,7 @@ def _kernel(
     head = pl.program_id(1)
     positions = positions_ref[tokens]
     pages, offsets = table_ref[rows_ref[tokens], positions // page_size], positions % page_size
-    halves = [(part, pl.ds(half + part.start, part.size)) for part in _power_of_two_parts(half)]
+    halves = [(pl.ds(start, size), pl.ds(half + start, size)) for start, size in power_of_two_parts(half)]
     angles = [(cos_ref[tokens, part], sin_ref[tokens, part]) for part, _ in halves]
 
     def rotated(column: int, scale_ref: Any) -> list[tuple[pl.Slice, jax.Array]]:
@@ -103,7 +103,7 @@ def _kernel(
             queries_ref[tokens, head * group + column, part] = values.astype(queries_ref.dtype)
     for part, values in rotated(group, k_scale):
         pages_ref[pages, offsets, head, 0, part] = to_page(values.astype(qkv_ref.dtype), pages_ref.dtype)
-    for part in _power_of_two_parts(head_dim):
+    for part in (pl.ds(*part) for part in power_of_two_parts(head_dim)):
         values = qkv_ref[tokens, head, group + 1, part]
         pages_ref[pages, offsets, head, 1, part] = to_page(values, pages_ref.dtype)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jaxserve.kernels_pallas.powers_of_two import power_of_two_below
+
 _STAGE_BYTES = (
     32 * 1024
 )  # keys and values that a pipeline stage holds; three stages leave room for two programs
@@ -84,8 +86,8 @@ def decode_rule(*, head_dim: int, itemsize: int, num_programs: int) -> DecodeTun
     # 8-bit keys and values are widened in registers: with 128 of head_dim 80 a thread spills 1.5 KB, with 64 of any
     # head_dim nothing (compiled for H100, jax 0.11.2, 2026-11-25).
     most = 64 if itemsize == 1 else 128
-    block_kv = max(16, min(most, _power_of_two_below(_STAGE_BYTES // (2 * head_dim * itemsize))))
-    splits = _power_of_two_below(max(1, _PROGRAMS_WANTED // num_programs))
+    block_kv = max(16, min(most, power_of_two_below(_STAGE_BYTES // (2 * head_dim * itemsize))))
+    splits = power_of_two_below(max(1, _PROGRAMS_WANTED // num_programs))
     return DecodeTuning(
         block_kv=block_kv,
         num_splits=min(_MAX_SPLITS, splits),
@@ -93,8 +95,3 @@ def decode_rule(*, head_dim: int, itemsize: int, num_programs: int) -> DecodeTun
         num_warps=4,
         num_stages=3,
     )
-
-
-def _power_of_two_below(number: int) -> int:
-    """The largest power of two up to `number`, which is 1 or more."""
-    return 1 << (number.bit_length() - 1)
