@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from jaxserve.engine import packed_vector
 from jaxserve.engine.image_batch import TEXT, token_places
 from jaxserve.engine.lattice import ForwardShape
 from jaxserve.engine.plan import ON_DEVICE, StepPlan
@@ -60,7 +61,7 @@ def _layout(shape: ForwardShape) -> dict[str, tuple[int, ...]]:
 
 def vector_length(shape: ForwardShape) -> int:
     """Length of the packed vector."""
-    return sum(int(np.prod(part)) for part in _layout(shape).values())
+    return packed_vector.length(_layout(shape))
 
 
 def new_pages(plan: StepPlan) -> list[tuple[int, int, int]]:
@@ -78,7 +79,7 @@ def pack(
 ) -> np.ndarray:
     """The plan as one int32 vector.  `pages` are at most shape.num_new_pages of its new ones."""
     vector = np.zeros(vector_length(shape), np.int32)
-    part = _views(vector, shape)
+    part = packed_vector.views(vector, _layout(shape))
     part["slots"][:] = dummy_slot
     part["new_pages"][0] = dummy_slot
     if pages:
@@ -136,7 +137,7 @@ def unpack(
     `step` [] int32 counts the steps of a burst; only decode steps have others than 0.  The table's last row belongs
     to the dummy slot: it stays zero.
     """
-    part = _views(vector, shape)
+    part = packed_vector.views(vector, _layout(shape))
     slots, places, pages = part["new_pages"]
     dummy_slot = page_table.shape[0] - 1
     page_table = page_table.at[slots, places].set(pages)
@@ -204,14 +205,3 @@ def _at_step(part: dict[str, jax.Array], step: jax.Array, dummy_slot: int) -> di
         "positions": jax.numpy.where(takes_part, part["positions"] + step, 0),
         "kv_lens": jax.numpy.where(takes_part, part["kv_lens"] + step, 0),
     }
-
-
-def _views(vector, shape: ForwardShape) -> dict:
-    """Views (numpy) or slices (jax) of the vector's parts."""
-    views = {}
-    offset = 0
-    for name, part in _layout(shape).items():
-        size = int(np.prod(part))
-        views[name] = vector[offset : offset + size].reshape(part)
-        offset += size
-    return views

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxserve.config import VisionConfig
+from jaxserve.engine import packed_vector
 from jaxserve.engine.image_batch import cache_rows
 from jaxserve.engine.plan import Encode
 from jaxserve.engine.tower_lattice import TowerShape
@@ -46,7 +46,7 @@ def _layout(shape: TowerShape, merged: int) -> dict[str, tuple[int, ...]]:
 
 def vector_length(shape: TowerShape, merged: int) -> int:
     """Length of the packed vector."""
-    return sum(prod(part) for part in _layout(shape, merged).values())
+    return packed_vector.length(_layout(shape, merged))
 
 
 def pack(
@@ -55,7 +55,7 @@ def pack(
     """Pixels [B, P, C * patch_size ** 2] uint8, and the vector; tokens of padding go to the cache's `dummy_row`."""
     pixels = np.zeros((shape.num_images, shape.num_patches, vision.frame_values), np.uint8)
     vector = np.zeros(vector_length(shape, vision.merged_patches), np.int32)
-    part = _views(vector, shape, vision.merged_patches)
+    part = packed_vector.views(vector, _layout(shape, vision.merged_patches))
     part["destinations"][:] = dummy_row
     window_of: list[np.ndarray] = []  # of each image's patches, numbered through
     num_windows = 0
@@ -82,7 +82,7 @@ def pack(
 
 def unpack(vector: jax.Array, shape: TowerShape, merged: int) -> TowerBatch:
     """Inside jit: the vector's parts, as slices that cost nothing."""
-    part = _views(vector, shape, merged)
+    part = packed_vector.views(vector, _layout(shape, merged))
     windows = Windows(part["patches"], part["windows"], part["slots"]) if shape.num_blocks else None
     return TowerBatch(part["positions"], part["lengths"], part["destinations"], windows)
 
@@ -121,13 +121,3 @@ def _fill_windows(
     part["patches"].reshape(-1)[slots] = patches[order]
     part["windows"].reshape(-1)[slots] = windows[order]
     part["slots"][patches[order]] = slots
-
-
-def _views(vector: Any, shape: TowerShape, merged: int) -> dict[str, Any]:
-    """Views (numpy) or slices (jax) of the vector's parts."""
-    views = {}
-    offset = 0
-    for name, part in _layout(shape, merged).items():
-        views[name] = vector[offset : offset + prod(part)].reshape(part)
-        offset += prod(part)
-    return views
