@@ -6,16 +6,13 @@ import functools
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from jaxserve.engine.image_positions import ImagePositions
 from jaxserve.engine.pages import PageHash, hash_page, root_hash
-from jaxserve.engine.protocol import CoreRequest, EngineClient, EngineStats, TokenOutput
+from jaxserve.engine.protocol import CoreRequest, EngineClient, EngineStats, OnDead, OnOutputs, TokenOutput
 from jaxserve.errors import EngineDeadError
-
-OnOutputs = Callable[[Sequence[TokenOutput]], None]
-OnDead = Callable[[Exception], None]
 
 # So many prompt tokens that must be computed hold an engine up as much as one more sequence.
 _TOKENS_PER_SEQUENCE = 512

@@ -18,7 +18,15 @@ from jaxserve.engine.core import AnyRunner, EngineCore, failure
 from jaxserve.engine.encoder_cache import PAGE_ROWS, EncoderCache
 from jaxserve.engine.image_planner import ImagePlanner
 from jaxserve.engine.pages import PageAllocator
-from jaxserve.engine.protocol import CoreRequest, EngineInfo, EngineStats, ImageInfo, TokenOutput
+from jaxserve.engine.protocol import (
+    CoreRequest,
+    EngineInfo,
+    EngineStats,
+    ImageInfo,
+    OnDead,
+    OnOutputs,
+    TokenOutput,
+)
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.settle import Settings
 from jaxserve.engine.shared_weights import SharedWeights
@@ -32,9 +40,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-
-OnOutputs = Callable[[Sequence[TokenOutput]], None]
-OnDead = Callable[[Exception], None]
 
 _LAST_SECONDS = 2.0  # for the thread of an engine that has failed, which may never get away from its step
 

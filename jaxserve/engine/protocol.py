@@ -126,6 +126,10 @@ class EngineInfo:
     images: ImageInfo | None = None  # None: the model takes text only
 
 
+OnOutputs = Callable[[Sequence[TokenOutput]], None]
+OnDead = Callable[[Exception], None]
+
+
 class EngineClient(Protocol):
     """How a front end reaches an engine core, wherever it runs.
 
@@ -137,11 +141,7 @@ class EngineClient(Protocol):
 
     info: EngineInfo
 
-    def start(
-        self,
-        on_outputs: Callable[[Sequence[TokenOutput]], None],
-        on_dead: Callable[[Exception], None],
-    ) -> None: ...
+    def start(self, on_outputs: OnOutputs, on_dead: OnDead) -> None: ...
 
     def submit(self, requests: Sequence[CoreRequest]) -> None: ...
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from jaxserve.config import EngineConfig, ImageProcessorConfig, ModelConfig
 from jaxserve.engine.building import build_runner, settle_engine
-from jaxserve.engine.client import InProcessClient, OnDead, OnOutputs, make_core
+from jaxserve.engine.client import InProcessClient, make_core
 from jaxserve.engine.core import EngineCore
 from jaxserve.engine.hosts.leader import Followers, LeadingRunner
 from jaxserve.engine.hosts.session import meet_followers
-from jaxserve.engine.protocol import EngineInfo
+from jaxserve.engine.protocol import EngineInfo, OnDead, OnOutputs
 from jaxserve.loading.checkpoint import AnyCheckpoint
 from jaxserve.structured.compiler import GrammarCompiler
 
