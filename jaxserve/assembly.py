@@ -11,7 +11,7 @@ from jaxserve.media.policy import MediaPolicy
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from jaxserve.config import EngineConfig, ModelConfig
+    from jaxserve.config import EngineConfig, ImageProcessorConfig, ModelConfig
     from jaxserve.engine.protocol import EngineClient
     from jaxserve.loading.checkpoint import AnyCheckpoint, GenerationDefaults
     from jaxserve.structured.compiler import GrammarCompiler
@@ -37,7 +37,6 @@ def assemble(config: EngineConfig) -> EngineParts:
     from jaxserve.admission import end_token_ids
     from jaxserve.engine.replicas import build_replicas
     from jaxserve.generation_config import generation_defaults
-    from jaxserve.loading.image_processor import read_image_processor
     from jaxserve.loading.resolve import locate_tokenizer
     from jaxserve.structured.compiler import GrammarCompiler
     from jaxserve.text.tokenizer import load_tokenizer
@@ -50,12 +49,7 @@ def assemble(config: EngineConfig) -> EngineParts:
     media = MediaPolicy.of(config)
     checkpoint, model, defaults, path = _open(config)
     defaults = generation_defaults(config, defaults)
-    processor = None
-    if model.vision is not None:
-        from jaxserve.media.patches import operators_processor  # brings PIL
-
-        processor = read_image_processor(path)
-        operators_processor(processor, config.mm_processor_kwargs)
+    processor = image_processor(config, model, path)
     tokenizer = load_tokenizer(locate_tokenizer(config.tokenizer) if config.tokenizer else path)
     grammars = GrammarCompiler(tokenizer, model.vocab_size, end_token_ids(tokenizer, defaults))
     grammars.warm_up()
@@ -66,11 +60,24 @@ def assemble(config: EngineConfig) -> EngineParts:
 def follow(config: EngineConfig) -> None:
     """Be one of an engine's other hosts (node_rank above 0) until the first one ends."""
     from jaxserve.engine.hosts import session
-    from jaxserve.loading.image_processor import read_image_processor
 
     checkpoint, model, _, path = _open(config)
-    processor = None if model.vision is None else read_image_processor(path)
-    session.follow(config, checkpoint, model, processor)
+    session.follow(config, checkpoint, model, image_processor(config, model, path))
+
+
+def image_processor(config: EngineConfig, model: ModelConfig, path: Path) -> ImageProcessorConfig | None:
+    """How the checkpoint at `path` wants images prepared, of a model that sees.
+
+    Raises ConfigError for bounds of the operator's (mm_processor_kwargs) that are wrong.
+    """
+    if model.vision is None:
+        return None
+    from jaxserve.loading.image_processor import read_image_processor
+    from jaxserve.media.patches import operators_processor  # brings PIL
+
+    processor = read_image_processor(path)
+    operators_processor(processor, config.mm_processor_kwargs)
+    return processor
 
 
 def _open(config: EngineConfig) -> tuple[AnyCheckpoint | None, ModelConfig, GenerationDefaults, Path]:

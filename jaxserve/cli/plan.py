@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 def make_plan(config: EngineConfig) -> dict[str, Any]:
     """What `config` comes to on this machine: settings, memory in bytes, KV capacity, every program."""
-    from jaxserve.loading.image_processor import read_image_processor
+    from jaxserve.assembly import image_processor
     from jaxserve.loading.resolve import open_config
 
     config = replace(config, nnodes=1, node_rank=0, master_addr=None)  # devices of all hosts have the same
@@ -56,14 +56,8 @@ def make_plan(config: EngineConfig) -> dict[str, Any]:
 
     # A plan shall not take the memory that it speaks of: a server may be using it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    processor = None
-    if model.vision is not None:
-        from jaxserve.media.patches import operators_processor  # brings PIL
-
-        processor = read_image_processor(path)
-        operators_processor(processor, config.mm_processor_kwargs)
     device_bytes = weights_bytes(model, layout_of(config, model))
-    settings = settle(config, model, device_bytes, processor=processor)
+    settings = settle(config, model, device_bytes, processor=image_processor(config, model, path))
     programs = _programs(settings)
     return {
         "model": config.model,
