@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxserve.kernels_pallas.heads import RopeTable
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
@@ -21,6 +24,11 @@ class Step:
     kv_pages: np.ndarray  # [P, S, K, 2, H]
     meta: AttentionMetadata
     num_live: int  # leading tokens that are not padding
+
+
+def cast(step: Step, dtype: Any) -> Step:
+    """The same numbers in another type."""
+    return replace(step, **{name: getattr(step, name).astype(dtype) for name in ("q", "k", "v", "kv_pages")})
 
 
 def packed(step: Step) -> np.ndarray:
@@ -98,3 +106,13 @@ def make_step(
         meta=meta,
         num_live=num_live,
     )
+
+
+def some_of_everything(cases: Mapping[str, Any], options: Mapping[str, Any]) -> list[Any]:
+    """All cases, each with one of the options, and one with all of them: compiling takes its time."""
+    return [
+        pytest.param(case, chosen, id=f"{case_name}, {options_name}")
+        for i, (case_name, case) in enumerate(cases.items())
+        for j, (options_name, chosen) in enumerate(options.items())
+        if i % len(options) == j or case_name == "decodes and chunks"
+    ]

@@ -14,7 +14,7 @@ import pytest
 from jaxserve.kernels_pallas import reference
 from jaxserve.kernels_pallas.attention import attention, start_step
 from jaxserve.kernels_pallas.scoring import Scoring
-from tests.kernels_pallas.layouts import Step, make_step, packed, unturned
+from tests.kernels_pallas.layouts import Step, cast, make_step, packed, unturned
 from tests.kernels_pallas.lowering import lower_for
 
 CASES: dict[str, dict[str, Any]] = {
@@ -118,10 +118,6 @@ def test_lowers_for_accelerators(platform: str, decode: bool) -> None:
     call = partial(attention, scoring=Scoring(0.25), rope=unturned(step), norms=None)
     scratch = start_step(step.meta, 2)
     assert "while" in lower_for(platform, call, packed(step), step.kv_pages, step.meta, scratch).as_text()
-
-
-def cast(step: Step, dtype: Any) -> Step:
-    return replace(step, **{name: getattr(step, name).astype(dtype) for name in ("q", "k", "v", "kv_pages")})
 
 
 def run(step: Step, scoring: Scoring) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 from jaxserve.kernels_pallas import gpu_prefill, reference, xla
 from jaxserve.kernels_pallas.gpu_prefill import PrefillConfig
 from jaxserve.kernels_pallas.scoring import Scoring
-from tests.kernels_pallas.layouts import Step, make_step
+from tests.kernels_pallas.layouts import Step, cast, make_step, some_of_everything
 from tests.kernels_pallas.lowering import lower_for, triton_kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # from 0.11 on
@@ -50,16 +49,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def some_of_everything() -> Iterator[Any]:
-    """All cases, each with one of the options, and one with all of them: compiling takes its time."""
-    for i, (case_name, case) in enumerate(CASES.items()):
-        for j, (options_name, options) in enumerate(OPTIONS.items()):
-            if i % len(OPTIONS) == j or case_name == "decodes and chunks":
-                yield pytest.param(case, options, id=f"{case_name}, {options_name}")
-
-
 @pytest.mark.parametrize("interpret", MODES)
-@pytest.mark.parametrize(("case", "options"), list(some_of_everything()))
+@pytest.mark.parametrize(("case", "options"), some_of_everything(CASES, OPTIONS))
 def test_matches_the_reference(case: dict[str, Any], options: dict[str, Any], interpret: bool) -> None:
     step = make_step(**case)
     want, want_pages = run_reference(step, **options)
@@ -138,10 +129,6 @@ def test_tiles_fill_a_program() -> None:
     assert gpu_prefill.tile_size(32, 8, 128, jnp.bfloat16) == 32
     assert gpu_prefill.tile_size(24, 8, 128, jnp.bfloat16) == 42
     assert gpu_prefill.tile_size(8, 8, 64, jnp.bfloat16) == 128
-
-
-def cast(step: Step, dtype: Any) -> Step:
-    return replace(step, **{name: getattr(step, name).astype(dtype) for name in ("q", "k", "v", "kv_pages")})
 
 
 def run_reference(step: Step, **options: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -16,7 +14,7 @@ import pytest
 from jaxserve.kernels_pallas import gpu_prefill, gpu_prefill_mosaic, reference
 from jaxserve.kernels_pallas.gpu_prefill_mosaic import TILE, MosaicConfig
 from jaxserve.kernels_pallas.scoring import Scoring
-from tests.kernels_pallas.layouts import Step, make_step
+from tests.kernels_pallas.layouts import Step, cast, make_step, some_of_everything
 from tests.kernels_pallas.lowering import lower_for, triton_kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # from 0.11 on
@@ -52,21 +50,12 @@ def make(dtype: Any = jnp.bfloat16, **case: Any) -> Step:
         "page_size": 64,
         "tile_size": 32,
     }
-    step = make_step(**(shape | case))
-    return replace(step, **{name: getattr(step, name).astype(dtype) for name in ("q", "k", "v", "kv_pages")})
-
-
-def some_of_everything() -> Iterator[Any]:
-    """All cases, each with one of the options, and one with all of them: compiling takes its time."""
-    for i, (case_name, case) in enumerate(CASES.items()):
-        for j, (options_name, options) in enumerate(OPTIONS.items()):
-            if i % len(OPTIONS) == j or case_name == "decodes and chunks":
-                yield pytest.param(case, options, id=f"{case_name}, {options_name}")
+    return cast(make_step(**(shape | case)), dtype)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize(("case", "options"), list(some_of_everything()))
+@pytest.mark.parametrize(("case", "options"), some_of_everything(CASES, OPTIONS))
 def test_matches_the_reference(case: dict[str, Any], options: dict[str, Any]) -> None:
     step = make(**case)
     want, want_pages = run_reference(step, **options)
