@@ -35,7 +35,7 @@ def create_app(llm: AsyncLLM, settings: ServerSettings) -> Quart:
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes or (
         MAX_TEXT_BODY if llm.info.images is None else MAX_IMAGE_BODY
     )
-    app.config["BODY_TIMEOUT"] = None  # read_object has one; Quart's misses a client that leaves just then
+    app.config["BODY_TIMEOUT"] = None  # read_body has one; Quart's misses a client that leaves just then
     app.url_map.merge_slashes = False  # werkzeug would send the client to whatever host its Host header names
     app.json.sort_keys = False  # pyright: ignore[reportAttributeAccessIssue]  # of the default provider
     state = ServerState.build(llm, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from collections.abc import Callable, Mapping
@@ -15,7 +16,16 @@ from jaxserve.server.errors import ApiError
 from jaxserve.server.protocol import GenerationRequest
 from jaxserve.server.state import ServerState
 from jaxserve.server.unsupported import refuse_unsupported
-from jaxserve.server.validation import ignored_fields, ignored_header, parse, read_object, refuse_ignored
+from jaxserve.server.validation import (
+    ignored_fields,
+    ignored_header,
+    json_object,
+    parse,
+    read_body,
+    refuse_ignored,
+)
+
+LARGE_BODY = 65536  # bytes beyond which reading would hold up the event loop (a millisecond, as a rule)
 
 _ID = re.compile(r"[!-~]{1,128}")
 
@@ -44,12 +54,19 @@ async def take(
     unsupported: Mapping[str, Callable[[Any], str | None]],
 ) -> Intake[Fields]:
     """Read a request.  Raises ApiError (400, 404, 413) naming what is wrong with it."""
-    body, num_bytes = await read_object(request, state.settings.receive_timeout)
-    refuse_unsupported(body, unsupported)
-    fields = parse(kind, body)
-    ignored = ignored_fields(fields, known=tuple(unsupported))
-    if state.settings.strict_params:
-        refuse_ignored(fields, ignored)
+    parts = await read_body(request, state.settings.receive_timeout)
+    num_bytes = sum(map(len, parts))
+
+    def read() -> tuple[Fields, list[str]]:
+        body = json_object(b"".join(parts))
+        refuse_unsupported(body, unsupported)
+        fields = parse(kind, body)
+        ignored = ignored_fields(fields, known=tuple(unsupported))
+        if state.settings.strict_params:
+            refuse_ignored(fields, ignored)
+        return fields, ignored
+
+    fields, ignored = read() if num_bytes <= LARGE_BODY else await asyncio.to_thread(read)
     model = state.check_model(getattr(fields, "model", None))
     return Intake(fields, model, tuple(ignored), num_bytes)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from quart import Request, Response
 
+from jaxserve.async_llm import LONG_TEXT
 from jaxserve.errors import RequestError
 from jaxserve.server.answers import DetokenizedText, Tokens
 from jaxserve.server.conversation import render
@@ -41,11 +44,15 @@ async def tokenize(state: ServerState, request: Request) -> Response:
 async def detokenize(state: ServerState, request: Request) -> Response:
     """The text of token ids, special tokens included."""
     taken = await take(state, request, DetokenizeRequest, {})
-    vocab_size = state.llm.info.vocab_size
-    outside = [i for i in taken.fields.tokens if not 0 <= i < vocab_size]
-    if outside:
-        raise RequestError(
-            f"tokens has token ids outside the vocabulary of {vocab_size}: {outside[:5]}.", param="tokens"
-        )
-    text = state.llm.tokenizer.decode(taken.fields.tokens, skip_special_tokens=False)
+    token_ids, vocab_size = taken.fields.tokens, state.llm.info.vocab_size
+
+    def decoded() -> str:
+        outside = [i for i in token_ids if not 0 <= i < vocab_size]
+        if outside:
+            raise RequestError(
+                f"tokens has token ids outside the vocabulary of {vocab_size}: {outside[:5]}.", param="tokens"
+            )
+        return state.llm.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    text = decoded() if len(token_ids) <= LONG_TEXT else await asyncio.to_thread(decoded)
     return json_response(DetokenizedText(text), taken.headers)

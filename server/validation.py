@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
@@ -33,11 +33,11 @@ _WANTED = {
 }
 
 
-async def read_object(request: Request, receive_timeout: float) -> tuple[dict[str, Any], int]:
-    """The JSON object in the request's body, and the body's length in bytes.
+async def read_body(request: Request, receive_timeout: float) -> list[bytes]:
+    """The body of a request that says it is JSON, in parts as it came: joining megabytes takes a while.
 
-    Raises ApiError 400 when it is not JSON or not an object, 408 when it has not come after `receive_timeout` seconds,
-    RequestEntityTooLarge when it is too long.
+    Raises ApiError 400 when it does not say so or has none, 415 when it is compressed, 408 when the body has not come
+    after `receive_timeout` seconds, RequestEntityTooLarge when it is too long.
     """
     media_type = request.mimetype
     if media_type != "application/json" and not media_type.endswith("+json"):
@@ -53,15 +53,20 @@ async def read_object(request: Request, receive_timeout: float) -> tuple[dict[st
         )
     try:
         async with asyncio.timeout(receive_timeout):
-            data = cast(bytes, await request.get_data(as_text=False))
+            parts = [part async for part in request.body]
     except TimeoutError:
         raise ApiError(408, "The request body did not arrive in time.", param="body") from None
-    if not data:
+    if not parts:
         raise ApiError(400, "The request body must be a JSON object, got nothing.", param="body")
+    return parts
+
+
+def json_object(data: bytes) -> dict[str, Any]:
+    """The JSON object that `data` is.  Raises ApiError 400 when it is not JSON or not an object."""
     body = decode_body(data)
     if not isinstance(body, dict):
         raise ApiError(400, f"The request body must be a JSON object, got {_shown(body)}.", param="body")
-    return body, len(data)
+    return body
 
 
 def parse(kind: type[Fields], body: Mapping[str, Any]) -> Fields:

@@ -105,8 +105,10 @@ class ImageLoader:
                 sources[self.policy.max_images].where,
                 f"is one image too many: {self.policy.max_images} are taken (--limit-mm-per-prompt)",
             )
+        loop = asyncio.get_running_loop()
         # What comes several times is fetched once, and prepared once.
         keys = [_key(source) for source in sources]
+        await loop.run_in_executor(self._threads, _hash_all, keys)
         firsts = dict(zip(reversed(keys), reversed(sources), strict=True))
         places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
         sources = [firsts[key] for key in places]
@@ -126,7 +128,6 @@ class ImageLoader:
                 f"{self._max_prompt_tokens} tokens, prompt and answer together. Send fewer or smaller ones, or a lower "
                 "max_pixels in mm_processor_kwargs",
             )
-        loop = asyncio.get_running_loop()
         processed = await _all_of(
             [
                 loop.run_in_executor(self._threads, _processed, image, size, processor, source)
@@ -187,6 +188,12 @@ class ImageLoader:
 def _key(source: ImageSource) -> str | int:
     """What sources of one image have in common."""
     return source.image if isinstance(source.image, str) else id(source.image)
+
+
+def _hash_all(keys: Sequence[str | int]) -> None:
+    """Let strings find out their hashes, which they keep: those of megabytes take a while."""
+    for key in keys:
+        hash(key)
 
 
 def _processed(

@@ -15,6 +15,8 @@ from jaxserve.media.policy import MediaPolicy
 from jaxserve.media.refusal import refused
 
 _BLANKS = str.maketrans("", "", " \t\r\n")
+_PADDING = "= \t\r\n"
+_PART = 2**18  # characters that are decoded at a time: no other thread runs meanwhile
 
 
 async def read_url(url: str, where: str, policy: MediaPolicy, fetcher: Fetcher) -> bytes:
@@ -41,13 +43,27 @@ def _from_data(url: str, where: str, max_bytes: int) -> bytes:
     if len(text) > max_bytes * 3 // 2:
         raise refused(where, f"holds an image larger than this server's limit of {max_bytes} bytes")
     try:
-        # Line ends are what command line tools put in; anything else that is not base64 is a mistake.
-        data = base64.b64decode(text.translate(_BLANKS), validate=True)
+        data = _decoded(text)
     except (binascii.Error, ValueError) as error:
         raise refused(where, f"is not valid base64: {error}") from error
     if len(data) > max_bytes:
         raise refused(where, f"holds an image larger than this server's limit of {max_bytes} bytes")
     return data
+
+
+def _decoded(text: str) -> bytes:
+    """The bytes of base64.  Raises ValueError, of which binascii.Error is one, for what is none."""
+    if "=" in text.rstrip(_PADDING):
+        raise ValueError("Excess data after padding")
+    decoded = []
+    left = ""  # of a group of four characters
+    for start in range(0, len(text), _PART):
+        # Line ends are what command line tools put in; anything else that is not base64 is a mistake.
+        part = left + text[start : start + _PART].translate(_BLANKS)
+        whole = len(part) // 4 * 4
+        decoded.append(base64.b64decode(part[:whole], validate=True))
+        left = part[whole:]
+    return b"".join((*decoded, base64.b64decode(left, validate=True)))
 
 
 def _from_file(url: str, where: str, policy: MediaPolicy) -> bytes:

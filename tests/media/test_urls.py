@@ -34,6 +34,17 @@ async def test_data(head: str) -> None:
     assert await read(head + base64.b64encode(b"\xff\x00abc").decode()) == b"\xff\x00abc"
 
 
+async def test_base64_is_decoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytes(range(256)) * 5
+    for size in (1, 5, 64, 75):
+        monkeypatch.setattr("jaxserve.media.urls._PART", size)
+        for length in (0, 1, 2, 3, 1279, 1280):
+            for encode in (base64.b64encode, base64.encodebytes):
+                assert await read("data:;base64," + encode(data[:length]).decode()) == data[:length]
+        for wrong in ("YWI=YWI=", "YQ==\nYQ==", "YWJjZ", "YWI=="):
+            assert "is not valid base64" in await refusal("data:;base64," + wrong)
+
+
 async def test_line_ends_in_base64() -> None:
     assert await read("data:;base64,YW\r\nJj \n") == b"abc"
 

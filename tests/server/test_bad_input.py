@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
 
 from jaxserve.errors import EngineDeadError, QueueFullError
 from jaxserve.server.errors import to_api_error
+from jaxserve.server.validation import json_object
 from jaxserve.text.tokenizer import Tokenizer
 from tests.scripted import echo
 from tests.server.serving import PARIS, QUESTION, serving
@@ -412,6 +414,28 @@ async def test_what_is_far_too_long_is_refused_without_being_tokenized(monkeypat
         assert cut.json["usage"]["prompt_tokens"] == 9
         assert (await served.chat(**chat, truncate_prompt_tokens=9, max_tokens=1)).status == 200
         assert (await served.post("/tokenize", {"prompt": digits})).json["count"] == len(digits)
+
+
+async def test_large_bodies_are_read_on_another_thread(monkeypatch: pytest.MonkeyPatch):
+    threads: list[threading.Thread] = []
+
+    def recorded(data: bytes) -> Any:
+        threads.append(threading.current_thread())
+        return json_object(data)
+
+    monkeypatch.setattr("jaxserve.server.intake.json_object", recorded)
+    with serving(info={"max_model_len": 200_000}) as served:
+        for text in ("x", "x" * 100_000):
+            assert (await served.complete(prompt=text)).json["usage"]["prompt_tokens"] == len(text)
+        twice = b'{"prompt": "%s", "n": 1, "n": 2}' % (b"x" * 100_000)
+        answer = await served.request("POST", "/v1/completions", data=twice, headers=JSON)
+        assert (answer.status, answer.error["param"]) == (400, "n")
+        back = await served.post("/detokenize", {"tokens": [97] * 50_000})
+        assert back.json["prompt"] == "a" * 50_000
+        wrong = await served.post("/detokenize", {"tokens": [97] * 50_000 + [999]})
+        assert (wrong.status, wrong.error["param"]) == (400, "tokens")
+    main = threading.main_thread()
+    assert [thread is main for thread in threads] == [True, False, False, False, False]
 
 
 async def test_a_text_of_any_length_is_not_one_of_every_length(monkeypatch: pytest.MonkeyPatch):

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxserve.server import strict_json
 from jaxserve.server.errors import ApiError
-from jaxserve.server.strict_json import MAX_DEPTH, decode_body
+from jaxserve.server.strict_json import MAX_CONTAINERS, MAX_DEPTH, MAX_VALUES, decode_body
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(alphabet='[{"\\\\]}a,:é', max_size=9),
@@ -37,6 +38,38 @@ def test_it_reads_what_is_not_too_deep(value: Any, depth: int, indent: int | Non
     else:
         with pytest.raises(ApiError, match="nested too deeply"):
             decode_body(data)
+
+
+@given(value=values, size=st.integers(1, 9), repeated=st.booleans())
+def test_strings_and_names_are_told_apart_wherever_the_text_is_cut(value: Any, size: int, repeated: bool):
+    """A body is looked at in parts; where one ends nothing is lost, and nothing counted twice."""
+    data = json.dumps({"": value}).encode()
+    if repeated:
+        data = data[:-1] + b', "\\\\": 1, "\\\\": 2}'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strict_json, "_PART", size)
+        patch.setattr(strict_json, "MAX_DEPTH", 12)
+        if repeated:
+            with pytest.raises(ApiError, match="twice"):
+                decode_body(data)
+        else:
+            assert decode_body(data) == {"": value}
+
+
+@pytest.mark.parametrize("unit", [b"[]", b"{}", b'{"\\"[":[]}'])
+def test_more_lists_and_objects_than_any_request_has(unit: bytes):
+    num_containers = unit.count(b"{") + unit.count(b"]")
+    count = (MAX_CONTAINERS - 1) // num_containers
+    assert len(decode_body(b"[" + b",".join([unit] * count) + b"]")) == count
+    with pytest.raises(ApiError, match="too many parts: at most 100000 lists and objects") as caught:
+        decode_body(b"[" + b",".join([unit] * (count + 1)) + b"]")
+    assert (caught.value.status, caught.value.param) == (400, "body")
+
+
+def test_more_values_than_any_request_has():
+    with pytest.raises(ApiError, match="too many parts"):
+        decode_body(b"[" + b"1," * (MAX_VALUES + 1) + b"1]")
+    assert len(decode_body(b'["' + b"1," * (MAX_VALUES + 1) + b'"]')[0]) == 2 * (MAX_VALUES + 1)
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":', b'[{"\\"[":', b"[[],[],"])
