@@ -48,7 +48,7 @@ from jaxserve.loading.checkpoint import GenerationDefaults, TensorInfo
 from jaxserve.loading.hf_config import model_config_from_hf
 from jaxserve.loading.orbax_checkpoint import OrbaxCheckpoint
 from jaxserve.loading.orbax_restore import num_threads
-from jaxserve.models.loading import load_model
+from jaxserve.loading.weights import load_model
 from jaxserve.models.registry import family_of
 
 CAN_ADVISE = hasattr(os, "posix_fadvise")  # not on macOS

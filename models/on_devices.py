@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, Sharding, SingleDeviceSharding
 
 from jaxserve.models.layout import Layout, mesh_size
-from jaxserve.models.loading import DUMMY_STD, abstract_model, dummy_weights, parameter_name
+from jaxserve.models.parameters import DUMMY_STD, abstract_model, dummy_weights, parameter_name
 from jaxserve.models.registry import build_model
 from jaxserve.models.sharding import engine_mesh, partition_spec
 from jaxserve.models.towers import spread_tower

@@ -28,7 +28,7 @@ UNKNOWN = {
     "engine": (*ABOVE_ENGINE, "text"),
     "structured": (*ABOVE_ENGINE, "engine", "loading", "models", "kernels_pallas"),
     "loading": (*ABOVE_ENGINE, "text", "engine", "structured"),
-    "models": (*ABOVE_ENGINE, "text", "engine", "structured"),
+    "models": (*ABOVE_ENGINE, "text", "engine", "structured", "loading"),
     "kernels_pallas": (*ABOVE_ENGINE, "text", "engine", "structured", "loading", "models"),
 }
 

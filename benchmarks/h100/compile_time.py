@@ -31,7 +31,7 @@ from jaxserve.engine.programs import ProgramBook
 from jaxserve.engine.settle import settle
 from jaxserve.engine.xla_options import compiler_options
 from jaxserve.loading.resolve import open_config
-from jaxserve.models.loading import abstract_model
+from jaxserve.models.parameters import abstract_model
 
 # What each asks of XLA over what the engine asks; None takes an option back.
 CHOICES: dict[str, dict[str, Any]] = {

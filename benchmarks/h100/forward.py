@@ -38,7 +38,7 @@ from jaxserve.engine.sampling_rows import NUM_FLOATS, NUM_INTS, fill_padding
 from jaxserve.engine.settle import Settings, settle
 from jaxserve.engine.xla_options import compiler_options
 from jaxserve.loading.resolve import open_config
-from jaxserve.models.loading import abstract_model, dummy_model
+from jaxserve.models.parameters import abstract_model, dummy_model
 
 _SECONDS = 1.0  # of calls timed in a row, about: a GPU slows down when it runs hot
 _REPEATS = 5

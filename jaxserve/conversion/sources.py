@@ -16,14 +16,8 @@ from jaxserve.config import Dtype
 from jaxserve.loading.checkpoint import Checkpoint
 from jaxserve.loading.orbax_checkpoint import OrbaxCheckpoint
 from jaxserve.loading.orbax_format import ParameterLayout
-from jaxserve.models.loading import (
-    abstract_model,
-    build_parameter,
-    check_copies,
-    check_parameters,
-    check_tensors,
-    parameter_name,
-)
+from jaxserve.loading.weights import build_parameter, check_copies, check_parameters, check_tensors
+from jaxserve.models.parameters import abstract_model, parameter_name
 from jaxserve.models.registry import family_of
 from jaxserve.models.weight_table import WeightRow
 

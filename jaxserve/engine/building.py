@@ -24,8 +24,8 @@ from jaxserve.engine.shared_weights import SharedWeights
 from jaxserve.engine.start_clock import timed
 from jaxserve.engine.tower import Tower
 from jaxserve.loading.checkpoint import AnyCheckpoint
+from jaxserve.loading.weights import load_state
 from jaxserve.models.layout import Layout, plan_layout
-from jaxserve.models.loading import load_state
 from jaxserve.models.on_devices import abstract_on_devices, abstract_on_mesh, dummy_on_devices
 from jaxserve.models.sharding import abstract_mesh
 from jaxserve.models.towers import split_tower

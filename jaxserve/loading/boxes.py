@@ -8,30 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
+from jaxserve.models.layout import Box, Move
+
 if TYPE_CHECKING:
     import jax
-
-Box = tuple[slice, ...]  # starts and stops are numbers, steps are 1
-
-
-class Move(Protocol):
-    """Numbers of a stored parameter, and where they stand in the array: boxes of one shape."""
-
-    @property
-    def source(self) -> Box: ...
-
-    @property
-    def target(self) -> Box: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The same of one shard: `target` begins at the shard's own corner."""
+    """A Move into one shard: `target` begins at the shard's own corner."""
 
     source: Box
     target: Box
@@ -59,7 +49,7 @@ def plan_shards(wanted: jax.ShapeDtypeStruct, moves: Sequence[Move] | None = Non
     """The different shards of an array on the devices of this process; without `moves` it is the parameter itself."""
     whole = whole_box(wanted.shape)
     if moves is None:
-        moves = [Piece(whole, whole)]
+        moves = [Move(whole, whole)]
     targets: dict[tuple[tuple[int, int], ...], list[SingleDeviceSharding | None]] = {}
     if (sharding := wanted.sharding) is None:
         targets[_bounds(whole)] = [None]

@@ -14,7 +14,7 @@ from jaxserve.config import ModelConfig
 if TYPE_CHECKING:
     import jax
 
-    from jaxserve.loading.boxes import Move
+    from jaxserve.models.layout import Move
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from jaxserve.loading.safetensors_checkpoint import read_hf_config
 if TYPE_CHECKING:
     import jax
 
-    from jaxserve.loading.boxes import Move
+    from jaxserve.models.layout import Move
 
 # Read, checked and put where it belongs at once: a block stays in the processor's cache meanwhile.
 _BLOCK_BYTES = 2 << 20

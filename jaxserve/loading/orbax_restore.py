@@ -14,8 +14,6 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxserve.loading.boxes import (
-    Box,
-    Move,
     Piece,
     ShardPlan,
     box_bytes,
@@ -27,6 +25,7 @@ from jaxserve.loading.boxes import (
 )
 from jaxserve.loading.byte_budget import ByteBudget
 from jaxserve.loading.orbax_format import ChunkIndex, ParameterLayout
+from jaxserve.models.layout import Box, Move
 
 if TYPE_CHECKING:
     from jaxserve.loading.orbax_checkpoint import OrbaxCheckpoint

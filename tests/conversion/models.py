@@ -11,7 +11,8 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from jaxserve.loading.resolve import open_checkpoint
-from jaxserve.models.loading import load_model, parameter_name
+from jaxserve.loading.weights import load_model
+from jaxserve.models.parameters import parameter_name
 from tests.models.golden import read_golden
 from tests.tiny import CHAT_TEMPLATE, byte_tokenizer
 

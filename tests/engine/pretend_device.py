@@ -17,8 +17,8 @@ from jaxserve.engine import spread
 from jaxserve.engine.building import weights_bytes
 from jaxserve.engine.programs import ProgramBook
 from jaxserve.engine.settle import Settings, settle
-from jaxserve.models.loading import abstract_model
 from jaxserve.models.on_devices import abstract_on_mesh
+from jaxserve.models.parameters import abstract_model
 
 KINDS = {"gpu": "NVIDIA H100 80GB HBM3", "tpu": "TPU v6 lite"}
 

@@ -13,7 +13,7 @@ from jaxserve.config import EngineConfig
 from jaxserve.engine.balanced_client import BalancedClient
 from jaxserve.engine.replicas import build_replicas
 from jaxserve.loading.resolve import open_checkpoint
-from jaxserve.models.loading import load_model
+from jaxserve.loading.weights import load_model
 from tests.engine.tiny_engine import Collector, request
 from tests.loading.restore_on_eight_devices import Watched
 from tests.models.golden import run_sequence

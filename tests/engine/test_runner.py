@@ -19,7 +19,7 @@ from jaxserve.engine.programs import ProgramBook
 from jaxserve.engine.runner import Runner
 from jaxserve.engine.settle import settle
 from jaxserve.errors import ConfigError
-from jaxserve.models.loading import abstract_model, dummy_model
+from jaxserve.models.parameters import abstract_model, dummy_model
 from tests.engine.tiny_engine import TINY, DenseModel, request, tiny_config
 
 PROMPT = (5, 17, 3, 99, 42, 8, 1, 60, 23)

@@ -15,7 +15,7 @@ from jaxserve.config import EngineConfig, ModelConfig
 from jaxserve.engine.client import InProcessClient, build_client
 from jaxserve.engine.protocol import CoreRequest, TokenOutput
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
-from jaxserve.models.loading import dummy_model
+from jaxserve.models.parameters import dummy_model
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.structured.compiler import GrammarCompiler
 

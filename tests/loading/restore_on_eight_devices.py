@@ -20,9 +20,10 @@ from jaxserve.errors import CheckpointError
 from jaxserve.loading.orbax_checkpoint import OrbaxCheckpoint
 from jaxserve.loading.orbax_format import chunk_path
 from jaxserve.loading.resolve import open_checkpoint
+from jaxserve.loading.weights import load_state
 from jaxserve.models.layout import plan_layout
-from jaxserve.models.loading import abstract_model, load_state, parameter_name
 from jaxserve.models.on_devices import abstract_on_devices
+from jaxserve.models.parameters import abstract_model, parameter_name
 from tests.models.golden import read_golden
 
 SHARDED = ("vocab", "kv_heads", "heads", "ffn")

@@ -11,7 +11,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxserve.loading.boxes import Box, Piece, plan_shards, whole_box
+from jaxserve.loading.boxes import Piece, plan_shards, whole_box
+from jaxserve.models.layout import Box, Move
 
 
 @dataclass
@@ -61,7 +62,7 @@ def test_pieces_fill_every_shard_as_the_moves_say(data: st.DataObject) -> None:
             target = tuple(
                 slice(part.start, part.start + size) for part, size in zip(target, sizes, strict=True)
             )
-            moves.append(Piece(source, target))
+            moves.append(Move(source, target))
             expected[target] = stored[source]
     boxes = list(product(*(cut(data, size) for size in shape)))
     boxes += data.draw(st.lists(st.sampled_from(boxes), max_size=2))  # on several devices

@@ -14,7 +14,7 @@ from jaxserve.errors import CheckpointError
 from jaxserve.loading.checkpoint import TensorInfo
 from jaxserve.loading.fetch import FETCHABLE_MODELS, models_directory
 from jaxserve.loading.gguf_checkpoint import GGUFCheckpoint, hugging_face_name, unpermute_rows
-from jaxserve.models.loading import check_tensors
+from jaxserve.loading.weights import check_tensors
 from jaxserve.models.registry import family_of
 from tests.loading.builders import (
     EXPERT_FFN,

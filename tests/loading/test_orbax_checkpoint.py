@@ -23,7 +23,7 @@ from jaxserve.conversion.convert import convert
 from jaxserve.conversion.sources import chunk_grid
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading import orbax_checkpoint, orbax_restore
-from jaxserve.loading.boxes import Piece, whole_box
+from jaxserve.loading.boxes import whole_box
 from jaxserve.loading.orbax_checkpoint import OrbaxCheckpoint
 from jaxserve.loading.orbax_format import (
     MANIFEST,
@@ -35,7 +35,9 @@ from jaxserve.loading.orbax_format import (
 )
 from jaxserve.loading.orbax_restore import chunks_within
 from jaxserve.loading.resolve import open_checkpoint
-from jaxserve.models.loading import abstract_model, load_state, parameter_name
+from jaxserve.loading.weights import load_state
+from jaxserve.models.layout import Move
+from jaxserve.models.parameters import abstract_model, parameter_name
 from tests.conversion.models import assert_same, parameters_of, write_directory
 from tests.pretend_devices import run_on_devices
 
@@ -257,13 +259,13 @@ class Shifted:
 
     config: ModelConfig
 
-    def moves(self, axes: tuple[str, ...], shape: tuple[int, ...]) -> list[Piece]:
+    def moves(self, axes: tuple[str, ...], shape: tuple[int, ...]) -> list[Move]:
         del axes
         rest = whole_box(shape[1:])
         rows, last = slice(0, shape[0]), slice(shape[0] - 1, shape[0])
         return [
-            Piece((rows, *rest), (slice(2, 2 + shape[0]), *rest)),
-            Piece((last, *rest), (slice(0, 1), *rest)),
+            Move((rows, *rest), (slice(2, 2 + shape[0]), *rest)),
+            Move((last, *rest), (slice(0, 1), *rest)),
         ]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxserve.models.loading import load_model
+from jaxserve.loading.weights import load_model
 from tests.models.golden import NAMES, read_golden, run_sequence
 
 

@@ -14,7 +14,7 @@ from jaxserve.config import ExpertsConfig, ModelConfig
 from jaxserve.errors import ConfigError
 from jaxserve.kernels_pallas.metadata import AttentionMetadata
 from jaxserve.models.experts import ExpertsMLP
-from jaxserve.models.loading import abstract_model, dummy_model
+from jaxserve.models.parameters import abstract_model, dummy_model
 from jaxserve.models.registry import build_model
 from tests.models.golden import NAMES, read_golden
 

@@ -10,9 +10,10 @@ from flax import nnx
 from jax.sharding import AbstractMesh
 
 from jaxserve.errors import CheckpointError
+from jaxserve.loading.weights import load_model
 from jaxserve.models.layout import plan_layout
-from jaxserve.models.loading import abstract_model, load_model
 from jaxserve.models.on_devices import abstract_on_mesh
+from jaxserve.models.parameters import abstract_model
 from jaxserve.models.registry import build_language_model
 from jaxserve.models.sharding import DATA, EXPERT, TENSOR
 from jaxserve.models.towers import split_tower, spread_tower

@@ -35,7 +35,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from jaxserve.models.loading import load_model  # noqa: E402
+from jaxserve.loading.weights import load_model  # noqa: E402
 from tests.models.vision_cases import (  # noqa: E402
     CONFIGS,
     GOLDENS,

@@ -1,8 +1,6 @@
-"""Weight tables are strict both ways and put every number where it belongs; dummies are reproducible."""
+"""Weight tables are strict both ways and put every number where it belongs."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxserve.config import ModelConfig
 from jaxserve.errors import CheckpointError
-from jaxserve.models.decoder import DecoderModel
-from jaxserve.models.loading import abstract_model, dummy_model, load_model, load_weights
+from jaxserve.loading.weights import load_model, load_weights
+from jaxserve.models.parameters import abstract_model
 from jaxserve.models.registry import family_of
 from tests.models.golden import MemoryCheckpoint, read_golden
 
@@ -200,19 +197,3 @@ def test_progress_goes_to_stderr(untied: MemoryCheckpoint, capfd: pytest.Capture
     out, err = capfd.readouterr()
     assert out == ""
     assert "Loading weights: 100%" in err
-
-
-def test_dummy_weights_depend_on_seed_and_path_alone() -> None:
-    config = read_golden("qwen3_biases").checkpoint.config
-    shorter = replace(config, num_layers=1, layer_windows=(None,))
-
-    def dummy(config: ModelConfig, seed: int) -> DecoderModel:
-        return nnx.merge(*dummy_model(config, DTYPE, seed))
-
-    model = dummy(config, 3)
-    qkv = [layer.attention.qkv[...] for layer in model.layers]
-    np.testing.assert_array_equal(dummy(shorter, 3).layers[0].attention.qkv[...], qkv[0])
-    assert not np.array_equal(dummy(shorter, 4).layers[0].attention.qkv[...], qkv[0])
-    assert not np.array_equal(qkv[1], qkv[0])
-    assert 0.015 < float(jnp.std(qkv[0])) < 0.025
-    np.testing.assert_array_equal(model.norm.scale[...], 1)

@@ -1,11 +1,10 @@
-"""Fills a model's parameters: from a checkpoint by its weight table, or with random numbers."""
+"""Fills a model's parameters from a checkpoint, by the weight table of its family."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,21 +12,17 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from jaxserve.config import ModelConfig
 from jaxserve.errors import CheckpointError
-from jaxserve.loading.boxes import Move, plan_shards
-from jaxserve.loading.checkpoint import ParameterCheckpoint
-from jaxserve.models.layout import Layout
-from jaxserve.models.registry import build_model, family_of
+from jaxserve.loading.boxes import plan_shards
+from jaxserve.loading.checkpoint import AnyCheckpoint, ParameterCheckpoint
+from jaxserve.models.layout import Layout, Move
+from jaxserve.models.parameters import abstract_model, parameter_name
+from jaxserve.models.registry import family_of
 from jaxserve.models.weight_table import ParameterPath, WeightRow, WeightTable
-
-if TYPE_CHECKING:
-    from jaxserve.loading.checkpoint import AnyCheckpoint
 
 # Reading, dequantising and copying leave the GIL most of the time; each holds one parameter's bytes.
 _NUM_THREADS = 4
 _NAMES_SHOWN = 8
-DUMMY_STD = 0.02  # of random parameters
 
 
 class HasShape(Protocol):
@@ -75,22 +70,6 @@ def load_state(
         place=lambda path, value: _laid_out(value, specs[path], moves.get(path)),
         progress=progress,
     )
-
-
-def dummy_model(config: ModelConfig, dtype: jnp.dtype, seed: int) -> tuple[nnx.GraphDef[Any], nnx.State]:
-    """A model with random weights, for measuring without a checkpoint."""
-    graphdef, abstract = abstract_model(config, dtype)
-    return graphdef, dummy_weights(abstract, seed)
-
-
-def abstract_model(config: ModelConfig, dtype: jnp.dtype) -> tuple[nnx.GraphDef[Any], nnx.State]:
-    """Graph and parameter shapes, dtypes and axes of a model; nothing is allocated."""
-    return nnx.split(nnx.eval_shape(lambda: build_model(config, dtype)))
-
-
-def parameter_name(path: ParameterPath) -> str:
-    """A parameter's path as checkpoints in our own layout write it: "layers.3.attention.qkv"."""
-    return ".".join(map(str, path))
 
 
 def load_weights(
@@ -194,23 +173,6 @@ def check_copies(
                 f"{where}: the config ties {name} to {original}, but the checkpoint holds both and they "
                 "differ; if they are meant to, set tie_word_embeddings to false in config.json"
             )
-
-
-def dummy_weights(abstract: nnx.State, seed: int) -> nnx.State:
-    """Random parameters made on the default device: norm scales 1, all else normal with deviation 0.02.
-
-    A parameter depends on the seed, its path, shape and dtype alone, whatever else the model has.
-    """
-    key = jax.random.key(seed)
-
-    def fill(path: ParameterPath, parameter: nnx.Variable[Any]) -> nnx.Variable[Any]:
-        if path[-1] == "scale":
-            return parameter.replace(jnp.ones(parameter.shape, parameter.dtype))
-        own_key = jax.random.fold_in(key, zlib.crc32("/".join(map(str, path)).encode()))
-        value = jax.random.normal(own_key, parameter.shape, parameter.dtype)
-        return parameter.replace(value * jnp.asarray(DUMMY_STD, parameter.dtype))
-
-    return nnx.from_flat_state([(path, fill(path, value)) for path, value in nnx.to_flat_state(abstract)])
 
 
 def _check_table(table: WeightTable, parameters: Mapping[ParameterPath, Any]) -> None:
