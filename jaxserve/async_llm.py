@@ -160,7 +160,8 @@ class AsyncLLM:
         """The images of a conversation, for render_chat: fetched, decoded and cut up on other threads.
 
         Refuses at once, before anything is fetched, where `generate` would refuse for being full or going down.
-        Raises RequestError naming the image at fault, or mm_processor_kwargs.
+        Raises RequestError naming the image at fault, or mm_processor_kwargs; QueueFullError before anything is decoded
+        where the images of requests that wait have as many bytes as they may.
         """
         sources = self._admission.image_sources(messages, mm_processor_kwargs)
         images = self._admission.images
@@ -168,7 +169,7 @@ class AsyncLLM:
             return []
         if sources:
             self._check_open()
-        return await images.loader.load(sources, mm_processor_kwargs)
+        return await images.loader.load(sources, mm_processor_kwargs, is_queued=True)
 
     async def prepare(self, prompt: AnyPrompt) -> TokenizedPrompt:
         """A prompt for `generate`, its text tokenized and its images (multi_modal_data) loaded on other threads.

@@ -11,6 +11,7 @@ from jaxserve.errors import ContextLengthError, RequestError
 if TYPE_CHECKING:
     from jaxserve.engine.protocol import EngineInfo, ImageInput
     from jaxserve.media.patches import ProcessedImage
+    from jaxserve.media.pixel_budget import PixelHold
     from jaxserve.text.tokenizer import Tokenizer
     from jaxserve.text.tool_text import CallWriter
 
@@ -45,6 +46,7 @@ class TokenizedPrompt:
     token_ids: list[int]
     text: str | None = None
     images: tuple[ImageInput, ...] = ()
+    hold: PixelHold | None = None  # of the images' pixels, while they wait for the engine
 
     def last(self, num_tokens: int) -> TokenizedPrompt:
         """The prompt without its beginning, with this many tokens.
@@ -62,7 +64,7 @@ class TokenizedPrompt:
                     f"which has {image.num_tokens}.",
                     param="truncate_prompt_tokens",
                 )
-        return TokenizedPrompt(self.token_ids[cut:], None, kept)
+        return TokenizedPrompt(self.token_ids[cut:], None, kept, self.hold)
 
 
 AnyPrompt = Prompt | TokenizedPrompt

@@ -168,6 +168,11 @@ class RequestState:
         self._has_new_tokens = False
         self._is_prompt_taken = False  # prompt log-probabilities went out with a delta
 
+    def let_pixels_go(self) -> None:
+        """The request waits for the engine no longer."""
+        if self._prompt.hold is not None:
+            self._prompt.hold.release()
+
     def fail(self, output: TokenOutput) -> None:
         """Note the engine's error; a constraint's fault is told of the field in which it was sent."""
         assert output.error is not None
@@ -205,6 +210,7 @@ class RequestState:
     def push(self, index: int, output: TokenOutput) -> bool:
         """Take a step's output for answer `index`; True when that answer has ended."""
         sequence = self._sequences[index]
+        self.let_pixels_go()
         if output.prompt_logprobs is not None:
             tokenizer = self._tokenizer if self._params.detokenize else None
             self._prompt_logprobs = prompt_logprobs(self._prompt.token_ids, output.prompt_logprobs, tokenizer)
@@ -298,6 +304,7 @@ class OutputProcessor:
         request = self._requests.pop(request_id, None)
         if request is None:
             return []
+        request.let_pixels_go()
         running = [core.request_id for core in request.core_requests if core.request_id in self._answers]
         for core_id in running:
             _, index = self._answers.pop(core_id)

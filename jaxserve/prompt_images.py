@@ -103,7 +103,7 @@ class PromptImages:
         if token_id in given[start:]:
             raise self._wrong_number(prompt, len(images), param)
         token_ids += given[start:]
-        return TokenizedPrompt(token_ids, prompt.text, tuple(placed))
+        return TokenizedPrompt(token_ids, prompt.text, tuple(placed), images[0].hold if images else None)
 
     def check(self, prompt: TokenizedPrompt) -> None:
         """Raise RequestError (param "prompt") for placeholders that no image stands behind."""

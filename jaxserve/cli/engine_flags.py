@@ -154,6 +154,13 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         help="waiting requests beyond which new ones get 429",
     )
     add(
+        "--max-queued-image-bytes",
+        type=num_bytes,
+        default=2 * 2**30,
+        metavar="BYTES",
+        help="decoded images of waiting requests beyond which new ones get 429 (default: 2G)",
+    )
+    add(
         "--generation-config",
         default="auto",
         metavar="SOURCE",
@@ -224,6 +231,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
         seed=args.seed,
         max_logprobs=args.max_logprobs,
         max_num_queued_reqs=args.max_num_queued_reqs,
+        max_queued_image_bytes=args.max_queued_image_bytes,
         generation_config=args.generation_config,
         override_generation_config=args.override_generation_config,
         limit_mm_per_prompt=args.limit_mm_per_prompt,

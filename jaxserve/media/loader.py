@@ -8,7 +8,7 @@ import threading
 from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -27,6 +27,7 @@ from jaxserve.media.patches import (
     size_below,
     with_bounds,
 )
+from jaxserve.media.pixel_budget import PixelBudget
 from jaxserve.media.policy import MediaPolicy
 from jaxserve.media.refusal import refused
 from jaxserve.media.urls import read_url
@@ -72,6 +73,7 @@ class ImageLoader:
         self._max_image_tokens = max_image_tokens
         self._max_prompt_tokens = max_prompt_tokens
         self._fetcher = Fetcher(policy)
+        self._budget = PixelBudget(policy.max_queued_bytes)
         self._processor = capped(operators_processor(processor, policy.processor_kwargs), max_image_tokens)
         self._threads = ThreadPoolExecutor(
             min(_THREADS, os.cpu_count() or 1), thread_name_prefix="jaxserve-images"
@@ -80,18 +82,23 @@ class ImageLoader:
     def load_now(
         self, sources: Sequence[ImageSource], kwargs: Mapping[str, Any] | None = None
     ) -> list[ProcessedImage]:
-        """`load` for callers without an event loop, or on one that may be held up."""
+        """`load` for callers without an event loop, or on one that may be held up; of as many requests as they like."""
         with ThreadPoolExecutor(1, thread_name_prefix="jaxserve-image-loop") as own:
             return own.submit(asyncio.run, self.load(sources, kwargs)).result()
 
     async def load(
-        self, sources: Sequence[ImageSource], kwargs: Mapping[str, Any] | None = None
+        self,
+        sources: Sequence[ImageSource],
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        is_queued: bool = False,
     ) -> list[ProcessedImage]:
         """The images in the order of `sources`, with the bounds that a request sets (mm_processor_kwargs).
 
-        No image is decoded before it is known from the heads of all that they fit into a prompt.
+        No image is decoded before it is known from the heads of all that they fit into a prompt, and, if the request
+        `is_queued`, among those of others that wait.
 
-        Raises RequestError naming the field and the image at fault.
+        Raises RequestError naming the field and the image at fault, QueueFullError where too much waits.
         """
         processor = with_bounds(self._processor, kwargs or {})
         if max_tokens(processor) > self._max_image_tokens:
@@ -128,12 +135,19 @@ class ImageLoader:
                 f"{self._max_prompt_tokens} tokens, prompt and answer together. Send fewer or smaller ones, or a lower "
                 "max_pixels in mm_processor_kwargs",
             )
-        processed = await _all_of(
-            [
-                loop.run_in_executor(self._threads, _processed, image, size, processor, source)
-                for image, size, source in zip(opened, sizes, sources, strict=True)
-            ]
-        )
+        hold = self._budget.hold(sum(tokens) * side**2 * 3) if is_queued else None
+        try:
+            processed = await _all_of(
+                [
+                    loop.run_in_executor(self._threads, _processed, image, size, processor, source)
+                    for image, size, source in zip(opened, sizes, sources, strict=True)
+                ]
+            )
+        except BaseException:
+            if hold is not None:
+                hold.release()
+            raise
+        processed = [replace(image, hold=hold) for image in processed]
         return [processed[places[key]] for key in keys]
 
     async def _open_all(self, sources: Sequence[ImageSource]) -> list[Image.Image]:

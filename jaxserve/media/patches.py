@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -14,6 +14,9 @@ from PIL import Image
 from jaxserve.config import ImageProcessorConfig
 from jaxserve.errors import ConfigError, RequestError
 from jaxserve.media.refusal import refused
+
+if TYPE_CHECKING:
+    from jaxserve.media.pixel_budget import PixelHold
 
 MAX_RATIO = 200  # of an image's sides, transformers' limit
 
@@ -26,6 +29,7 @@ class ProcessedImage:
     grid_thw: tuple[int, int, int]
     content_hash: str
     num_tokens: int
+    hold: PixelHold | None = None  # of all images of its request, while that waits for the engine
 
 
 def with_bounds(config: ImageProcessorConfig, kwargs: Mapping[str, Any]) -> ImageProcessorConfig:

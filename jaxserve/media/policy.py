@@ -18,7 +18,7 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaPolicy:
-    """Limits for the images of one request.  Nothing is fetched and no file is read unless the operator says so."""
+    """Limits for images.  Nothing is fetched and no file is read unless the operator says so."""
 
     max_images: int = 999  # of a prompt, as in vLLM
     processor_kwargs: Mapping[str, Any] = field(default_factory=dict)  # where a request says nothing else
@@ -31,6 +31,7 @@ class MediaPolicy:
     )  # likewise: an empty image of the largest kind is a file of 8 KiB, and takes a second
     fetch_seconds: float = 5.0  # for one image, name look-up and redirects included
     is_allowed_address: Callable[[str], bool] = is_public
+    max_queued_bytes: int = 2048 * MIB  # of all decoded images that wait for the engine
 
     @classmethod
     def of(cls, config: EngineConfig) -> MediaPolicy:
@@ -47,4 +48,5 @@ class MediaPolicy:
             processor_kwargs=config.mm_processor_kwargs,
             allowed_domains=tuple(domain.lower() for domain in config.allowed_media_domains),
             allowed_directory=directory,
+            max_queued_bytes=config.max_queued_image_bytes,
         )

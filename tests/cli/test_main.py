@@ -31,6 +31,7 @@ def test_every_engine_command_builds_the_same_config(command: str) -> None:
             *("--max-num-batched-tokens", "2k", "--gpu-memory-utilization", "0.5", "--kv-cache-memory", "2G"),
             *("--no-enable-prefix-caching", "--forbid-recompile", "--compile-cache-dir", "", "--seed", "3"),
             *("--max-logprobs", "5", "--max-num-queued-reqs", "100"),
+            *("--max-queued-image-bytes", "3G"),
         ]
     )
     assert engine_config(args) == EngineConfig(
@@ -50,6 +51,7 @@ def test_every_engine_command_builds_the_same_config(command: str) -> None:
         seed=3,
         max_logprobs=5,
         max_num_queued_reqs=100,
+        max_queued_image_bytes=3 * 2**30,
     )
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from jaxserve.media.policy import MediaPolicy
-from tests.media.photos import CAT
+from tests.media.photos import CAT, file_of
 from tests.media.test_image_file import png_head
 from tests.media.web import answer, is_allowed, web
-from tests.server.seeing import RED, prompt_of, refused, refused_next, seeing
-from tests.server.serving import serving
+from tests.server.seeing import BLUE, RED, prompt_of, refused, refused_next, seeing
+from tests.server.serving import Answer, serving
 from tests.vision import PAD, part, picture, text, user
 
 
@@ -107,6 +107,46 @@ async def test_a_full_server_fetches_nothing() -> None:
             assert (answered.status, here.asked) == (429, [])
         served.engine.resume()
         assert [(await task).status for task in waiting] == [200, 200]
+
+
+async def test_decoded_images_of_waiting_requests_have_a_limit() -> None:
+    in_red = 6 * 28 * 28 * 3
+    one, two = user(part(RED)), user(part(RED), part(RED), part(BLUE))  # of what comes twice one is held
+    media = MediaPolicy(max_queued_bytes=2 * in_red)
+    with seeing({"max_num_seqs": 4}, media=media, engine={"stalled": True}) as served:
+
+        async def waits(*messages: Any, **fields: Any) -> asyncio.Task[Answer]:
+            before = served.engine.num_unfinished
+            task = asyncio.create_task(served.chat(messages=messages, **fields))
+            await asyncio.to_thread(served.engine.wait_until, lambda: served.engine.num_unfinished > before)
+            return task
+
+        first = await waits(one)
+        damaged = await served.chat(messages=[user(part(file_of(RED)[:-30]))])
+        assert "is a damaged image" in damaged.error["message"]
+        shown = await served.post("/tokenize", {"messages": [one]})
+        assert shown.status == 200  # and is held no longer
+        answered = await served.chat(messages=[two])
+        assert (answered.status, answered.error["type"]) == (429, "RateLimitError")
+        assert "max_queued_image_bytes is 28224; try again later" in answered.error["message"]
+        assert answered.headers["retry-after"] == "1"
+        second = await waits(one, n=2)
+        assert (await served.chat(messages=[one])).status == 429
+        assert (await waits({"role": "user", "content": "no image"})).done() is False
+        served.engine.step(1)  # all have a first token: nobody waits
+        await asyncio.to_thread(served.engine.wait_until, lambda: served.engine.num_steps == 1)
+        third = await waits(two)
+        assert served.llm.abort(served.engine.submitted[-1].request_id.partition("#")[0])
+        assert (await third).status == 503
+        fourth = await waits(two)
+        served.engine.resume()
+        assert [(await task).status for task in (first, second, fourth)] == [200] * 3
+        assert (await served.chat(messages=[two])).status == 200
+
+
+async def test_images_of_one_request_may_pass_that_limit() -> None:
+    with seeing(media=MediaPolicy(max_queued_bytes=1)) as served:
+        assert [(await served.chat(messages=[user(part(RED))])).status for _ in range(2)] == [200, 200]
 
 
 async def test_number_and_size_of_images() -> None:
