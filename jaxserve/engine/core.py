@@ -14,9 +14,9 @@ import numpy as np
 
 from jaxserve.engine.constraints import MaskMaker
 from jaxserve.engine.pace import Pace
+from jaxserve.engine.pending_step import PendingStep
 from jaxserve.engine.plan import ON_DEVICE, Admission, StepPlan, StepResult
 from jaxserve.engine.protocol import CoreRequest, EngineStats, TokenOutput
-from jaxserve.engine.runner import PendingStep
 from jaxserve.engine.scheduler import Scheduler
 from jaxserve.engine.sequence import Sequence
 from jaxserve.outputs import FINISH_ERROR

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,33 +10,16 @@ import numpy as np
 
 from jaxserve.engine.batch import new_pages, pack
 from jaxserve.engine.forward_programs import ASSIGN_CHUNK
-from jaxserve.engine.lattice import BurstShape, ForwardShape, SampleShape
-from jaxserve.engine.masks import MaskBook, intersect
+from jaxserve.engine.lattice import BurstShape, ForwardShape
 from jaxserve.engine.pace import MAX_BURST
 from jaxserve.engine.packed_model import Weights
-from jaxserve.engine.plan import Admission, PlanEntry, StepPlan, StepResult
+from jaxserve.engine.pending_step import PendingStep, read_step
+from jaxserve.engine.plan import Admission, StepPlan, StepResult
 from jaxserve.engine.programs import ADMIT, ASSIGN, PROMPT_LOGPROBS, ProgramBook, resize_program
-from jaxserve.engine.protocol import TokenLogprobs
 from jaxserve.engine.sampler_programs import ADMIT_CHUNK, num_state_arrays
-from jaxserve.engine.sampling_rows import (
-    FLAG_ACTIVE,
-    FLAG_LOGPROBS,
-    FLAGS,
-    NEEDS_PROCESSORS,
-    NUM_FLOATS,
-    NUM_INTS,
-    NUM_STEPS,
-    POSITION,
-    SLOT,
-    bias_arrays,
-    fill_padding,
-    fill_row,
-    has_processors,
-    needs_of,
-    needs_state,
-    variant_for,
-)
+from jaxserve.engine.sampling_rows import bias_arrays, needs_state
 from jaxserve.engine.settle import Settings
+from jaxserve.engine.slot_rows import SamplerInputs, SlotRows
 from jaxserve.engine.tower import Tower
 from jaxserve.errors import ConfigError
 from jaxserve.sampling_params import SamplingParams
@@ -46,33 +27,8 @@ from jaxserve.sampling_params import SamplingParams
 Programs = dict[str, jax.stages.Compiled]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["numbers", "mask"], meta_fields=["shape", "stuck"])
-@dataclass(frozen=True, slots=True)
-class SamplerInputs:
-    """What a step's sampler is told beside the hidden states."""
-
-    numbers: np.ndarray | jax.Array  # [B, NUM_INTS + NUM_FLOATS] int32
-    mask: tuple[np.ndarray | jax.Array, ...]  # [B, mask_words(V)] uint32, if the sampler takes one
-    shape: SampleShape
-    stuck: tuple[int, ...] = ()  # rows to which the masks leave no token; they may take any
-
-
-@dataclass(frozen=True, slots=True)
-class PendingStep:
-    """A dispatched step: arrays that the device is still computing."""
-
-    plan: StepPlan
-    # Of each step of the plan: ids, or ids and four arrays of log-probabilities; nothing where no entry samples.  Of a
-    # burst that ran as one program: the ids of all its steps.
-    sampled: list[tuple[jax.Array, ...]] | jax.Array
-    num_logprobs: list[int]  # per entry, -1 for none
-    prompt_scores: dict[int, list[tuple[jax.Array, ...]]]  # entry index -> chunks
-    num_prompt_logprobs: list[int]  # per entry
-    stuck: tuple[int, ...] = ()  # entries whose masks leave no token
-
-
 class Runner:
-    """Owns the weights, the KV pages and the sampler state on the device, and a host row for every slot.
+    """Owns the weights, the KV pages and the sampler state on the device.
 
     `dispatch` returns while the device works; dispatched steps run in order.  `fetch` waits for one.
     """
@@ -96,13 +52,7 @@ class Runner:
         self._state = tuple(_zeros(spec) for spec in book.state_specs)  # in which no slot was admitted
         slots = settings.max_num_seqs
         self._dummy_slot = slots
-        self._ints = np.zeros((slots + 1, NUM_INTS), np.int32)
-        self._floats = np.zeros((slots + 1, NUM_FLOATS), np.float32)
-        fill_padding(self._ints, self._floats, slots)
-        self._needs = np.zeros(slots, np.int32)  # NEEDS_ bits
-        self._num_logprobs = np.full(slots, -1, np.int32)  # -1: not asked for
-        self._num_prompt_logprobs = np.zeros(slots, np.int32)
-        self._masks = MaskBook(slots, settings.model.vocab_size)
+        self._rows = SlotRows(slots, settings.model.vocab_size, settings.lattice)
         self._step_numbers = book.put([np.int32(step) for step in range(MAX_BURST)])  # on the device already
 
     def warm_up(self) -> None:
@@ -135,19 +85,12 @@ class Runner:
                 hidden[taken] = self._programs[name](hidden[given])
             for sampler in lattice.samples:
                 name = sampler.name
-                slots = np.full(sampler.num_rows, self._dummy_slot)
-                self._call_sampler(
-                    sampler,
-                    hidden[sampler.num_rows],
-                    _pack_rows(self._ints[slots], self._floats[slots]),
-                    self._mask_of(sampler, {}),
-                )
+                self._call_sampler(self._rows.padding(sampler), hidden[sampler.num_rows])
                 jax.block_until_ready(self._state)
             for burst in lattice.bursts:
                 name = burst.name
-                slots = np.full(burst.sample.num_rows, self._dummy_slot)
                 vector = pack(empty, burst.forward, [], self._dummy_slot)
-                numbers = _pack_rows(self._ints[slots], self._floats[slots])
+                numbers = self._rows.padding(burst.sample).numbers
                 jax.block_until_ready(self._call_burst(burst, vector, numbers))
             name = ASSIGN
             self._assign([])
@@ -166,7 +109,7 @@ class Runner:
         """Start a step: returns once everything is queued on the device."""
         self._encode(plan)
         shape, vector = self._forward_inputs(plan)
-        sampler = self._sampler_inputs(plan)
+        sampler = self._rows.inputs(plan)
         if (
             plan.num_steps == MAX_BURST
             and sampler is not None
@@ -200,7 +143,7 @@ class Runner:
 
         `allowed`: further masks of entries, [words] uint32.
         """
-        sampler = self._sampler_inputs(plan, allowed)
+        sampler = self._rows.inputs(plan, allowed)
         if sampler is None:
             return self._pending(plan, [], outputs[-1])
         return self._pending(plan, [self._sample(sampler, outputs[0], 0)], outputs[-1], sampler.stuck)
@@ -228,34 +171,19 @@ class Runner:
         stuck: tuple[int, ...] = (),
     ) -> PendingStep:
         # Read now: a later step may give a slot to another sequence.
-        slots = [entry.slot for entry in plan.entries]
+        num_logprobs, num_prompt_logprobs = self._rows.num_logprobs(plan)
         return PendingStep(
             plan=plan,
             sampled=sampled,
-            num_logprobs=self._num_logprobs[slots].tolist(),
+            num_logprobs=num_logprobs,
             prompt_scores={} if hidden is None else self._score_prompts(plan, hidden),
-            num_prompt_logprobs=self._num_prompt_logprobs[slots].tolist(),
+            num_prompt_logprobs=num_prompt_logprobs,
             stuck=stuck,
         )
 
     def fetch(self, pending: PendingStep) -> StepResult:
         """Wait for a step and read its tokens."""
-        entries = pending.plan.entries
-        ids: list[list[int]] = [[] for _ in entries]
-        logprobs: list[list[TokenLogprobs] | None] = [None] * len(entries)
-        steps = pending.sampled
-        if not isinstance(steps, list):
-            steps = [(step_ids,) for step_ids in np.asarray(steps)]
-        for step, (sampled, *scores) in enumerate(steps):
-            for row, (entry, token_id) in enumerate(zip(entries, np.asarray(sampled).tolist(), strict=False)):
-                if step < entry.num_steps:
-                    ids[row].append(token_id)
-            if scores:
-                _read_logprobs(logprobs, entries, pending.num_logprobs, ids, step, scores)
-        prompt: list[list[TokenLogprobs]] = [[] for _ in entries]
-        for row, chunks in pending.prompt_scores.items():
-            prompt[row] = _read_scores(entries[row], chunks, pending.num_prompt_logprobs[row])
-        return StepResult(token_ids=ids, logprobs=logprobs, prompt_logprobs=prompt)
+        return read_step(pending)
 
     def admit(self, admission: Admission) -> None:
         """Fill a slot's host rows, and its row of the device state if its parameters look there.
@@ -263,27 +191,10 @@ class Runner:
         To be called for each admission of a plan before the plan is dispatched.
         """
         slot, request = admission.slot, admission.request
-        params = request.params
-        uses_state = needs_state(params)
-        fill_row(
-            self._ints,
-            self._floats,
-            slot,
-            params,
-            slot=slot,
-            position=0,
-            is_active=True,
-            uses_state=uses_state,
-        )
-        if params.logprobs is not None:
-            self._ints[slot, FLAGS] |= FLAG_LOGPROBS
-        self._needs[slot] = needs_of(params)
-        self._num_logprobs[slot] = -1 if params.logprobs is None else params.logprobs
-        self._num_prompt_logprobs[slot] = params.prompt_logprobs or 0
-        self._masks.admit(slot, request)
-        if not uses_state:
+        self._rows.admit(slot, request)
+        if not needs_state(request.params):
             return
-        bias = bias_arrays(params)
+        bias = bias_arrays(request.params)
         num_prompt = len(request.prompt_token_ids)
         for start in range(0, len(admission.token_ids), ADMIT_CHUNK):
             chunk = admission.token_ids[start : start + ADMIT_CHUNK]
@@ -353,24 +264,18 @@ class Runner:
                 chunk[:, : len(some)] = np.array(some, np.int32).T
             self._page_table = self._programs[ASSIGN](self._page_table, *chunk)
 
-    def _call_sampler(
-        self,
-        shape: SampleShape,
-        hidden: jax.Array,
-        numbers: np.ndarray | jax.Array,
-        mask: tuple[np.ndarray | jax.Array, ...],
-        step: int = 0,
-    ) -> tuple[jax.Array, ...]:
-        num_arrays = num_state_arrays(shape)
-        sampled, state = self._programs[shape.name](
-            self._weights.head, self._state[:num_arrays], hidden, numbers, self._step_numbers[step], *mask
+    def _call_sampler(self, inputs: SamplerInputs, hidden: jax.Array, step: int = 0) -> tuple[jax.Array, ...]:
+        num_arrays = num_state_arrays(inputs.shape)
+        sampled, state = self._programs[inputs.shape.name](
+            self._weights.head,
+            self._state[:num_arrays],
+            hidden,
+            inputs.numbers,
+            self._step_numbers[step],
+            *inputs.mask,
         )
         self._state = (*state, *self._state[num_arrays:])
         return sampled
-
-    def _mask_of(self, shape: SampleShape, masked: dict[int, np.ndarray]) -> tuple[np.ndarray, ...]:
-        """The sampler's mask, if it takes one."""
-        return (self._masks.stack(masked, shape.num_rows),) if has_processors(shape.variant) else ()
 
     def _forward_shape(self, plan: StepPlan) -> ForwardShape:
         lattice = self._settings.lattice
@@ -379,36 +284,12 @@ class Runner:
             return lattice.scoring
         return lattice.step(plan.num_tokens, len(plan.entries), plan.num_steps)
 
-    def _sampler_inputs(
-        self, plan: StepPlan, allowed: Mapping[int, np.ndarray] | None = None
-    ) -> SamplerInputs | None:
-        """What the sampler is told of the entries, row i being entry i; None if none of them samples."""
-        entries = plan.entries
-        idle = [row for row, entry in enumerate(entries) if not entry.samples]
-        if len(idle) == len(entries):
-            return None
-        masked, stuck = self._masks.rows(entries), ()
-        if allowed:
-            masked, stuck = intersect(masked, allowed)
-        slots = np.array([entry.slot for entry in entries])
-        needs, num_logprobs = self._needs[slots], self._num_logprobs[slots]
-        needs[idle], num_logprobs[idle] = 0, -1
-        variant = variant_for(int(np.bitwise_or.reduce(needs)) | (NEEDS_PROCESSORS if masked else 0))
-        shape = self._settings.lattice.sample(len(entries), variant, bool(num_logprobs.max() >= 0))
-        slots = np.pad(slots, (0, shape.num_rows - len(entries)), constant_values=self._dummy_slot)
-        ints, floats = self._ints[slots], self._floats[slots]
-        ints[: len(entries), POSITION] = [entry.start + len(entry.token_ids) for entry in entries]
-        ints[: len(entries), NUM_STEPS] = [entry.num_steps for entry in entries]
-        ints[idle, FLAGS] &= ~FLAG_ACTIVE
-        ints[idle, SLOT] = self._dummy_slot
-        return SamplerInputs(_pack_rows(ints, floats), self._mask_of(shape, masked), shape, stuck)
-
     def _sample(self, inputs: SamplerInputs, hidden: jax.Array, step: int) -> tuple[jax.Array, ...]:
         """Queue the sampler, and the way of its results to the host."""
         num_rows = inputs.shape.num_rows
         if hidden.shape[0] != num_rows:
             hidden = self._programs[resize_program(hidden.shape[0], num_rows)](hidden)
-        sampled = self._call_sampler(inputs.shape, hidden, inputs.numbers, inputs.mask, step)
+        sampled = self._call_sampler(inputs, hidden, step)
         for array in sampled:
             array.copy_to_host_async()
         return sampled
@@ -434,49 +315,3 @@ class Runner:
 
 def _zeros(spec: jax.ShapeDtypeStruct) -> jax.Array:
     return jnp.zeros(spec.shape, spec.dtype, device=spec.sharding)
-
-
-def _pack_rows(ints: np.ndarray, floats: np.ndarray) -> np.ndarray:
-    """A sampler's rows as one array, for one transfer: [B, NUM_INTS + NUM_FLOATS] int32."""
-    return np.concatenate([ints, floats.view(np.int32)], axis=1)
-
-
-def _read_logprobs(
-    logprobs: list[list[TokenLogprobs] | None],
-    entries: Sequence[PlanEntry],
-    num_wanted: Sequence[int],
-    ids: Sequence[Sequence[int]],
-    step: int,
-    scores: Sequence[jax.Array],
-) -> None:
-    """Add one step's log-probabilities to those of the entries that want them."""
-    values, ranks, top_ids, top_values = (np.asarray(array) for array in scores)
-    for row, (entry, wanted) in enumerate(zip(entries, num_wanted, strict=True)):
-        if not entry.samples or wanted < 0 or step >= entry.num_steps:
-            continue
-        found = logprobs[row] = logprobs[row] or []
-        found.append(
-            TokenLogprobs(
-                token_id=ids[row][step],
-                logprob=float(values[row]),
-                rank=int(ranks[row]),
-                top_ids=top_ids[row, :wanted].tolist(),
-                top_logprobs=top_values[row, :wanted].tolist(),
-            )
-        )
-
-
-def _read_scores(entry: PlanEntry, chunks: list[tuple[jax.Array, ...]], wanted: int) -> list[TokenLogprobs]:
-    values, ranks, top_ids, top_values = (
-        np.concatenate([np.asarray(chunk[part]) for chunk in chunks]) for part in range(4)
-    )
-    return [
-        TokenLogprobs(
-            token_id=token_id,
-            logprob=float(values[index]),
-            rank=int(ranks[index]),
-            top_ids=top_ids[index, :wanted].tolist(),
-            top_logprobs=top_values[index, :wanted].tolist(),
-        )
-        for index, token_id in enumerate(entry.prompt_targets)
-    ]

@@ -12,7 +12,8 @@ import jax
 
 from jaxserve.engine.hosts.link import Link, LinkLostError
 from jaxserve.engine.hosts.messages import Admit, Dispatch, End, Finish, Message, Start, Welcome
-from jaxserve.engine.runner import PendingStep, Runner
+from jaxserve.engine.pending_step import PendingStep
+from jaxserve.engine.runner import Runner
 from jaxserve.errors import EngineDeadError
 
 logger = logging.getLogger(__name__)

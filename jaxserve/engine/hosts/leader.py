@@ -14,8 +14,9 @@ import numpy as np
 
 from jaxserve.engine.hosts.link import Link, LinkLostError
 from jaxserve.engine.hosts.messages import Admit, Dispatch, End, Finish, Hello, Message, Start, Welcome
+from jaxserve.engine.pending_step import PendingStep
 from jaxserve.engine.plan import Admission, StepPlan, StepResult
-from jaxserve.engine.runner import PendingStep, Runner
+from jaxserve.engine.runner import Runner
 from jaxserve.errors import ConfigError, EngineDeadError
 
 logger = logging.getLogger(__name__)
