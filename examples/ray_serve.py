@@ -1,6 +1,6 @@
 """Several jaxserve replicas behind Ray Serve, which routes to them, scales them, and replaces those that die.
 
-    pip install 'jaxserve[ray]' openai
+    pip install 'ray[serve]' openai
     python examples/ray_serve.py                  two replicas of SmolLM2; one is killed amid 50 streamed chats
     python examples/ray_serve.py --serve MODEL    serves until Ctrl-C
 
@@ -32,7 +32,7 @@ try:
     from starlette.middleware import Middleware
 except ImportError as error:
     sys.exit(
-        f"This example needs Ray Serve and the openai package ({error}): pip install 'jaxserve[ray]' openai"
+        f"This example needs Ray Serve and the openai package ({error}): pip install 'ray[serve]' openai"
     )
 
 NAME, FOLDER = "jaxserve", Path(__file__).resolve().parent

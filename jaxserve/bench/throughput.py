@@ -54,7 +54,7 @@ def check_transformers(python: str) -> None:
         missing = probe.stderr.strip().splitlines()[-1:]
         raise ConfigError(
             f"--vs transformers needs torch and transformers in {python} ({''.join(missing)}): "
-            "pip install 'jaxserve[parity]', or name an interpreter that has them with --vs-python"
+            "pip install torch accelerate, or name an interpreter that has them with --vs-python"
         )
 
 
