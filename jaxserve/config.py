@@ -30,6 +30,24 @@ class RopeScaling:
     beta_slow: float | None = None  # yarn
     attention_factor: float | None = None  # yarn: multiplies cos and sin
 
+    def __post_init__(self) -> None:
+        if self.factor < 1 or self.original_max_position_embeddings < 1:
+            raise ConfigError(
+                f"model config: rope scaling by {self.factor} from original_max_position_embeddings "
+                f"{self.original_max_position_embeddings}; both must be at least 1"
+            )
+        if self.factor * self.original_max_position_embeddings >= 2**31:
+            raise ConfigError(
+                f"model config: rope scaling by the factor {self.factor} makes "
+                f"{self.original_max_position_embeddings} positions (original_max_position_embeddings) more than 2**31"
+            )
+        for name in ("beta_fast", "beta_slow", "attention_factor"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1e6:
+                raise ConfigError(
+                    f"model config: {name} of yarn is {value}; it must be above 0, and below 1e6"
+                )
+
 
 @dataclass(frozen=True, slots=True)
 class ExpertsConfig:
@@ -148,9 +166,14 @@ class ModelConfig:
             "num_kv_heads",
             "head_dim",
             "vocab_size",
+            "max_position_embeddings",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model config: {name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.rms_norm_eps < 1:
+            raise ConfigError(
+                f"model config: rms_norm_eps is {self.rms_norm_eps}; it must be at least 0, and below 1"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"model config: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"

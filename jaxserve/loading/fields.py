@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -9,6 +10,10 @@ from typing import Any, TypeVar
 from jaxserve.errors import CheckpointError
 
 T = TypeVar("T")
+
+MOST = 2**31 - 1  # nothing in a model is counted further
+_LARGEST = 1e30  # float32, in which models count, does not reach much further
+MAX_LAYERS = 1000  # what is said of each layer is written down before the whole is looked at
 
 
 class Fields:
@@ -29,17 +34,27 @@ class Fields:
         """Whether the key is there with a value other than null."""
         return self.values.get(key) is not None
 
-    def integer(self, key: str, *, absent: int | None = None) -> int:
+    def integer(self, key: str, *, absent: int | None = None, least: int = -MOST, most: int = MOST) -> int:
         value = self._get(key, absent)
-        if isinstance(value, bool) or not isinstance(value, Integral):
+        if not _is_whole(value):
             raise self.error(f"{key} is {value!r}; it must be a whole number")
+        if value < least:
+            raise self.error(f"{key} is {value}; it must be at least {least}")
+        if value > most:
+            raise self.error(f"{key} is {value}; it must be at most {most}")
         return int(value)
 
     def number(self, key: str, *, absent: float | None = None) -> float:
         value = self._get(key, absent)
         if isinstance(value, bool) or not isinstance(value, Real):
             raise self.error(f"{key} is {value!r}; it must be a number")
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not abs(number) <= _LARGEST:
+            raise self.error(f"{key} is {value!r:.60}; it must be a number, and at most {_LARGEST}")
+        return number
 
     def boolean(self, key: str, *, absent: bool | None = None) -> bool:
         return self._of_type(bool, "true or false", key, absent)
@@ -55,17 +70,15 @@ class Fields:
 
     def integers(self, key: str) -> list[int]:
         value = self._of_type(list, "a list of whole numbers", key, None)
-        if not all(isinstance(item, Integral) and not isinstance(item, bool) for item in value):
-            raise self.error(f"{key} is {value!r}; it must be a list of whole numbers")
+        if not all(_is_whole(item) and -MOST <= item <= MOST for item in value):
+            raise self.error(f"{key} is {value!r}; it must be a list of whole numbers, each at most {MOST}")
         return [int(item) for item in value]
 
     def token_ids(self, key: str) -> tuple[int, ...]:
         """One id or a list of them as a tuple, empty where the key is missing or null."""
         value = self.values.get(key)
         ids = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(
-            isinstance(item, Integral) and not isinstance(item, bool) and int(item) >= 0 for item in ids
-        ):
+        if not all(_is_whole(item) and 0 <= item <= MOST for item in ids):
             raise self.error(f"{key} is {value!r}; it must be a token id or a list of them")
         return tuple(int(item) for item in ids)
 
@@ -82,3 +95,7 @@ class Fields:
         if value is None:
             raise self.error(f"required key {key} is missing")
         return value
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

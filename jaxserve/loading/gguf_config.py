@@ -10,7 +10,7 @@ import numpy as np
 from jaxserve.config import ExpertsConfig, ModelConfig, RopeScaling
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading.checkpoint import GenerationDefaults
-from jaxserve.loading.fields import Fields
+from jaxserve.loading.fields import MAX_LAYERS, Fields
 from jaxserve.loading.gguf_rope import rope_scaling_from_gguf
 
 _SUPPORTED = ("llama", "qwen2", "qwen3", "qwen3moe")
@@ -38,16 +38,18 @@ def model_config_from_gguf(
     if arch not in _SUPPORTED:
         raise general.error(f"architecture {arch!r} is not supported; supported: {', '.join(_SUPPORTED)}")
     read = Fields(_without_prefix(fields, arch), f"{where}: {arch}.*")
-    num_layers = read.integer("block_count")
+    num_layers = read.integer("block_count", least=1, most=MAX_LAYERS)
     num_heads = _same_in_all_layers(read, "attention.head_count")
-    hidden_size = read.integer("embedding_length")
+    hidden_size = read.integer("embedding_length", least=1)
     head_dim = _head_dim(read, hidden_size, num_heads)
     kv_heads = "attention.head_count_kv"
     window = _window(read)
     theta = read.number("rope.freq_base", absent=10_000.0 if arch == "llama" else None)
+    if theta <= 1:
+        raise read.error(f"rope.freq_base is {theta}; it must be above 1")
     assert rope_factors is not None or "rope_freqs.weight" not in tensor_names, "rope_factors were not given"
-    scaling = rope_scaling_from_gguf(read, theta, head_dim, rope_factors)
     try:
+        scaling = rope_scaling_from_gguf(read, theta, head_dim, rope_factors)
         experts = _experts(read, arch, num_layers)
         return ModelConfig(
             family=_family(arch, experts, window),
@@ -121,8 +123,8 @@ def _experts(read: Fields, arch: str, num_layers: int) -> ExpertsConfig | None:
             f"expert_weights_scale is {read.values['expert_weights_scale']}; only 1 is supported"
         )
     return ExpertsConfig(
-        num_experts=read.integer("expert_count"),
-        num_per_token=read.integer("expert_used_count"),
+        num_experts=read.integer("expert_count", least=1),
+        num_per_token=read.integer("expert_used_count", least=1),
         intermediate_size=_same_in_all_layers(
             read, "feed_forward_length" if arch == "llama" else "expert_feed_forward_length"
         ),
@@ -140,16 +142,16 @@ def _same_in_all_layers(read: Fields, key: str) -> int:
     """The format allows a list with an entry a layer; our models have one value for all."""
     value = read.values.get(key)
     if not isinstance(value, list):
-        return read.integer(key)
-    if len(set(value)) != 1:
+        return read.integer(key, least=1)
+    if not value or any(item != value[0] for item in value):
         raise read.error(f"{key} is {value!r}; a model whose layers differ is not supported")
-    return Fields({key: value[0]}, read.where).integer(key)
+    return Fields({key: value[0]}, read.where).integer(key, least=1)
 
 
 def _head_dim(read: Fields, hidden_size: int, num_heads: int) -> int:
     if read.has("attention.key_length"):
-        head_dim = read.integer("attention.key_length")
-    elif num_heads < 1 or hidden_size % num_heads:
+        head_dim = read.integer("attention.key_length", least=1)
+    elif hidden_size % num_heads:
         raise read.error(
             f"embedding_length {hidden_size} is not a multiple of attention.head_count {num_heads}"
         )
@@ -171,19 +173,16 @@ def _window(read: Fields) -> int | None:
         raise read.error(
             "attention.sliding_window_pattern is set: layers of different windows are not supported"
         )
-    window = read.integer("attention.sliding_window", absent=0)
-    if window < 0:
-        raise read.error(f"attention.sliding_window is {window}; it must be at least 1, or 0 for none")
-    return window or None
+    return read.integer("attention.sliding_window", absent=0, least=0) or None
 
 
 def _vocab_size(general: Fields, read: Fields) -> int:
     tokens = general.values.get("tokenizer.ggml.tokens")
-    return len(tokens) if tokens else read.integer("vocab_size")
+    return len(tokens) if tokens else read.integer("vocab_size", least=1)
 
 
 def _context(read: Fields, scaling: RopeScaling | None) -> int:
-    context = read.integer("context_length")
+    context = read.integer("context_length", least=1)
     if scaling is None or scaling.kind != "yarn":
         return context
     return max(context, int(scaling.original_max_position_embeddings * scaling.factor))

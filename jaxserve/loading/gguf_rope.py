@@ -50,7 +50,7 @@ def _from_keys(read: Fields) -> RopeScaling | None:
         return None
     if factor < 1:
         raise read.error(f"{factor_key} is {factor}; it must be at least 1")
-    context = read.integer("context_length")
+    context = read.integer("context_length", least=1)
     if kind == "linear":
         if attention != 1:
             raise read.error(f"rope.scaling.attn_factor is {attention}; without yarn only 1 is supported")
@@ -59,7 +59,7 @@ def _from_keys(read: Fields) -> RopeScaling | None:
         return RopeScaling(
             "yarn",
             factor,
-            read.integer("rope.scaling.original_context_length", absent=context),
+            read.integer("rope.scaling.original_context_length", absent=context, least=1),
             beta_fast=read.number("rope.scaling.yarn_beta_fast", absent=32.0),  # llama.cpp's, and the paper's
             beta_slow=read.number("rope.scaling.yarn_beta_slow", absent=1.0),
             attention_factor=attention * yarn_attention_factor(factor),

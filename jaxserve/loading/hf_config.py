@@ -9,7 +9,7 @@ from typing import Any
 from jaxserve.config import ExpertsConfig, ModelConfig, VisionConfig
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading.checkpoint import GenerationDefaults
-from jaxserve.loading.fields import Fields
+from jaxserve.loading.fields import MAX_LAYERS, Fields
 from jaxserve.loading.hf_experts import mixtral_experts, no_experts, qwen3_moe_experts
 from jaxserve.loading.hf_rope import rope_from_hf
 from jaxserve.loading.hf_vision import language_fields, no_vision, qwen2_5_vl_vision, qwen2_vl_vision
@@ -34,34 +34,34 @@ def model_config_from_hf(config: dict[str, Any], where: str) -> ModelConfig:
     whole = Fields(config, where)
     architecture = _architecture(whole)
     fields = whole if architecture.vision is no_vision else language_fields(whole)
-    num_layers = fields.integer("num_hidden_layers")
-    num_heads = fields.integer("num_attention_heads")
-    hidden_size = fields.integer("hidden_size")
+    num_layers = fields.integer("num_hidden_layers", least=1, most=MAX_LAYERS)
+    num_heads = fields.integer("num_attention_heads", least=1)
+    hidden_size = fields.integer("hidden_size", least=1)
     if architecture.head_dim_from_hidden and not fields.has("head_dim"):
-        if num_heads < 1 or hidden_size % num_heads:
+        if hidden_size % num_heads:
             raise fields.error(
                 f"hidden_size {hidden_size} is not a multiple of num_attention_heads {num_heads}"
             )
         head_dim = hidden_size // num_heads
     else:
-        head_dim = fields.integer("head_dim")
+        head_dim = fields.integer("head_dim", least=1)
     if head_dim % 2:
         raise fields.error(f"head_dim is {head_dim}; rotary embeddings need an even one")
     if fields.string("hidden_act") != "silu":
         raise fields.error(f"hidden_act is {fields.string('hidden_act')!r}; only 'silu' is supported")
     attention_bias = architecture.has_attention_bias and fields.boolean("attention_bias", absent=False)
     kv_heads_absent = num_heads if architecture.kv_heads_may_be_absent else None
-    rope = rope_from_hf(fields, architecture.rope_theta_absent)
     try:
+        rope = rope_from_hf(fields, architecture.rope_theta_absent)
         return ModelConfig(
             family=architecture.family,
             num_layers=num_layers,
             hidden_size=hidden_size,
-            intermediate_size=fields.integer("intermediate_size"),
+            intermediate_size=fields.integer("intermediate_size", least=1),
             num_heads=num_heads,
-            num_kv_heads=fields.integer("num_key_value_heads", absent=kv_heads_absent),
+            num_kv_heads=fields.integer("num_key_value_heads", absent=kv_heads_absent, least=1),
             head_dim=head_dim,
-            vocab_size=fields.integer("vocab_size"),
+            vocab_size=fields.integer("vocab_size", least=1),
             max_position_embeddings=rope.context,
             rms_norm_eps=fields.number("rms_norm_eps"),
             rope_theta=rope.theta,
@@ -160,10 +160,7 @@ def _qwen_windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
 
 
 def _window(fields: Fields) -> int:
-    window = fields.integer("sliding_window")
-    if window < 1:
-        raise fields.error(f"sliding_window is {window}; it must be at least 1, or null for full attention")
-    return window
+    return fields.integer("sliding_window", least=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

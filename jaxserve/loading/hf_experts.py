@@ -16,9 +16,9 @@ def no_experts(fields: Fields, num_layers: int) -> None:
 def mixtral_experts(fields: Fields, num_layers: int) -> ExpertsConfig:
     """Experts in every layer, as wide as intermediate_size; a token's weights always add up to 1."""
     return ExpertsConfig(
-        num_experts=fields.integer("num_local_experts"),
-        num_per_token=fields.integer("num_experts_per_tok"),
-        intermediate_size=fields.integer("intermediate_size"),
+        num_experts=fields.integer("num_local_experts", least=1),
+        num_per_token=fields.integer("num_experts_per_tok", least=1),
+        intermediate_size=fields.integer("intermediate_size", least=1),
         renormalize=True,
         layers=(True,) * num_layers,
     )
@@ -28,14 +28,12 @@ def qwen3_moe_experts(fields: Fields, num_layers: int) -> ExpertsConfig:
     """Experts in every decoder_sparse_step-th layer, save those of mlp_only_layers."""
     # Published under the one name; transformers 5 writes the other.
     count = "num_local_experts" if fields.has("num_local_experts") else "num_experts"
-    step = fields.integer("decoder_sparse_step")
-    if step < 1:
-        raise fields.error(f"decoder_sparse_step is {step}; it must be at least 1")
+    step = fields.integer("decoder_sparse_step", least=1)
     dense = fields.integers("mlp_only_layers") if fields.has("mlp_only_layers") else []
     return ExpertsConfig(
-        num_experts=fields.integer(count),
-        num_per_token=fields.integer("num_experts_per_tok"),
-        intermediate_size=fields.integer("moe_intermediate_size"),
+        num_experts=fields.integer(count, least=1),
+        num_per_token=fields.integer("num_experts_per_tok", least=1),
+        intermediate_size=fields.integer("moe_intermediate_size", least=1),
         renormalize=fields.boolean("norm_topk_prob"),
         layers=tuple((layer + 1) % step == 0 and layer not in dense for layer in range(num_layers)),
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxserve.config import RopeScaling
-from jaxserve.loading.fields import Fields
+from jaxserve.loading.fields import MOST, Fields
 from jaxserve.models.rope_frequencies import yarn_attention_factor
 
 
@@ -31,7 +31,7 @@ def rope_from_hf(fields: Fields, theta_absent: float | None) -> Rope:
         raise fields.error(f"rope_theta is {theta}; it must be above 1")
     _refuse_partial(fields)
     _refuse_partial(rope)
-    context = fields.integer("max_position_embeddings")
+    context = fields.integer("max_position_embeddings", least=1)
     kind = rope.string("rope_type", absent=rope.string("type", absent="default"))
     if kind == "default":
         return Rope(theta, None, context)
@@ -65,8 +65,8 @@ def _refuse_partial(fields: Fields) -> None:
 
 def _factor(rope: Fields) -> float:
     factor = rope.number("factor")
-    if factor < 1:
-        raise rope.error(f"factor is {factor}; it must be at least 1")
+    if not 1 <= factor <= MOST:
+        raise rope.error(f"factor is {factor}; it must be at least 1, and at most {MOST}")
     return factor
 
 
@@ -74,7 +74,7 @@ def _llama3(rope: Fields) -> RopeScaling:
     low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
     if not 0 < low < high:
         raise rope.error(f"low_freq_factor is {low} and high_freq_factor {high}; wanted is 0 < low < high")
-    original = rope.integer("original_max_position_embeddings")
+    original = rope.integer("original_max_position_embeddings", least=1)
     return RopeScaling("llama3", _factor(rope), original, low_freq_factor=low, high_freq_factor=high)
 
 
@@ -82,14 +82,17 @@ def _yarn(rope: Fields, fields: Fields, context: int) -> RopeScaling:
     if not rope.boolean("truncate", absent=True):
         raise rope.error("truncate is false, which is not supported; it must be true or absent")
     key = "original_max_position_embeddings"
-    original = (fields if fields.has(key) else rope).integer(key, absent=context)
+    original = (fields if fields.has(key) else rope).integer(key, absent=context, least=1)
     factor = _factor(rope) if rope.has("factor") else context / original
     attention_factor = yarn_attention_factor(factor)
     if rope.has("attention_factor"):
         attention_factor = rope.number("attention_factor")
     elif rope.number("mscale", absent=0.0) and rope.number("mscale_all_dim", absent=0.0):
         attention_factor = yarn_attention_factor(factor, rope.number("mscale"))
-        attention_factor /= yarn_attention_factor(factor, rope.number("mscale_all_dim"))
+        divisor = yarn_attention_factor(factor, rope.number("mscale_all_dim"))
+        if divisor <= 0:
+            raise rope.error(f"mscale_all_dim is {rope.number('mscale_all_dim')}; it must be above 0")
+        attention_factor /= divisor
     return RopeScaling(
         "yarn",
         factor,

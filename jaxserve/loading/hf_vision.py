@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from jaxserve.config import VisionConfig
-from jaxserve.loading.fields import Fields
+from jaxserve.loading.fields import MAX_LAYERS, MOST, Fields
 
 # Published under names without the first part; transformers from 4.52 on has them inside of a model.
 _RENAMED = ((re.compile(r"model\.visual\."), "visual."), (re.compile(r"model\.language_model\."), "model."))
@@ -21,16 +21,21 @@ def no_vision(config: Fields, language: Fields) -> None:
 def qwen2_vl_vision(config: Fields, language: Fields) -> VisionConfig:
     """A tower that attends to whole images in every layer; `language` are the fields of the language model."""
     vision = _vision_fields(config)
-    hidden_size = vision.integer("embed_dim", absent=1280)
+    hidden_size = vision.integer("embed_dim", absent=1280, least=1)
     _check_activation(vision, "quick_gelu")
     _check_width(vision, "hidden_size", language)
-    num_layers = vision.integer("depth", absent=32)
+    num_layers = vision.integer("depth", absent=32, least=1, most=MAX_LAYERS)
+    widened = hidden_size * vision.number("mlp_ratio", absent=4)
+    if not 1 <= widened <= MOST:
+        raise vision.error(
+            f"mlp_ratio is {vision.number('mlp_ratio')}, which leaves no width of {hidden_size}"
+        )
     return _vision(
         config,
         language,
         num_layers=num_layers,
         hidden_size=hidden_size,
-        intermediate_size=int(hidden_size * vision.number("mlp_ratio", absent=4)),
+        intermediate_size=int(widened),
         window_size=None,
         full_attention_layers=tuple(range(num_layers)),
     )
@@ -41,18 +46,28 @@ def qwen2_5_vl_vision(config: Fields, language: Fields) -> VisionConfig:
     vision = _vision_fields(config)
     _check_activation(vision, "silu")
     _check_width(vision, "out_hidden_size", language)
-    window, patch = vision.integer("window_size", absent=112), vision.integer("patch_size", absent=14)
-    merge = vision.integer("spatial_merge_size", absent=2)
+    window, patch = (
+        vision.integer("window_size", absent=112, least=1),
+        vision.integer("patch_size", absent=14, least=1),
+    )
+    merge = vision.integer("spatial_merge_size", absent=2, least=1)
+    if window < merge * patch:
+        raise vision.error(
+            f"window_size is {window}, less than one token of {merge} x {merge} patches of {patch} pixels"
+        )
     full = (
         vision.integers("fullatt_block_indexes") if vision.has("fullatt_block_indexes") else [7, 15, 23, 31]
     )
+    num_layers = vision.integer("depth", absent=32, least=1, most=MAX_LAYERS)
+    if outside := [layer for layer in full if not 0 <= layer < num_layers]:
+        raise vision.error(f"fullatt_block_indexes has {outside}, and depth is {num_layers}")
     return _vision(
         config,
         language,
-        num_layers=vision.integer("depth", absent=32),
-        hidden_size=vision.integer("hidden_size", absent=3584),
-        intermediate_size=vision.integer("intermediate_size", absent=3420),
-        window_size=window // max(merge * patch, 1) * merge,  # sizes below 1 are VisionConfig's to refuse
+        num_layers=num_layers,
+        hidden_size=vision.integer("hidden_size", absent=3584, least=1),
+        intermediate_size=vision.integer("intermediate_size", absent=3420, least=1),
+        window_size=window // (merge * patch) * merge,
         full_attention_layers=tuple(sorted(full)),
     )
 
@@ -102,24 +117,32 @@ def _vision(
     if channels != 3:
         raise vision.error(f"in_channels is {channels}; images have 3")
     start_id = config.integer("vision_start_token_id", absent=151652)
-    marker_ids = (start_id, image_token_id, config.integer("vision_end_token_id", absent=151653))
-    vocab_size = language.integer("vocab_size")
-    if outside := [token_id for token_id in marker_ids if not 0 <= token_id < vocab_size]:
-        raise config.error(f"tokens {outside} of images are outside the vocabulary of {vocab_size}")
+    end_id = config.integer("vision_end_token_id", absent=151653)
+    vocab_size = language.integer("vocab_size", least=1)
+    named = {
+        "vision_start_token_id": start_id,
+        "image_token_id": image_token_id,
+        "vision_end_token_id": end_id,
+    }
+    for name, token_id in named.items():
+        if not 0 <= token_id < vocab_size:
+            raise config.error(
+                f"{name} is {token_id}, which is outside the vocabulary (vocab_size is {vocab_size})"
+            )
     return VisionConfig(
         num_layers=num_layers,
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
-        num_heads=vision.integer("num_heads", absent=16),
-        patch_size=vision.integer("patch_size", absent=14),
-        temporal_patch_size=vision.integer("temporal_patch_size", absent=2),
+        num_heads=vision.integer("num_heads", absent=16, least=1),
+        patch_size=vision.integer("patch_size", absent=14, least=1),
+        temporal_patch_size=vision.integer("temporal_patch_size", absent=2, least=1),
         num_channels=channels,
-        merge_size=vision.integer("spatial_merge_size", absent=2),
+        merge_size=vision.integer("spatial_merge_size", absent=2, least=1),
         window_size=window_size,
         full_attention_layers=full_attention_layers,
         mrope_sections=_mrope_sections(language),
         image_token_id=image_token_id,
-        image_marker_ids=marker_ids,
+        image_marker_ids=(start_id, image_token_id, end_id),
     )
 
 
