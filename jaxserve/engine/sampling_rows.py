@@ -39,8 +39,8 @@ TEMPERATURE, TOP_P, MIN_P, PRESENCE, FREQUENCY, REPETITION = range(6)
 NUM_FLOATS = 6
 
 FLAG_ACTIVE = 1  # the row samples a token in this step
-FLAG_LOGPROBS = 4  # somebody reads the row's log-probabilities
 FLAG_STATE = 2  # the row's slot was admitted: its bias and token counts are this sequence's own
+FLAG_LOGPROBS = 4  # somebody reads the row's log-probabilities
 
 _MAX_BIAS = 1e30  # larger biases mean the same, and would overflow float32
 

@@ -47,7 +47,7 @@ async def test_a_streamed_answer(server: FakeServer, client: HttpClient, api: Ap
         assert body["prompt"] == "Which?"
 
 
-async def test_tokens_are_counted_by_usage_not_by_chunks(server: FakeServer, client: HttpClient) -> None:
+async def test_tokens_are_counted_by_usage_not_by_chunks(client: HttpClient) -> None:
     record = await generator(client, "two-a-chunk").ask(Prompt("Which?", 16))
     assert record.num_output_tokens == 2 * len(WORDS)
     assert record.time_per_output_token == pytest.approx(
@@ -65,7 +65,7 @@ async def test_tokens_are_counted_by_usage_not_by_chunks(server: FakeServer, cli
         ("no-done", "the stream ended without [DONE]"),
     ],
 )
-async def test_failures_are_recorded(server: FakeServer, client: HttpClient, model: str, error: str) -> None:
+async def test_failures_are_recorded(client: HttpClient, model: str, error: str) -> None:
     record = await generator(client, model).ask(Prompt("Which?", 16))
     assert record.error == error
     assert record.end >= record.start
@@ -109,7 +109,7 @@ async def test_closed_loop_keeps_to_its_concurrency(server: FakeServer, client: 
     assert server.num_connections == 3  # kept alive from one request to the next
 
 
-async def test_arrivals_are_waited_for(server: FakeServer, client: HttpClient) -> None:
+async def test_arrivals_are_waited_for(client: HttpClient) -> None:
     waited: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -128,7 +128,7 @@ async def test_arrivals_beyond_the_limit_wait_their_turn(server: FakeServer, cli
     assert server.max_open == 2
 
 
-async def test_a_connection_the_server_closed_is_replaced(server: FakeServer, client: HttpClient) -> None:
+async def test_a_connection_the_server_closed_is_replaced(client: HttpClient) -> None:
     assert (await client.get("/models")).status == 200
     broken = LoadGenerator(client, api="chat", model="cuts")
     assert (await broken.ask(Prompt("x", 4))).error is not None

@@ -1,4 +1,4 @@
-"""`sample` as the runner calls it: variants, processors, logprobs, state, and independence of the batch."""
+"""`sample` as programs have it: variants, processors, logprobs, state, and independence of the batch."""
 
 from __future__ import annotations
 
