@@ -240,7 +240,6 @@ class EngineConfig:
     page_size: int | None = None  # tokens of a KV page: 64 on GPUs, 16 elsewhere
     max_num_seqs: int | None = None  # sequences in one step
     max_num_batched_tokens: int | None = None  # token budget of one step
-    data_parallel_size: int = 1  # engines side by side, each with devices and pages of its own
     gpu_memory_utilization: float = 0.9  # share of device memory for weights, activations and KV pages
     kv_cache_memory: int | None = None  # bytes for KV pages; overrides gpu_memory_utilization
     enable_prefix_caching: bool = True
@@ -249,11 +248,12 @@ class EngineConfig:
     seed: int | None = None  # makes requests without a seed reproducible too
     max_logprobs: int = 20
     tensor_parallel_size: int = 1  # devices that share the model
-    nnodes: int = 1  # hosts, each with as many of these devices as the others
+    enable_expert_parallel: bool = False  # each of them has experts of its own, not a share of every expert
+    data_parallel_size: int = 1  # engines side by side, each with devices and pages of its own
+    nnodes: int = 1  # hosts over which one engine's devices lie, the same number on each
     node_rank: int = 0  # which of them this is; 0 plans and answers
     master_addr: str | None = None  # where host 0 is, as the others see it
     master_port: int = 29501  # of JAX's coordinator there; plans take the next one
-    enable_expert_parallel: bool = False  # each of them has experts of its own, not a share of every expert
     max_num_queued_reqs: int | None = None  # waiting requests beyond which new ones get 429
     max_queued_image_bytes: int = 2 * 2**30  # decoded ones of waiting requests; beyond it new ones get 429
     generation_config: str = "auto"  # auto: the model's own sampling defaults, vllm: none, or a directory
@@ -266,7 +266,7 @@ class EngineConfig:
     # Hosts that images are fetched from; "*": any public one.
     allowed_media_domains: Sequence[str] = field(default=(), hash=False)
     allowed_local_media_path: str | None = None  # directory that file: URLs of images may name
-    trust_remote_code: bool = field(default=False)
+    trust_remote_code: bool = False
 
     @property
     def max_images(self) -> int:
