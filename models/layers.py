@@ -11,7 +11,7 @@ from jaxserve.kernels_pallas.attention import StepScratch, attention
 from jaxserve.kernels_pallas.heads import HeadNorms, RopeTable, rms_norm
 from jaxserve.kernels_pallas.matmul import contract
 from jaxserve.kernels_pallas.metadata import AttentionMetadata, Backend
-from jaxserve.kernels_pallas.residual import add_norm, contract_parts
+from jaxserve.kernels_pallas.residual import add_norm, contract_parts, contract_share
 from jaxserve.kernels_pallas.scoring import Scoring
 from jaxserve.models.part import WHOLE, Part
 
@@ -151,5 +151,5 @@ def _contract_parts(
     """x times a weight that devices have by its rows, so that each gives a summand: parts [C, T, D] of all of them."""
     if bias is None and part.is_whole:
         return contract_parts(x, weight[...], num_axes, backend)
-    out = part.add_up(contract(x, weight[...], num_axes, backend=backend))
+    out = part.add_up(contract_share(x, weight[...], num_axes, backend))
     return (out if bias is None else out + bias[...])[None]

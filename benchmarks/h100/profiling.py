@@ -28,13 +28,10 @@ def profile_decode(
     before = engine.num_steps
     engine.run(batch, PROMPT, 1, sampling)
     prefill_steps = engine.num_steps - before  # of a run like the one to come
-    options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # Python's own events would crowd out the kernels
-    options.host_tracer_level = 2
     start = engine.num_steps
     with engine.decoding(batch, PROMPT, sampling):
         _wait_for(engine, start + prefill_steps + _SETTLED)
-        jax.profiler.start_trace(str(folder), profiler_options=options)
+        start_trace(folder)
         first, began = engine.num_steps, time.perf_counter()
         _wait_for(engine, first + STEPS)
         last, wall = engine.num_steps, time.perf_counter() - began
@@ -49,7 +46,7 @@ def profile_decode(
     if report is None:
         say("no kernel marks the steps: nothing ran on a GPU, or the trace was cut off")
     else:
-        _print_device(report, title)
+        print_device(report, title)
     _print_times(f"host events of the engine's thread, {title}, a step (they nest)", host_times)
     return {
         "batch": batch,
@@ -58,13 +55,22 @@ def profile_decode(
     }
 
 
+def start_trace(folder: Path) -> None:
+    """Begin a trace of kernels and of the host's calls, to be ended by jax.profiler.stop_trace."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # Python's own events would crowd out the kernels
+    options.host_tracer_level = 2
+    jax.profiler.start_trace(str(folder), profiler_options=options)
+
+
 def _wait_for(engine: Engine, step: int) -> None:
     """Until the engine has planned `step` steps."""
     while engine.num_steps < step:
         time.sleep(0.001)
 
 
-def _print_device(report: DeviceReport, title: str) -> None:
+def print_device(report: DeviceReport, title: str) -> None:
+    """Tables of a step's device time: busy or not, and by kernel."""
     share = 100 * report.busy / report.period
     print_table(
         f"device, {title}: {report.num_steps} whole steps",

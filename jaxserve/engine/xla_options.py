@@ -1,8 +1,10 @@
-"""What is asked of XLA beyond its defaults, by platform: the one place for it."""
+"""What is asked of XLA beyond its defaults, by platform and JAX version: the one place for both."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import jax
 
 # The kinds of operation that XLA puts into CUDA graphs by itself, and the one that it leaves out.  As an option of
 # one compilation the list must be whole: "+COLLECTIVES" is understood in XLA_FLAGS alone (jax 0.10.2, 0.11.2).
@@ -14,6 +16,13 @@ _GRAPH_DEFAULT = ("FUSION", "CUBLAS", "CUBLASLT", "CUSTOM_CALL", "CUDNN", "DYNAM
 # H100, jax 0.11.2, 2026-11-25).
 LIBRARY_ROWS = 64
 
+# Up to here a GPU's all-reduces are NCCL's, inside the graph.  XLA's own kernel is quicker, but goes into no graph, and
+# around it the device pauses.  Forward passes of Llama 8B over two GPUs with XLA's kernel and with NCCL's, ms: 4.06 and
+# 3.78 at 1 row, 4.36 and 4.06 at 16, 4.87 and 4.51 at 64, 6.62 and 6.42 at 128, but 9.23 and 9.95 (not yet
+# SERIALIZEd) at 256 (python -m benchmarks.h100.forward --engine tensor_parallel_size=2, 2 x H100, jax 0.11.2,
+# 2026-11-26).
+NCCL_ROWS = 128
+
 
 @dataclass(frozen=True, slots=True)
 class _Option:
@@ -22,16 +31,23 @@ class _Option:
     platform: str
     several_devices: bool = False  # only for programs that span several
     least_rows: int = 0  # only for programs whose matrix products have as many rows of activations
+    most_rows: int | None = None  # and no more than so many
+    since: tuple[int, ...] = ()  # first JAX version that has it
 
 
 _OPTIONS = (
     # Many programs compile at once, so splitting each over threads only costs (3.6 s of processor time become 2.5
     # for one forward pass of a 30-layer model: 2 cores, jax 0.10.2, 2026-11-23).
     _Option("xla_cpu_parallel_codegen_split_count", "1", "cpu"),
-    # A decode step on one device is one graph by default.  On several every all-reduce would cut it: 26 launches
-    # become one (compiled for H100, jax 0.11.2, 2026-11-22).
+    # A decode step on one device is one graph by default.  On several every all-reduce would cut it.
     _Option("xla_gpu_enable_command_buffer", ",".join((*_GRAPH_DEFAULT, "COLLECTIVES")), "gpu", True),
     _Option("xla_gpu_graph_min_graph_size", "1", "gpu", True),
+    _Option(
+        "xla_gpu_experimental_use_collective_kernels", "", "gpu", True, most_rows=NCCL_ROWS, since=(0, 11, 2)
+    ),
+    # Without it a graph's parts may overlap; nothing in these does, and the pauses are longer (4.10 ms at 1 row; with
+    # it 3.96).
+    _Option("xla_gpu_command_buffer_scheduling_mode", "SERIALIZE", "gpu", True, most_rows=NCCL_ROWS),
     # XLA compiles and times dozens of Triton kernels for each product before it takes the fastest.  Of many rows each
     # try runs for milliseconds, one at a time whatever the number of cores: the 7 mixed programs of an 8B model took
     # 31 s by themselves (16 cores, H100, jax 0.11.2, 2026-11-23), and prefill is not slower without: 44,624 tokens/s
@@ -49,6 +65,8 @@ def compiler_options(platform: str, num_devices: int = 1, rows: int = 0) -> dict
         option.name: option.value
         for option in _OPTIONS
         if option.platform == platform
+        and option.since <= jax.__version_info__
         and (num_devices > 1 or not option.several_devices)
         and rows >= option.least_rows
+        and (option.most_rows is None or rows <= option.most_rows)
     }

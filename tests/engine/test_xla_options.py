@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxserve.engine.xla_options import LIBRARY_ROWS, compiler_options
+from jaxserve.engine.xla_options import LIBRARY_ROWS, NCCL_ROWS, compiler_options
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("num_devices", [1, 8])
-@pytest.mark.parametrize("rows", [0, LIBRARY_ROWS])
+@pytest.mark.parametrize("rows", [0, LIBRARY_ROWS, NCCL_ROWS + 1])
 def test_xla_takes_the_options(platform: str, num_devices: int, rows: int) -> None:
     # XLA reads every platform's options on every platform.
     lowered = jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((3,), np.float32))
@@ -30,3 +30,10 @@ def test_only_products_of_many_rows_are_left_to_the_library() -> None:
     assert name not in compiler_options("gpu", rows=LIBRARY_ROWS - 1)
     assert compiler_options("gpu", rows=LIBRARY_ROWS)[name] is False
     assert name not in compiler_options("cpu", rows=LIBRARY_ROWS)
+
+
+def test_small_sums_over_devices_go_into_the_graph() -> None:
+    name = "xla_gpu_command_buffer_scheduling_mode"
+    assert compiler_options("gpu", 2, NCCL_ROWS)[name] == "SERIALIZE"
+    assert name not in compiler_options("gpu", 2, NCCL_ROWS + 1)
+    assert name not in compiler_options("gpu", 1, NCCL_ROWS)

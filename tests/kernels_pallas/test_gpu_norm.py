@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from jaxserve.kernels_pallas import gpu_norm
-from jaxserve.kernels_pallas.residual import StackedRow, add_norm, contract_parts, split_of
+from jaxserve.kernels_pallas.residual import StackedRow, add_norm, contract_parts, contract_share, split_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # from 0.11 on
 COMPILED = [
@@ -70,6 +70,20 @@ def test_parts_add_up_to_the_product(num_tokens: int) -> None:
     assert parts.shape[0] > 1
     (whole,) = contract_parts(x, weight, 2, "xla")
     np.testing.assert_allclose(np.float32(parts.sum(0)), np.float32(whole), rtol=1e-2, atol=0.3)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_devices_share_is_the_product(num_tokens: int, dtype: str) -> None:
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (num_tokens, 4, 512), dtype)
+    weight = jax.random.normal(keys[1], (4, 512, 96), dtype)
+    share = contract_share(x, weight, 2, "gpu")
+    assert (share.shape, share.dtype) == ((num_tokens, 96), x.dtype)
+    whole = np.einsum("tnh,nhd->td", np.float64(x), np.float64(weight))
+    np.testing.assert_allclose(
+        np.float64(share), whole, rtol=1e-2 if dtype == "bfloat16" else 1e-4, atol=1e-2
+    )
 
 
 @pytest.mark.parametrize("num_inputs", [576, 1536, 4096, 14336])
