@@ -23,7 +23,7 @@ from jaxserve.inputs import (
     tokenize_prompt,
 )
 from jaxserve.media.policy import MediaPolicy
-from jaxserve.output_processor import RequestState
+from jaxserve.request_state import RequestState
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.structured.compiler import GrammarCompiler
 from jaxserve.text.chat_template import ChatTemplate, ContentFormat

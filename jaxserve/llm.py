@@ -16,8 +16,9 @@ from jaxserve.assembly import EngineParts, assemble
 from jaxserve.config import EngineConfig
 from jaxserve.errors import ConfigError, EngineDeadError, RequestError
 from jaxserve.inputs import AnyPrompt, ChatOptions, TokenizedPrompt, prompt_list
-from jaxserve.output_processor import OutputProcessor, RequestState
+from jaxserve.output_processor import OutputProcessor
 from jaxserve.progress import TokenBar
+from jaxserve.request_state import RequestState
 from jaxserve.sampling_params import OutputKind, SamplingParams
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from jaxserve.output_processor import RequestState
+    from jaxserve.request_state import RequestState
 
 
 @dataclass(slots=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from jaxserve.output_processor import RequestState
     from jaxserve.outputs import RequestOutput
+    from jaxserve.request_state import RequestState
 
 
 class Inbox:

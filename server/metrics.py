@@ -11,8 +11,8 @@ from prometheus_client.process_collector import ProcessCollector
 
 from jaxserve.async_llm import AsyncLLM
 from jaxserve.observer import AnswerTimes
-from jaxserve.output_processor import RequestState
 from jaxserve.outputs import FINISH_ABORT, FINISH_ERROR, FINISH_LENGTH, FINISH_STOP
+from jaxserve.request_state import RequestState
 from jaxserve.server.engine_metrics import EngineCollector
 from jaxserve.server.histogram import BulkHistogram
 

@@ -12,7 +12,8 @@ import jaxserve
 
 ROOT = Path(jaxserve.__file__).parent
 FRONT_END = (
-    *("llm", "async_llm", "admission", "assembly", "output_processor", "prompt_images", "request_stream"),
+    *("llm", "async_llm", "admission", "assembly", "output_processor", "prompt_images"),
+    *("request_state", "request_stream"),
 )
 ABOVE_ENGINE = ("server", "cli", *FRONT_END, "conversion", "media")
 

@@ -13,8 +13,9 @@ from jaxserve.admission import Admission
 from jaxserve.engine.protocol import TokenOutput
 from jaxserve.errors import RequestError, RequestFailedError
 from jaxserve.loading.checkpoint import GenerationDefaults
-from jaxserve.output_processor import OutputProcessor, RequestState
+from jaxserve.output_processor import OutputProcessor
 from jaxserve.outputs import CompletionOutput, RequestOutput
+from jaxserve.request_state import RequestState
 from jaxserve.sampling_params import OutputKind, SamplingParams
 from jaxserve.structured_outputs import StructuredOutputsParams
 from tests.scripted import scripted_info, scripted_logprobs
