@@ -81,6 +81,15 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class MaybeMark(Mark):
+    """A literal that the model may leave out, though it is meant to write it."""
+
+    def read(self, reader: Reader, call: CallDraft) -> Steps[None]:
+        """Read it if it comes."""
+        yield from reader.literal(self.text)
+
+
+@dataclass(frozen=True)
 class Space:
     """Any white space, or none."""
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from jaxserve.server.tool_parsers.call_draft import CallDraft
 from jaxserve.server.tool_parsers.coercion import TEXT, as_json, may_be_container, property_types, resolved
-from jaxserve.server.tool_parsers.elements import Mark
 from jaxserve.server.tool_parsers.grammar import ANY_NAME, GrammarWriter, json_text
 from jaxserve.server.tool_parsers.json_calls import FUNCTION_NAME, NAME_CHARACTERS
 from jaxserve.server.tool_parsers.reader import NoCallError, Reader, Steps
@@ -29,10 +28,20 @@ class Values:
 
     end: str  # the mark behind a value
     wrap: str = ""  # white space before and behind a value that is no part of it
-    is_xml: bool = False  # entities stand for characters, and CDATA for what it holds
+    # entities stand for characters, CDATA for what it holds, and white space around a value is no part of it
+    is_xml: bool = False
     # regular expression of what else ends a value, where the model has left the mark out
     other_ends: str = ""
     longest_other_end: int = 0  # characters
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """What a value ends with."""
+
+    marks: re.Pattern[str]
+    longest: int  # characters of such a mark
+    has_entities: bool  # which are among the marks, and end nothing
 
 
 class TaggedArguments:
@@ -42,31 +51,43 @@ class TaggedArguments:
 
     def read_value(self, reader: Reader, call: CallDraft, schema: Mapping[str, Any], key: str) -> Steps[str]:
         """Read a value and the mark that ends it; its JSON goes to `call`.  Returns the mark."""
-        types, values = property_types(schema, key), self.values
+        types = property_types(schema, key)
+        ends = yield from self._begin_value(reader, schema)
+        if types != TEXT and (types or may_be_container((yield from reader.peek()))):
+            pieces: list[str] = []
+            mark = yield from self._read_rest(reader, ends, pieces.append)
+            call.add(as_json("".join(pieces), types))
+            return mark
+        call.add('"')
+        mark = yield from self._read_rest(reader, ends, lambda text: call.add(json_text(text)[1:-1]))
+        call.add('"')
+        return mark
+
+    def read_text(self, reader: Reader, schema: Mapping[str, Any]) -> Steps[str]:
+        """Read a value and the mark that ends it.  Returns the value's text."""
+        pieces: list[str] = []
+        ends = yield from self._begin_value(reader, schema)
+        yield from self._read_rest(reader, ends, pieces.append)
+        return "".join(pieces)
+
+    def _begin_value(self, reader: Reader, schema: Mapping[str, Any]) -> Steps[_Ends]:
+        """Read what comes before a value; tells where it ends."""
+        values = self.values
         if values.wrap:
             yield from reader.literal(values.wrap)
-        end, longest = self._end_of_value(schema)
-        is_cdata = values.is_xml and (yield from reader.literal(_CDATA))
-        if is_cdata:
-            end, longest = re.compile(rf"{re.escape(_END_OF_CDATA)}\s{{0,{_LONGEST_SPACE}}}{values.end}"), 64
-        is_text = types == TEXT or (not types and not may_be_container((yield from reader.peek())))
-        pieces: list[str] = []
+        if values.is_xml:
+            yield from reader.white()
+            if (yield from reader.literal(_CDATA)):
+                end = rf"{re.escape(_END_OF_CDATA)}\s{{0,{_LONGEST_SPACE}}}{values.end}"
+                return _Ends(re.compile(end), 64, has_entities=False)
+        return self._ends_of_value(schema)
 
-        def sink(text: str) -> None:
-            if is_text:
-                call.add(json_text(text)[1:-1])
-            else:
-                pieces.append(text)
-
-        if is_text:
-            call.add('"')
+    def _read_rest(self, reader: Reader, ends: _Ends, sink: Callable[[str], None]) -> Steps[str]:
         while True:
-            mark = yield from reader.until(end, longest, sink)
-            if is_cdata or not mark.startswith("&"):
-                break
+            mark = yield from reader.until(ends.marks, ends.longest, sink)
+            if not (ends.has_entities and mark.startswith("&")):
+                return mark
             sink(html.unescape(mark))
-        call.add('"' if is_text else as_json("".join(pieces), types))
-        return mark
 
     def lark_arguments(self, writer: GrammarWriter) -> str:
         """The schema's properties in their order; any arguments where it names none."""
@@ -96,7 +117,7 @@ class TaggedArguments:
         """Regular expression of the beginning of the next argument, whose key is one of `names`."""
         raise NotImplementedError
 
-    def _end_of_value(self, schema: Mapping[str, Any]) -> tuple[re.Pattern[str], int]:
+    def _ends_of_value(self, schema: Mapping[str, Any]) -> _Ends:
         values = self.values
         ends = [f"{re.escape(values.wrap)}?{re.escape(values.end)}" if values.wrap else re.escape(values.end)]
         longest = len(values.wrap) + len(values.end)
@@ -106,9 +127,9 @@ class TaggedArguments:
             ends += [values.other_ends, self.next_key("|".join(map(re.escape, names)) or r"[\w.\-]{1,64}")]
             longest = max(longest, values.longest_other_end, 32 + max([64, *map(len, names)]))
         if values.is_xml:
-            ends.append(_ENTITY)
-            longest = max(longest, 12)
-        return re.compile("|".join(ends)), longest
+            ends = [rf"\s{{0,{_LONGEST_SPACE}}}{ends[0]}", *ends[1:], _ENTITY]
+            longest = max(longest + _LONGEST_SPACE, 12)
+        return _Ends(re.compile("|".join(ends)), longest, has_entities=values.is_xml)
 
     def _lark_argument(self, writer: GrammarWriter, name: str, schema: Mapping[str, Any] | bool) -> str:
         before, behind = self.around_key()
@@ -152,7 +173,6 @@ class AttributeCall(TaggedArguments):
     quote: str = ""  # around names, as the model writes them
     space: str = ""  # behind tags, as the model writes it
     other_ends: tuple[str, ...] = field(default=())  # marks that end the call where its own is left out
-    other_key_opens: tuple[str, ...] = field(default=())  # that models write at times
 
     def read(self, reader: Reader, call: CallDraft) -> Steps[None]:
         """Read one call."""
@@ -167,7 +187,7 @@ class AttributeCall(TaggedArguments):
         while not (yield from self._is_over(reader, mark)):
             if not mark.rstrip().endswith(self.key_open):
                 yield from reader.white()
-                yield from Mark(self.key_open, self.other_key_opens).read(reader, call)
+                yield from reader.expect(self.key_open)
             key = yield from self._attribute(reader)
             call.add(f"{before}{json_text(key)}: ")
             before = ", "
@@ -201,8 +221,7 @@ class AttributeCall(TaggedArguments):
 
     def marks(self) -> Iterator[str]:
         """The tags."""
-        marks = (self.open, self.key_open, self.values.end, self.end, *self.other_ends, *self.other_key_opens)
-        yield from filter(None, marks)
+        yield from (self.open, self.key_open, self.values.end, self.end, *self.other_ends)
 
     def lark(self, writer: GrammarWriter) -> str:
         """The name, and the arguments."""
@@ -281,12 +300,3 @@ class PairedCall(TaggedArguments):
     def behind_value(self) -> str:
         """As behind all tags."""
         return self.space
-
-
-@dataclass(frozen=True)
-class MaybeMark(Mark):
-    """A literal that the model may leave out, though it is meant to write it."""
-
-    def read(self, reader: Reader, call: CallDraft) -> Steps[None]:
-        """Read it if it comes."""
-        yield from reader.literal(self.text)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from jaxserve.server.tool_parsers.elements import InOrder, Many, Mark, Maybe, One, Space
-from jaxserve.server.tool_parsers.tagged_calls import AttributeCall, MaybeMark, PairedCall, Values
+from jaxserve.server.tool_parsers.elements import InOrder, Many, Mark, Maybe, MaybeMark, One, Space
+from jaxserve.server.tool_parsers.loose_xml import LooseXmlCall
+from jaxserve.server.tool_parsers.tagged_calls import AttributeCall, PairedCall, Values
 from jaxserve.server.tool_parsers.tool_format import ToolFormat
 
 
@@ -20,6 +21,8 @@ def _functions(names: tuple[str, ...], start: str, end: str, wrap: str) -> ToolF
     section = InOrder(MaybeMark(start), Space("\n"), One(call), Space("\n"), Maybe(end, usual=end))
     return ToolFormat(names, section, (start, "<function="), between="\n")
 
+
+_FUNCTION_TAGS = ("<functionname=", *(f"<function{white}" for white in " \t\n\u0120\u010a"))
 
 FORMATS = (
     # Qwen3-Coder
@@ -102,19 +105,14 @@ FORMATS = (
     ToolFormat(
         ("minicpm5",),
         InOrder(
-            Mark("<function name=", ("<functionname=",)),
+            Mark("<function name=", _FUNCTION_TAGS),
             One(
-                AttributeCall(
-                    "",
-                    "<param name=",
-                    Values("</param>", is_xml=True),
-                    end="</function>",
-                    quote='"',
-                    other_key_opens=("<paramname=",),
+                LooseXmlCall(
+                    "<function", "<param", Values("</param>", is_xml=True), end="</function>", quote='"'
                 )
             ),
         ),
-        ("<function name=", "<functionname="),
+        ("<function name=", *_FUNCTION_TAGS),
         between="",
     ),
 )

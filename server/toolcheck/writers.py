@@ -160,7 +160,8 @@ def elements(
 
     def text(value: Any) -> str:
         said = plain(value)
-        return f"<![CDATA[{said}]]>" if xml and isinstance(value, str) and set("<&") & set(said) else said
+        is_special = set("<&") & set(said) or said != said.strip()
+        return f"<![CDATA[{said}]]>" if xml and isinstance(value, str) and is_special else said
 
     def write(calls: Calls) -> str:
         inner = around[1].join(

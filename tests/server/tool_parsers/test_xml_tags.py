@@ -151,6 +151,14 @@ LOOSE = {
         '<function name="weather"> <param name="city"><![CDATA[Paris]]></param><param name="days">2</param> </function>',
         '<function name="weather"><param name="city">P&#97;ris</param><param name="days">&#x32;</param></function>',
         '<functionname="weather"><paramname="city">Paris</param> <param name="days">2</param></function>',
+        "<function name='weather'><param name='city'>Paris</param><param name=days>2</param></function>",
+        '<function\u0120name="weather">\u010a<param\u0120name="city">Paris</param><param\u0120name="days">2</param></function>',
+        '<function\n  id="c1" name = "weather" ><param type="string" name="city"> Paris\n</param><param name="days">\n2 </param></function>',
+        '<function name="weather" id="c1"><arguments><param name="city">Paris</param><param name="days">2</param></arguments></function>',
+        '<function name="weather"><!-- the days --><param name="days">2</param> then <param name="city">Paris</param></function>',
+        '<function name="weather"><param name="unit">C &lt; F</param><param name="city">Paris</param><param name="x"/><param name="days">2</param></function>',
+        """<function name="weather"><param name="properties">{'city': 'Paris', 'days': 2, 'x': None}</param></function>""",
+        '<function name="weather"><param name="arguments">{"days": "2"}</param><param name="city">Paris</param></function>',
     ],
 }
 
@@ -162,6 +170,51 @@ def test_other_ways_of_writing_the_same(name: str, text: str):
         said = answer(read(parser, pieces(text, cuts)))
         assert [(call.name, call.value) for call in said.calls] == [("weather", PARIS)]
         assert said.content == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<function name="weather"><param>Paris</param><param name="days">2</param></function>',
+        '<function name="weather"><param name="city">Paris</param><param name="city">Rome</param></function>',
+        '<function name="weather"><param name="city">Paris</param>',
+        '<function name="weather"><param name="properties">Paris</param></function>',
+        """<function name="weather"><param name="arguments">{'city': 'a'}</param><param name="city">b</param></function>""",
+        '<function name="weather"><function name="weather"><param name="city">Paris</param></function>',
+        '<function name=""><param name="city">Paris</param></function>',
+        '<function id="weather"></function>',
+        "<functions name='weather'></functions>",
+        '<function name="weather"><params name="city">Paris</params></function>',
+        f'<function name="weather">{"is what it is called " * 20}</function>',
+        "a <function of x> and <param y>",
+    ],
+)
+def test_what_is_no_call_of_minicpm5(text: str):
+    """It stays content, byte for byte; in a call that was not ended there may be a whole one."""
+    for cuts in ((), range(1, 999)):
+        said = answer(read(make_answer_format("minicpm5", None).parser(tools=WEATHER), pieces(text, cuts)))
+        if text.count("<function name") == 2:
+            assert ([call.value for call in said.calls], said.content) == ([{"city": "Paris"}], text[:25])
+        else:
+            assert (said.calls, said.content) == ([], text)
+
+
+def test_values_of_minicpm5_as_they_are_meant():
+    """White space around a value is no part of it, but in CDATA it is; functions without arguments have none."""
+    schema = {"properties": {"a": {"type": "string"}, "b": {"type": ["integer", "null"]}, "c": {}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    for text, value in (
+        ('<param name="a"> <![CDATA[ x\n]]>\n</param>', {"a": " x\n"}),
+        ('<param name="a">\n1 &amp; 2\n</param><param name="b"> null </param>', {"a": "1 & 2", "b": None}),
+        ('<param name="a"></param><param name="c">[1, 2]</param>', {"a": "", "c": [1, 2]}),
+        ('<param name="a"/>', {"a": ""}),
+        ('<param name="d">x</param>', {}),
+        ("", {}),
+    ):
+        for cuts in ((), range(1, 999)):
+            parser = make_answer_format("minicpm5", None).parser(tools=tools)
+            said = answer(read(parser, pieces(f'<function name="f">{text}</function>', cuts)))
+            assert [call.value for call in said.calls] == [value]
 
 
 def test_values_that_speak_of_tags():
