@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from jaxserve.engine.compile_cache import CompileCache
 from jaxserve.engine.host_limits import num_processors
+from jaxserve.engine.memory_plan import MemoryPlan
 from jaxserve.engine.programs import Program
-from jaxserve.engine.settle import MemoryPlan
 from jaxserve.errors import RecompileError
 
 logger = logging.getLogger(__name__)

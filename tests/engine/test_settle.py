@@ -10,9 +10,10 @@ import pytest
 from jax._src import xla_bridge
 
 from jaxserve.config import EngineConfig
-from jaxserve.engine import settle as settle_module
+from jaxserve.engine import memory_plan
 from jaxserve.engine.building import weights_bytes
-from jaxserve.engine.settle import MemoryPlan, Settings, settle
+from jaxserve.engine.memory_plan import MemoryPlan
+from jaxserve.engine.settle import Settings, settle
 from jaxserve.errors import ConfigError
 from tests.engine.tiny_engine import TINY
 
@@ -22,7 +23,7 @@ FULL_LENGTH = 16 + 1  # pages of one sequence of 128 tokens, and the dummy page
 
 
 def plan(monkeypatch: pytest.MonkeyPatch, free: int | None, **options: object) -> MemoryPlan:
-    monkeypatch.setattr(settle_module, "free_memory", lambda: free)
+    monkeypatch.setattr(memory_plan, "free_memory", lambda: free)
     config = EngineConfig(model="tiny", page_size=8, max_num_seqs=4, **options)  # type: ignore[arg-type]  # by name
     return settle(config, TINY, weights_bytes(TINY)).memory
 
