@@ -12,8 +12,8 @@ from jaxserve.errors import CheckpointError
 from jaxserve.loading.gguf_config import model_config_from_gguf
 from jaxserve.loading.hf_config import generation_defaults_from_hf, model_config_from_hf
 from jaxserve.models.rope_frequencies import rope_frequencies
+from tests.loading import published
 from tests.loading import test_gguf_config as gguf
-from tests.loading import test_hf_config as hf
 
 WRONG = [
     0,
@@ -44,19 +44,20 @@ OURS = {
 }
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
 HF = {
-    "llama": hf.LLAMA,
-    "linear": hf.LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0}},
-    "mistral": hf.MISTRAL,
-    "qwen2": hf.QWEN2 | {"use_sliding_window": True},
-    "yarn": hf.QWEN2 | {"rope_scaling": YARN | {"beta_fast": 32, "beta_slow": 1, "attention_factor": 1.1}},
-    "yarn with mscale": hf.QWEN2 | {"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
-    "yarn without a factor": hf.QWEN2 | {"rope_scaling": {"type": "yarn", "original_max_position_embeddings": 8192}},
-    "qwen3": hf.QWEN3,
-    "mixtral": hf.MIXTRAL,
-    "qwen3_moe": hf.QWEN3_MOE,
-    "qwen2_5_vl": hf.QWEN2_5_VL,
-    "qwen2_5_vl, nested": hf.nested(hf.QWEN2_5_VL),
-    "qwen2_vl": hf.QWEN2_5_VL
+    "llama": published.LLAMA,
+    "linear": published.LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0}},
+    "mistral": published.MISTRAL,
+    "qwen2": published.QWEN2 | {"use_sliding_window": True},
+    "yarn": published.QWEN2 | {"rope_scaling": YARN | {"beta_fast": 32, "beta_slow": 1, "attention_factor": 1.1}},
+    "yarn with mscale": published.QWEN2 | {"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
+    "yarn without a factor": published.QWEN2
+    | {"rope_scaling": {"type": "yarn", "original_max_position_embeddings": 8192}},
+    "qwen3": published.QWEN3,
+    "mixtral": published.MIXTRAL,
+    "qwen3_moe": published.QWEN3_MOE,
+    "qwen2_5_vl": published.QWEN2_5_VL,
+    "qwen2_5_vl, nested": published.nested(published.QWEN2_5_VL),
+    "qwen2_vl": published.QWEN2_5_VL
     | {"architectures": ["Qwen2VLForConditionalGeneration"]}
     | {"vision_config": {"depth": 4, "embed_dim": 64, "hidden_size": 3584, "mlp_ratio": 4, "num_heads": 4}},
 }  # fmt: skip
