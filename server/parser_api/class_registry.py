@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from jaxserve.errors import ConfigError
+
+Format = TypeVar("Format")
 
 
 class ParserRegistry:
@@ -116,6 +118,21 @@ class ParserRegistry:
     def names(self) -> list[str]:
         """Every registered name, in order."""
         return sorted({*self.classes, *self.lazy, *self._builtin_names()})
+
+
+def format_named(name: str, formats: Mapping[str, Format], setting: str, registry: ParserRegistry) -> Format:
+    """The built-in format of that name.  Raises ConfigError, with all names of `setting`, if there is none."""
+    if name not in formats:
+        known = ", ".join(registry.names())
+        raise ConfigError(f"{setting}={name!r}: there is no such parser; use one of {known}")
+    return formats[name]
+
+
+def class_of_format(name: str, base: type, **attributes: Any) -> type:
+    """The class of a built-in format: "deepseek_v3" of ToolParser is DeepseekV3ToolParser."""
+    words = "".join(word.capitalize() for word in name.replace("-", "_").split("_"))
+    kind = base.__name__.removeprefix("Declared")
+    return type(f"{words}{kind}", (base,), {"__doc__": f"Reads {name}.", **attributes})
 
 
 class ParserManager:

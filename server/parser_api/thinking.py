@@ -93,13 +93,17 @@ class BaseThinkingReasoningParser(ReasoningParser):
             return DeltaMessage(content=delta_text)
         if not has_begun:
             delta_text = delta_text.partition(self.start_token)[2] or delta_text
-        if self.end_token_id not in delta_token_ids:
-            return DeltaMessage(reasoning=delta_text)
-        reasoning, _, content = delta_text.partition(self.end_token)
-        return DeltaMessage(reasoning=reasoning, content=content or None)
+        return self._until_end(delta_text, delta_token_ids)
 
     extract_reasoning_content = extract_reasoning
     extract_reasoning_content_streaming = extract_reasoning_streaming
+
+    def _until_end(self, text: str, token_ids: Sequence[int]) -> DeltaMessage:
+        """Text inside of reasoning, and behind it if the end token is among the text's."""
+        if self.end_token_id not in token_ids:
+            return DeltaMessage(reasoning=text)
+        reasoning, _, content = text.partition(self.end_token)
+        return DeltaMessage(reasoning=reasoning, content=content or None)
 
     def count_reasoning_tokens(self, token_ids: Sequence[int]) -> int:
         """Tokens between start and end tokens, nested ones included."""
@@ -149,10 +153,7 @@ class DeepSeekR1ReasoningParser(BaseThinkingReasoningParser):
             return delta
         if self.end_token_id in previous_token_ids:
             return DeltaMessage(content=delta_text)
-        if self.end_token_id not in delta_token_ids:
-            return DeltaMessage(reasoning=delta_text)
-        reasoning, _, content = delta_text.partition(self.end_token)
-        return DeltaMessage(reasoning=reasoning, content=content or None)
+        return self._until_end(delta_text, delta_token_ids)
 
 
 class IdentityReasoningParser(ReasoningParser):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from jaxserve.server.parsing.events import CallArguments, CallStart, Event
+from jaxserve.server.parser_api.protocol import DeltaMessage
+from jaxserve.server.parsing.events import CallArguments, CallStart, Content, Event, Reasoning
 
 
 def append_event(events: list[Event], event: Event) -> None:
@@ -31,3 +32,11 @@ def joined(events: Iterable[Event]) -> list[Event]:
     for event in events:
         append_event(whole, event)
     return whole
+
+
+def add_text(delta: DeltaMessage, event: Content | Reasoning) -> None:
+    """Let a message in vLLM's form say what `event` says too."""
+    if isinstance(event, Content):
+        delta.content = (delta.content or "") + event.text
+    else:
+        delta.reasoning = (delta.reasoning or "") + event.text

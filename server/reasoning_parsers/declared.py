@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
+from jaxserve.server.parser_api.class_registry import class_of_format
 from jaxserve.server.parser_api.protocol import DeltaMessage
 from jaxserve.server.parser_api.reasoning import ReasoningParser
 from jaxserve.server.parser_api.requests import ChatCompletionRequest
 from jaxserve.server.parser_api.thinking import DeepSeekR1ReasoningParser
 from jaxserve.server.parsing.events import AnswerParser, Content, Event, Reasoning
+from jaxserve.server.parsing.joining import add_text
 from jaxserve.server.reasoning_parsers.reasoning_format import ReasoningFormat
 from jaxserve.server.reasoning_parsers.registry import REASONING_FORMATS
 from jaxserve.server.tool_parsers.harmony import HarmonyReasoning
@@ -117,13 +119,8 @@ def _told(events: Iterable[Event]) -> DeltaMessage:
     """The events as one message."""
     delta = DeltaMessage()
     for event in events:
-        match event:
-            case Reasoning(text):
-                delta.reasoning = (delta.reasoning or "") + text
-            case Content(text):
-                delta.content = (delta.content or "") + text
-            case _:
-                raise AssertionError(f"a format of reasoning tells no {event!r}")
+        assert isinstance(event, Content | Reasoning), f"a format of reasoning tells no {event!r}"
+        add_text(delta, event)
     return delta
 
 
@@ -137,12 +134,7 @@ def builtin_reasoning_parser(name: str) -> type[ReasoningParser] | None:
         return DeepSeekR1ReasoningParser
     if name != entry.names[0]:
         return builtin_reasoning_parser(entry.names[0])
-    words = "".join(word.capitalize() for word in name.split("_"))
-    return type(
-        f"{words}ReasoningParser",
-        (DeclaredReasoningParser,),
-        {"reasoning_format": entry, "__doc__": f"Reads {name}."},
-    )
+    return class_of_format(name, DeclaredReasoningParser, reasoning_format=entry)
 
 
 def builtin_reasoning_parsers() -> list[str]:

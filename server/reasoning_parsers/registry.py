@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from jaxserve.errors import ConfigError
+from jaxserve.server.parser_api.class_registry import format_named
 from jaxserve.server.parser_api.reasoning import ReasoningParserManager
 from jaxserve.server.reasoning_parsers.reasoning_format import ReasoningFormat
 from jaxserve.server.tool_parsers.harmony import HarmonyReasoning
@@ -42,10 +42,4 @@ REASONING_FORMATS = MappingProxyType({name: entry for entry in _FORMATS for name
 
 def find_reasoning_parser(name: str) -> ReasoningFormat | HarmonyReasoning:
     """The format of that name.  Raises ConfigError, listing the names, if there is none."""
-    try:
-        return REASONING_FORMATS[name]
-    except KeyError:
-        known = sorted({*REASONING_FORMATS, *ReasoningParserManager.list_registered()})
-        raise ConfigError(
-            f"reasoning_parser={name!r}: there is no such parser; use one of {', '.join(known)}"
-        ) from None
+    return format_named(name, REASONING_FORMATS, "reasoning_parser", ReasoningParserManager.registry)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from jaxserve.server.tool_parsers.call_draft import CallDraft
 from jaxserve.server.tool_parsers.elements import Element, InOrder, Many, Mark, Maybe, One, Space
 from jaxserve.server.tool_parsers.grammar import GrammarWriter
-from jaxserve.server.tool_parsers.json_calls import FUNCTION_NAME, NAME_CHARACTERS, JsonArguments, JsonCall
-from jaxserve.server.tool_parsers.reader import NoCallError, Reader, Steps
+from jaxserve.server.tool_parsers.json_calls import JsonArguments, JsonCall
+from jaxserve.server.tool_parsers.reader import NAME_CHARACTERS, Reader, Steps
 from jaxserve.server.tool_parsers.tool_format import ToolFormat
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
@@ -32,9 +32,7 @@ class _MistralName:
     def read(self, reader: Reader, call: CallDraft) -> Steps[None]:
         """Read up to the arguments."""
         call.begin()
-        name = yield from reader.match(NAME_CHARACTERS)
-        if not FUNCTION_NAME.fullmatch(name):
-            raise NoCallError(f"{name!r} is no function's name")
+        name = yield from reader.function_name()
         call_id = ""
         if (yield from reader.literal("[CALL_ID]")):
             call_id = yield from reader.match(NAME_CHARACTERS)

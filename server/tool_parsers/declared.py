@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, ClassVar
 
 from jaxserve.server.parser_api.abstract import ToolParser
+from jaxserve.server.parser_api.class_registry import class_of_format
 from jaxserve.server.parser_api.protocol import (
     DeltaFunctionCall,
     DeltaMessage,
@@ -17,6 +18,7 @@ from jaxserve.server.parser_api.protocol import (
 )
 from jaxserve.server.parser_api.requests import ChatCompletionRequest
 from jaxserve.server.parsing.events import AnswerParser, CallArguments, CallStart, Content, Event, Reasoning
+from jaxserve.server.parsing.joining import add_text
 from jaxserve.server.parsing.stages import WithoutBlanks
 from jaxserve.server.tool_parsers.harmony import HarmonyCalls
 from jaxserve.server.tool_parsers.registry import TOOL_FORMATS
@@ -95,10 +97,8 @@ class DeclaredToolParser(ToolParser):
         delta = DeltaMessage()
         for event in events:
             match event:
-                case Content(text):
-                    delta.content = (delta.content or "") + text
-                case Reasoning(text):
-                    delta.reasoning = (delta.reasoning or "") + text
+                case Content() | Reasoning():
+                    add_text(delta, event)
                 case CallStart(index, call_id, name):
                     self.current_tool_id, self.current_tool_name_sent = index, True
                     self.prev_tool_call_arr.append({"name": name, "arguments": ""})
@@ -123,10 +123,7 @@ def builtin_tool_parser(name: str) -> type[DeclaredToolParser] | None:
         return None
     if name != entry.names[0]:
         return builtin_tool_parser(entry.names[0])
-    words = "".join(word.capitalize() for word in name.replace("-", "_").split("_"))
-    return type(
-        f"{words}ToolParser", (DeclaredToolParser,), {"tool_format": entry, "__doc__": f"Reads {name}."}
-    )
+    return class_of_format(name, DeclaredToolParser, tool_format=entry)
 
 
 def builtin_tool_parsers() -> list[str]:

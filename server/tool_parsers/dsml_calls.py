@@ -10,9 +10,8 @@ from typing import Any
 
 from jaxserve.server.tool_parsers.call_draft import CallDraft
 from jaxserve.server.tool_parsers.grammar import ANY_NAME, GrammarWriter, json_text
-from jaxserve.server.tool_parsers.json_calls import FUNCTION_NAME
 from jaxserve.server.tool_parsers.json_scanner import is_json
-from jaxserve.server.tool_parsers.reader import NoCallError, Reader, Steps
+from jaxserve.server.tool_parsers.reader import Reader, Steps, checked_function_name
 
 _CALL, _END_OF_CALL = '<｜DSML｜invoke name="', "</｜DSML｜invoke>"
 _ARGUMENT, _END_OF_ARGUMENT = '<｜DSML｜parameter name="', "</｜DSML｜parameter>"
@@ -28,9 +27,7 @@ class DsmlCall:
         """Read one call."""
         call.begin()
         yield from reader.expect(_CALL)
-        name = yield from reader.match(_IN_QUOTES)
-        if not FUNCTION_NAME.fullmatch(name):
-            raise NoCallError(f"{name!r} is no function's name")
+        name = checked_function_name((yield from reader.match(_IN_QUOTES)))
         yield from reader.expect('">')
         call.start(name)
         before = "{"

@@ -11,7 +11,6 @@ from typing import Any
 
 from jaxserve.server.tool_parsers.call_draft import CallDraft
 from jaxserve.server.tool_parsers.grammar import GrammarWriter, json_text
-from jaxserve.server.tool_parsers.json_calls import FUNCTION_NAME, NAME_CHARACTERS
 from jaxserve.server.tool_parsers.json_scanner import is_json
 from jaxserve.server.tool_parsers.literal_grammar import LiteralStyle, LiteralWriter
 from jaxserve.server.tool_parsers.reader import NoCallError, Reader, Steps
@@ -35,9 +34,7 @@ class GemmaCall:
         """Read one call."""
         call.begin()
         yield from reader.expect("call:")
-        name = yield from reader.match(NAME_CHARACTERS)
-        if not FUNCTION_NAME.fullmatch(name):
-            raise NoCallError(f"{name!r} is no function's name")
+        name = yield from reader.function_name()
         if (yield from reader.peek()) != "{":
             raise NoCallError("the arguments are missing")
         call.start(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,9 +10,6 @@ from jaxserve.server.tool_parsers.call_draft import CallDraft
 from jaxserve.server.tool_parsers.grammar import GrammarWriter, json_text
 from jaxserve.server.tool_parsers.json_scanner import is_json
 from jaxserve.server.tool_parsers.reader import NoCallError, Reader, Steps
-
-NAME_CHARACTERS = re.compile(r"[\w.\-]*")
-FUNCTION_NAME = re.compile(r"[^\W\d][\w.\-]*")
 
 
 @dataclass(frozen=True)
@@ -97,9 +93,7 @@ class Name:
     def read(self, reader: Reader, call: CallDraft) -> Steps[None]:
         """Read it; the call begins."""
         call.begin()
-        name = yield from reader.match(NAME_CHARACTERS)
-        if not FUNCTION_NAME.fullmatch(name):
-            raise NoCallError(f"{name!r} is no function's name")
+        name = yield from reader.function_name()
         call.start(name)
 
     def marks(self) -> Iterator[str]:

@@ -12,8 +12,7 @@ from typing import Any
 from jaxserve.server.tool_parsers.call_draft import CallDraft
 from jaxserve.server.tool_parsers.coercion import as_json, property_types, resolved
 from jaxserve.server.tool_parsers.grammar import GrammarWriter, json_text
-from jaxserve.server.tool_parsers.json_calls import FUNCTION_NAME
-from jaxserve.server.tool_parsers.reader import NoCallError, Reader, Steps
+from jaxserve.server.tool_parsers.reader import NoCallError, Reader, Steps, checked_function_name
 from jaxserve.server.tool_parsers.tagged_calls import AttributeCall
 
 _IN_TAG = re.compile(r"[^<>]*")
@@ -37,9 +36,7 @@ class LooseXmlCall(AttributeCall):
         """Read one call, behind the name of its tag."""
         call.begin()
         name, _ = yield from self._rest_of_tag(reader)
-        if not FUNCTION_NAME.fullmatch(name):
-            raise NoCallError(f"{name!r} is no function's name")
-        call.start(name)
+        call.start(checked_function_name(name))
         schema = call.schema(name)
         properties = resolved(schema, schema).get("properties") or {}
         told: set[str] = set()

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from jaxserve.server.tool_parsers.call_draft import CallDraft
 from jaxserve.server.tool_parsers.grammar import GrammarWriter, json_text
-from jaxserve.server.tool_parsers.json_calls import FUNCTION_NAME, NAME_CHARACTERS
 from jaxserve.server.tool_parsers.literal_grammar import PYTHON_STYLE, LiteralWriter
 from jaxserve.server.tool_parsers.reader import WHITE, NoCallError, Reader, Steps
 
@@ -37,9 +36,7 @@ class PythonCall:
     def read(self, reader: Reader, call: CallDraft) -> Steps[None]:
         """Read one call."""
         call.begin()
-        name = yield from reader.match(NAME_CHARACTERS)
-        if not FUNCTION_NAME.fullmatch(name):
-            raise NoCallError(f"{name!r} is no function's name")
+        name = yield from reader.function_name()
         yield from reader.expect("(")
         call.start(name)
         before = "{"

@@ -13,6 +13,8 @@ Result = TypeVar("Result")
 Steps = Generator[None, None, Result]
 
 WHITE = re.compile(r"\s*")
+NAME_CHARACTERS = re.compile(r"[\w.\-]*")
+_FUNCTION_NAME = re.compile(r"[^\W\d][\w.\-]*")
 
 
 class NoCallError(Exception):
@@ -175,3 +177,14 @@ class Reader:
             if scanner.is_done:
                 return
             yield
+
+    def function_name(self) -> Steps[str]:
+        """Read the name of a function, or raise NoCallError."""
+        return checked_function_name((yield from self.match(NAME_CHARACTERS)))
+
+
+def checked_function_name(name: str) -> str:
+    """The name, or NoCallError if no function can be called so."""
+    if not _FUNCTION_NAME.fullmatch(name):
+        raise NoCallError(f"{name!r} is no function's name")
+    return name

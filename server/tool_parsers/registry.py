@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from jaxserve.errors import ConfigError
 from jaxserve.server.parser_api.abstract import ToolParserManager
+from jaxserve.server.parser_api.class_registry import format_named
 from jaxserve.server.tool_parsers import bare_json, json_in_tags, pythonic, token_frames, xml_tags
 from jaxserve.server.tool_parsers.harmony import HarmonyCalls
 from jaxserve.server.tool_parsers.tool_format import ToolFormat
@@ -24,10 +24,4 @@ TOOL_FORMATS = MappingProxyType({name: entry for entry in _FORMATS for name in e
 
 def find_tool_parser(name: str) -> ToolFormat | HarmonyCalls:
     """The format of that name.  Raises ConfigError, listing the names, if there is none."""
-    try:
-        return TOOL_FORMATS[name]
-    except KeyError:
-        known = sorted({*TOOL_FORMATS, *ToolParserManager.list_registered()})
-        raise ConfigError(
-            f"tool_call_parser={name!r}: there is no such parser; use one of {', '.join(known)}"
-        ) from None
+    return format_named(name, TOOL_FORMATS, "tool_call_parser", ToolParserManager.registry)

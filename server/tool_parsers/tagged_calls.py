@@ -11,8 +11,7 @@ from typing import Any
 from jaxserve.server.tool_parsers.call_draft import CallDraft
 from jaxserve.server.tool_parsers.coercion import TEXT, as_json, may_be_container, property_types, resolved
 from jaxserve.server.tool_parsers.grammar import ANY_NAME, GrammarWriter, json_text
-from jaxserve.server.tool_parsers.json_calls import FUNCTION_NAME, NAME_CHARACTERS
-from jaxserve.server.tool_parsers.reader import NoCallError, Reader, Steps
+from jaxserve.server.tool_parsers.reader import Reader, Steps, checked_function_name
 
 _IN_TAG = re.compile(r"[^<>\"'\n]*")
 _IN_KEY = re.compile(r"[^<>]*")
@@ -178,9 +177,7 @@ class AttributeCall(TaggedArguments):
         """Read one call."""
         call.begin()
         yield from reader.expect(self.open)
-        name = yield from self._attribute(reader)
-        if not FUNCTION_NAME.fullmatch(name):
-            raise NoCallError(f"{name!r} is no function's name")
+        name = checked_function_name((yield from self._attribute(reader)))
         call.start(name)
         schema = call.schema(name)
         before, mark = "{", ""
@@ -256,9 +253,7 @@ class PairedCall(TaggedArguments):
         """Read one call."""
         call.begin()
         yield from reader.white()
-        name = yield from reader.match(NAME_CHARACTERS)
-        if not FUNCTION_NAME.fullmatch(name):
-            raise NoCallError(f"{name!r} is no function's name")
+        name = yield from reader.function_name()
         yield from reader.white()
         if not (yield from reader.literal(self.end)):
             yield from reader.expect(self.key_open)
