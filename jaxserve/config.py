@@ -280,12 +280,13 @@ class EngineConfig:
 
         if not self.model:
             refuse("model", "give a directory, a .gguf file or a hub name")
-        if self.dtype not in (None, "float32", "bfloat16", "float16"):
-            refuse("dtype", "use float32, bfloat16 or float16")
-        if self.kv_cache_dtype not in get_args(KvCacheDtype):
-            refuse("kv_cache_dtype", f"use one of {', '.join(get_args(KvCacheDtype))}")
-        if self.load_format not in ("auto", "safetensors", "gguf", "orbax", "dummy"):
-            refuse("load_format", "use auto, safetensors, gguf, orbax or dummy")
+        for name, choices in (
+            ("dtype", (None, *get_args(Dtype))),
+            ("kv_cache_dtype", get_args(KvCacheDtype)),
+            ("load_format", get_args(LoadFormat)),
+        ):
+            if getattr(self, name) not in choices:
+                refuse(name, f"use one of {', '.join(filter(None, choices))}")
         page_size = self.page_size
         if page_size is not None and (page_size < 8 or page_size & (page_size - 1)):
             refuse("page_size", "use a power of two, at least 8")

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from jaxserve.cli.quantities import num_bytes, positive
 from jaxserve.cli.refused_flags import ENGINE_FLAGS, add_refused_flags
-from jaxserve.config import EngineConfig, KvCacheDtype
+from jaxserve.config import Dtype, EngineConfig, KvCacheDtype, LoadFormat
 from jaxserve.errors import ConfigError
 
 MODEL_HELP = "directory, .gguf file, hub name, or the short name of a bundled model (smollm2)"
@@ -37,13 +37,13 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", metavar="PATH", help="read the tokenizer from here rather than from the model")
     add(
         "--load-format",
-        choices=("auto", "safetensors", "gguf", "orbax", "dummy"),
+        choices=get_args(LoadFormat),
         default="auto",
         help="default: %(default)s",
     )
     add(
         "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        choices=("auto", *get_args(Dtype)),
         default="auto",
         help="default: float32 on CPU, bfloat16 on accelerators",
     )
