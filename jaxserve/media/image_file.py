@@ -10,11 +10,13 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from jaxserve.media.file_parts import MAX_PARTS, parts_of
 from jaxserve.media.refusal import refused
 
 # What browsers show, and scans.  Pillow knows many more, some of which start programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_PIXELS = 64 * 1024 * 1024  # 192 MiB of RGB; cameras of 50 megapixels stay below
+MAX_SCANNED = 16 * MAX_PIXELS  # pixels of all scans of a JPEG: usual progressive ones have 10
 
 _ORIENTATION = 0x0112  # EXIF's tag
 _TILE_SIDES = (322, 323)  # TIFF's tags
@@ -32,8 +34,11 @@ _UPRIGHT = {
 def open_image(data: bytes, where: str) -> Image.Image:
     """An image of which only the head has been read.
 
-    Raises RequestError for what is no image or has too many pixels.
+    Raises RequestError for what is no image, has too many pixels, or would keep a decoder busy for very long.
     """
+    parts = parts_of(data)
+    if parts.count > MAX_PARTS:
+        raise refused(where, f"is a file of more than {MAX_PARTS} parts")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the latter if an error
@@ -41,6 +46,8 @@ def open_image(data: bytes, where: str) -> Image.Image:
     except Exception as error:  # decoders raise anything for broken files
         raise refused(where, f"is not an image ({', '.join(FORMATS)} are known)") from error
     check_size(image, where)
+    if parts.scans * num_pixels(image) > MAX_SCANNED:
+        raise refused(where, f"has {parts.scans} scans, too many for an image of its size")
     return image
 
 
