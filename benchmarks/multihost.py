@@ -10,6 +10,7 @@ end when it is told to.  Prints PASS or FAIL; the exit status is 0 or 1.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -59,6 +60,9 @@ class CheckError(Exception):
 
 
 def main() -> int:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     try:
         with ExitStack() as stack:
             run(stack)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jaxserve.cli.engine_flags import MODEL_HELP
+from jaxserve.config import Dtype
 
 
 def add_parser(subparsers: Any) -> dict[str, argparse.ArgumentParser]:
@@ -20,7 +21,7 @@ def add_parser(subparsers: Any) -> dict[str, argparse.ArgumentParser]:
     add("destination", metavar="DST", type=Path, help="directory to write; `jaxserve serve DST` serves it")
     add(
         "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        choices=("auto", *get_args(Dtype)),
         default="auto",
         help="of the weights on disk (default: as they are in SRC; quantised ones become float32)",
     )
