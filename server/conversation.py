@@ -12,7 +12,7 @@ from jaxserve.server.call_writing import call_writer
 from jaxserve.server.protocol import TemplateFields
 from jaxserve.server.state import ServerState
 from jaxserve.text.chat_template import ChatTemplate
-from jaxserve.text.image_parts import unread_image_fields
+from jaxserve.text.image_parts import forget_images, unread_image_fields
 
 MAX_REQUEST_TEMPLATE = 50_000  # characters; compiling takes a while, and models' own have some 20,000
 
@@ -93,6 +93,13 @@ def ignored_template_fields(state: ServerState, fields: TemplateFields) -> list[
 def ignored_image_fields(state: ServerState, messages: Sequence[Any]) -> list[str]:
     """Names of what image parts say and nobody reads; none for a text model, which has refused the parts."""
     return list(unread_image_fields(messages)) if state.llm.info.images is not None else []
+
+
+def forget_loaded_images(state: ServerState, *conversations: Sequence[Any]) -> None:
+    """Let go of what the images of messages were loaded from, while their request is answered."""
+    if state.llm.info.images is not None:
+        for messages in conversations:
+            forget_images(messages)
 
 
 def echoed_text(messages: Sequence[Any]) -> str:

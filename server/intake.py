@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -54,10 +54,8 @@ async def take(
     unsupported: Mapping[str, Callable[[Any], str | None]],
 ) -> Intake[Fields]:
     """Read a request.  Raises ApiError (400, 404, 413) naming what is wrong with it."""
-    parts = await read_body(request, state.settings.receive_timeout)
-    num_bytes = sum(map(len, parts))
 
-    def read() -> tuple[Fields, list[str]]:
+    def read(parts: Sequence[bytes]) -> tuple[Fields, list[str]]:
         body = json_object(b"".join(parts))
         refuse_unsupported(body, unsupported)
         fields = parse(kind, body)
@@ -66,9 +64,12 @@ async def take(
             refuse_ignored(fields, ignored)
         return fields, ignored
 
-    fields, ignored = read() if num_bytes <= LARGE_BODY else await asyncio.to_thread(read)
+    with state.bodies.body() as share:
+        parts = await read_body(request, state.settings.receive_timeout, share)
+        is_large = share.num_bytes > LARGE_BODY
+        fields, ignored = await asyncio.to_thread(read, parts) if is_large else read(parts)
     model = state.check_model(getattr(fields, "model", None))
-    return Intake(fields, model, tuple(ignored), num_bytes)
+    return Intake(fields, model, tuple(ignored), share.num_bytes)
 
 
 def begin_request_id(request: Request) -> None:

@@ -11,7 +11,12 @@ from jaxserve.inputs import TokenizedPrompt
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.server.answer_plan import AnswerPlan, plan_answer
 from jaxserve.server.answer_reader import AnswerReader
-from jaxserve.server.conversation import ignored_image_fields, ignored_template_fields, render
+from jaxserve.server.conversation import (
+    forget_loaded_images,
+    ignored_image_fields,
+    ignored_template_fields,
+    render,
+)
 from jaxserve.server.errors import ApiError
 from jaxserve.server.intake import Intake, take
 from jaxserve.server.prompts import fit
@@ -59,6 +64,7 @@ async def prepare_chat(state: ServerState, request: Request) -> PreparedChat:
         must_fit=fields.truncate_prompt_tokens is None,
     )
     taken = replace(taken, ignored=taken.ignored + _unread(state, shown))
+    forget_loaded_images(state, taken.fields.messages, fields.messages)  # which plug-ins may have copied
     prompt = fit(state.llm, rendered, params, fields.truncate_prompt_tokens, param="messages")
     text = rendered.text or ""
     params, holds_calls = await plan.sampling(params, text)

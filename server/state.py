@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from jaxserve import __version__
 from jaxserve.async_llm import AsyncLLM
 from jaxserve.errors import ConfigError, RequestError
+from jaxserve.server.body_budget import BodyBudget
 from jaxserve.server.errors import ApiError, unavailable
 from jaxserve.server.metrics import ServerMetrics
 from jaxserve.server.parsing.answer_format import AnswerFormat, make_answer_format
@@ -30,6 +31,7 @@ class ServerState:
     system_fingerprint: str
     answer_format: AnswerFormat
     kept_special_tokens: tuple[int, ...]  # those that answer_format must see in the text
+    bodies: BodyBudget = field(default_factory=BodyBudget)
     started_at: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
 
     @classmethod

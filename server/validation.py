@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from quart import Request
 
+from jaxserve.server.body_budget import BodyShare
 from jaxserve.server.errors import ApiError
 from jaxserve.server.strict_json import decode_body
 
@@ -33,11 +34,11 @@ _WANTED = {
 }
 
 
-async def read_body(request: Request, receive_timeout: float) -> list[bytes]:
+async def read_body(request: Request, receive_timeout: float, share: BodyShare) -> list[bytes]:
     """The body of a request that says it is JSON, in parts as it came: joining megabytes takes a while.
 
     Raises ApiError 400 when it does not say so or has none, 415 when it is compressed, 408 when the body has not come
-    after `receive_timeout` seconds, RequestEntityTooLarge when it is too long.
+    after `receive_timeout` seconds, 503 where all bodies are too large together, RequestEntityTooLarge when it is.
     """
     media_type = request.mimetype
     if media_type != "application/json" and not media_type.endswith("+json"):
@@ -51,9 +52,12 @@ async def read_body(request: Request, receive_timeout: float) -> list[bytes]:
             param="Content-Encoding",
             headers={"Accept-Encoding": "identity"},
         )
+    parts: list[bytes] = []
     try:
         async with asyncio.timeout(receive_timeout):
-            parts = [part async for part in request.body]
+            async for part in request.body:
+                share.add(len(part))
+                parts.append(part)
     except TimeoutError:
         raise ApiError(408, "The request body did not arrive in time.", param="body") from None
     if not parts:

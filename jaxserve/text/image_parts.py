@@ -13,6 +13,8 @@ from jaxserve.errors import RequestError
 # the third is for Python: its value is a PIL image.
 _KEYS = {"image_url": "image_url", "input_image": "image_url", "image_pil": "image_pil"}
 
+_LOADED = "data:,"  # in place of an image's URL
+
 _OTHER_MEDIA = ("video_url", "audio_url", "input_audio", "image_embeds", "audio_embeds", "video", "audio")
 
 
@@ -49,6 +51,14 @@ def unread_image_fields(messages: Sequence[Any]) -> Iterator[str]:
                 yield f"{path}.detail"
             if holder.get("uuid") is not None:
                 yield f"{path}.uuid"
+
+
+def forget_images(messages: Sequence[Any]) -> None:
+    """Let go of the URLs of images that have been loaded, in place: of data: URLs there may be megabytes."""
+    for _, part in _parts(messages):
+        kind = image_kind(part)
+        if kind is not None and isinstance(part, dict):
+            part[_KEYS[kind]] = _LOADED
 
 
 def other_media(kind: str, where: str) -> RequestError:

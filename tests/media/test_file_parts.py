@@ -19,7 +19,7 @@ from tests.media.photos import CAT, FORMS, file_of
 WHERE = "messages[0].content[0]"
 MANY = MAX_PARTS + 100
 SMALL = Image.new("L", (16, 16), 128)
-JPEG, PNG, GIF = (file_of(SMALL, kind) for kind in ("JPEG", "PNG", "GIF"))
+JPEG, PNG, GIF, BMP = (file_of(SMALL, kind) for kind in ("JPEG", "PNG", "GIF", "BMP"))
 
 
 def chunk(name: bytes, data: bytes = b"") -> bytes:
@@ -61,6 +61,7 @@ BUSY: dict[str, Callable[[], bytes]] = {
     "GIF, an extension": lambda: (
         GIF[: GIF.index(b",")] + b"!\xfe" + b"\1a" * MANY + b"\0" + GIF[GIF.index(b",") :]
     ),
+    "BMP, runs": lambda: BMP[:30] + b"\1" + BMP[31:] + b"\1\0" * 8 * MANY,
     "TIFF, strips": lambda: tiff(MANY),
     "TIFF, the other way round": lambda: tiff(MANY, ">"),
     "TIFF, a wrong mark": lambda: tiff(MANY, ">", mark=b"MM*\0"),
@@ -99,6 +100,7 @@ def test_what_is_counted() -> None:
     assert parts_of(with_thumbnail).scans == 1  # what is inside a segment is none of it
     assert parts_of(tiff(8)).count == 6 + 2 * 8
     assert parts_of(PNG) == Parts(2)
+    assert parts_of(BMP + bytes(10**7)) == Parts(0)
 
 
 @given(st.sampled_from([JPEG, PNG, GIF, tiff(8), tiff(8, ">"), CAT.read_bytes()]), st.data())

@@ -288,3 +288,33 @@ async def test_nonsense_in_the_middle_of_an_answer_ends_it():
             assert b"400" not in await reader.read()  # nothing that could be taken for a part of the answer
             await asyncio.to_thread(served.engine.wait_until, lambda: served.engine.num_unfinished == 0)
             writer.close()
+
+
+async def test_bodies_have_a_limit_together(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("jaxserve.server.body_budget.MAX_BODIES", 100_000)
+    body = json.dumps({"prompt": "x" * 60_000, "truncate_prompt_tokens": 5, "max_tokens": 1}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nConnection: close\r\n" + HOST + JSON
+    head += b"Content-Length: %d\r\n\r\n" % len(body)
+
+    async def answered(status: int) -> tuple[int, dict[str, str], bytes]:
+        """An answer to the whole request, of that status as soon as the server has seen what was done before."""
+        answers = [await ask(url, head, body)]
+        while answers[-1][0] != status and len(answers) < 100:
+            answers.append(await ask(url, head, body))
+        return answers[-1]
+
+    async with connected() as (_, url):
+        reader, writer = await open_connection(url)
+        writer.write(head + body[:-1])
+        refused = await answered(503)
+        assert error_of(refused)["type"] == "ServiceUnavailableError"
+        assert refused[1]["retry-after"] == "1"
+        assert await is_well(url)
+        writer.write(body[-1:])
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
+        _, writer = await open_connection(url)
+        writer.write(head + body[:-1])
+        assert (await answered(503))[0] == 503
+        writer.close()  # and leaves
+        assert (await answered(200))[0] == 200

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from openai import AsyncOpenAI
 
 from jaxserve.media.policy import MediaPolicy
+from jaxserve.server.prepared_chat import PreparedChat, prepare_chat
 from tests.media.photos import CAT
 from tests.server.seeing import BLUE, RED, prompt_of, refused, refused_next, seeing
 from tests.server.serving import PARIS, listening
@@ -184,3 +186,25 @@ async def test_a_template_that_leaves_images_out_is_told_on() -> None:
     with seeing(chat_template=deaf) as served:
         said = await refused(served, text("a"), part(RED))
         assert said.startswith("messages: The prompt has 0 times <|image_pad|>")
+
+
+async def test_urls_are_let_go_once_images_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[PreparedChat] = []
+
+    async def recorded(*arguments: Any) -> PreparedChat:
+        prepared.append(await prepare_chat(*arguments))
+        return prepared[0]
+
+    monkeypatch.setattr("jaxserve.server.chat.prepare_chat", recorded)
+    forms = [
+        part(RED, detail="low"),
+        {"image_url": data_url(BLUE)},
+        {"type": "input_image", "image_url": data_url(RED)},
+    ]
+    with seeing() as served:
+        answered = await served.chat(messages=[user(text("see"), *forms)])
+        assert answered.status == 200
+        assert answered.headers["x-ignored-params"] == "messages[0].content[1].image_url.detail"
+    fields = prepared[0].taken.fields
+    assert len(json.dumps([fields.messages, prepared[0].plan.fields.messages])) < 800
+    assert fields.messages[0]["content"][0] == text("see")
