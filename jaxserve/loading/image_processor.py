@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from jaxserve.config import ImageProcessorConfig
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading.fields import Fields
+from jaxserve.loading.json_file import read_json_object
 
 # Each of these follows the same rules; they differ in the library that transformers uses.
 _TYPES = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
@@ -58,26 +57,16 @@ def read_image_processor(directory: Path) -> ImageProcessorConfig:
 def _fields(directory: Path) -> Fields:
     path = directory / "preprocessor_config.json"
     if path.is_file():
-        return Fields(_read(path), str(path))
+        return Fields(read_json_object(path), str(path))
     path = directory / "processor_config.json"  # where transformers 5 writes all of a processor's parts
     if path.is_file():
-        nested = _read(path).get("image_processor")
+        nested = read_json_object(path).get("image_processor")
         if isinstance(nested, dict):
             return Fields(nested, f"{path}: image_processor")
     raise CheckpointError(
         f"{directory}: no preprocessor_config.json, and no processor_config.json with an image_processor; a model "
         "that takes images needs one of them"
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a JSON object")
-    return content
 
 
 def _pixels(fields: Fields, name: str, edge: str, absent: int) -> int:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +12,7 @@ from jaxserve.errors import CheckpointError
 from jaxserve.loading.checkpoint import GenerationDefaults, TensorInfo
 from jaxserve.loading.hf_config import generation_defaults_from_hf, model_config_from_hf
 from jaxserve.loading.hf_vision import published_name
+from jaxserve.loading.json_file import read_json_object
 from jaxserve.loading.safetensors_file import SafetensorsFile
 
 SINGLE_FILE = "model.safetensors"
@@ -31,7 +30,7 @@ def read_hf_config(directory: Path) -> tuple[ModelConfig, GenerationDefaults]:
         raise CheckpointError(
             f"{directory}: has no config.json; give a directory in Hugging Face layout or a .gguf file"
         )
-    config = _read_json(path)
+    config = read_json_object(path)
     quantization = config.get("quantization_config") or config.get("compression_config")
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
@@ -40,7 +39,7 @@ def read_hf_config(directory: Path) -> tuple[ModelConfig, GenerationDefaults]:
             "served, use the original checkpoint or a GGUF file"
         )
     generation_path = directory / "generation_config.json"
-    generation = _read_json(generation_path) if generation_path.is_file() else None
+    generation = read_json_object(generation_path) if generation_path.is_file() else None
     return model_config_from_hf(config, str(path)), generation_defaults_from_hf(generation, config)
 
 
@@ -83,7 +82,7 @@ def _open_files(directory: Path) -> list[SafetensorsFile]:
     index_path = directory / INDEX_FILE
     if not index_path.exists():
         raise CheckpointError(f"{directory}: {_what_is_there_instead(directory)}")
-    weight_map = _read_json(index_path).get("weight_map")
+    weight_map = read_json_object(index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_path}: has no weight_map from tensor names to files")
     for name, shard in weight_map.items():
@@ -121,15 +120,3 @@ def _what_is_there_instead(directory: Path) -> str:
             "can run code; convert them to safetensors with save_pretrained() of transformers"
         )
     return f"holds no weights ({SINGLE_FILE} or {INDEX_FILE}); to run without them use --load-format dummy"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: is not a JSON object")
-    return content

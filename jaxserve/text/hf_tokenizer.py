@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from jaxserve.errors import CheckpointError
+from jaxserve.loading.json_file import read_json_object
 from jaxserve.text.pieces import PieceType
 from jaxserve.text.sentencepiece import sentencepiece_backend
 from jaxserve.text.sentencepiece_file import read_sentencepiece_model
@@ -65,15 +65,7 @@ def _read_tokenizer_json(path: Path) -> Backend:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a JSON object")
-    return content
+    return read_json_object(path) if path.is_file() else {}
 
 
 def _content(token: str | dict[str, Any] | None) -> str | None:

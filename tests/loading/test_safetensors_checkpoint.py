@@ -230,7 +230,9 @@ def test_quantised_checkpoints_are_refused_by_name(tmp_path: Path, quantization:
         SafetensorsCheckpoint(tmp_path)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[]", "is not a JSON object")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "not valid JSON"), ("[]", "holds a list, not a JSON object")]
+)
 def test_broken_config(tmp_path: Path, text: str, message: str) -> None:
     write_hf_directory(tmp_path, TENSORS)
     (tmp_path / "config.json").write_text(text)
