@@ -8,13 +8,14 @@ from typing import Any
 from msgspec import UNSET
 from quart import Request, Response
 
+from jaxserve.async_llm import LONG_TEXT
 from jaxserve.inputs import TokenizedPrompt
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.server.answers import Rendered
 from jaxserve.server.intake import Intake, name_request
 from jaxserve.server.prepared_chat import prepare_chat
 from jaxserve.server.prepared_completion import prepare_completion
-from jaxserve.server.respond import json_response
+from jaxserve.server.respond import made_response
 from jaxserve.server.state import ServerState
 
 # About what comes back, not about which tokens are drawn.
@@ -25,19 +26,27 @@ async def render_chat(state: ServerState, request: Request) -> Response:
     """The prompt, its token ids and the parameters that a chat request would be answered with."""
     prepared = await prepare_chat(state, request)
     answer_id = f"chatcmpl-{name_request(prepared.taken.fields)}"
-    rendered = _rendered(state, prepared.taken, prepared.prompt, prepared.params, answer_id)
-    return json_response(rendered, prepared.taken.headers)
+
+    def answer() -> Rendered:
+        return _rendered(state, prepared.taken, prepared.prompt, prepared.params, answer_id)
+
+    is_large = len(prepared.prompt.token_ids) > LONG_TEXT
+    return await made_response(answer, prepared.taken.headers, is_large=is_large)
 
 
 async def render_completion(state: ServerState, request: Request) -> Response:
     """The same for a plain completion: a list, one for each prompt."""
     prepared = await prepare_completion(state, request)
     answer_id = f"cmpl-{name_request(prepared.taken.fields)}"
-    rendered = [
-        _rendered(state, prepared.taken, prompt, prepared.params, f"{answer_id}-{i}")
-        for i, prompt in enumerate(prepared.prompts)
-    ]
-    return json_response(rendered, prepared.taken.headers)
+
+    def answer() -> list[Rendered]:
+        return [
+            _rendered(state, prepared.taken, prompt, prepared.params, f"{answer_id}-{i}")
+            for i, prompt in enumerate(prepared.prompts)
+        ]
+
+    is_large = sum(len(prompt.token_ids) for prompt in prepared.prompts) > LONG_TEXT
+    return await made_response(answer, prepared.taken.headers, is_large=is_large)
 
 
 def _rendered(

@@ -28,7 +28,12 @@ async def whole_response(
     outputs: Sequence[RequestOutput], make: Callable[[], Any], headers: dict[str, str]
 ) -> Response:
     """200 with what `make` makes of finished outputs; on another thread if they have many log-probabilities."""
-    if _num_positions(outputs) <= LONG_ANSWER:
+    return await made_response(make, headers, is_large=_num_positions(outputs) > LONG_ANSWER)
+
+
+async def made_response(make: Callable[[], Any], headers: dict[str, str], *, is_large: bool) -> Response:
+    """200 with what `make` makes; if that `is_large`, making and writing it would hold up the event loop."""
+    if not is_large:
         return json_response(make(), headers)
     body = await asyncio.to_thread(lambda: _encoder.encode(make()))
     return Response(body, 200, headers, content_type="application/json")

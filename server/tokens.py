@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from quart import Request, Response
 
 from jaxserve.async_llm import LONG_TEXT
@@ -12,7 +10,7 @@ from jaxserve.server.answers import DetokenizedText, Tokens
 from jaxserve.server.conversation import render
 from jaxserve.server.intake import take
 from jaxserve.server.protocol import DetokenizeRequest, TokenizeRequest
-from jaxserve.server.respond import json_response
+from jaxserve.server.respond import made_response
 from jaxserve.server.state import ServerState
 
 
@@ -37,8 +35,12 @@ async def tokenize(state: ServerState, request: Request) -> Response:
             must_fit=False,
         )
         token_ids = prompt.token_ids
-    strings = llm.tokenizer.convert_ids_to_tokens(token_ids) if fields.return_token_strs else None
-    return json_response(Tokens(len(token_ids), llm.info.max_model_len, token_ids, strings), taken.headers)
+
+    def answer() -> Tokens:
+        strings = llm.tokenizer.convert_ids_to_tokens(token_ids) if fields.return_token_strs else None
+        return Tokens(len(token_ids), llm.info.max_model_len, token_ids, strings)
+
+    return await made_response(answer, taken.headers, is_large=len(token_ids) > LONG_TEXT)
 
 
 async def detokenize(state: ServerState, request: Request) -> Response:
@@ -46,13 +48,12 @@ async def detokenize(state: ServerState, request: Request) -> Response:
     taken = await take(state, request, DetokenizeRequest, {})
     token_ids, vocab_size = taken.fields.tokens, state.llm.info.vocab_size
 
-    def decoded() -> str:
+    def answer() -> DetokenizedText:
         outside = [i for i in token_ids if not 0 <= i < vocab_size]
         if outside:
             raise RequestError(
                 f"tokens has token ids outside the vocabulary of {vocab_size}: {outside[:5]}.", param="tokens"
             )
-        return state.llm.tokenizer.decode(token_ids, skip_special_tokens=False)
+        return DetokenizedText(state.llm.tokenizer.decode(token_ids, skip_special_tokens=False))
 
-    text = decoded() if len(token_ids) <= LONG_TEXT else await asyncio.to_thread(decoded)
-    return json_response(DetokenizedText(text), taken.headers)
+    return await made_response(answer, taken.headers, is_large=len(token_ids) > LONG_TEXT)

@@ -432,10 +432,14 @@ async def test_large_bodies_are_read_on_another_thread(monkeypatch: pytest.Monke
         assert (answer.status, answer.error["param"]) == (400, "n")
         back = await served.post("/detokenize", {"tokens": [97] * 50_000})
         assert back.json["prompt"] == "a" * 50_000
+        shown = await served.post("/tokenize", {"prompt": "a" * 70_000, "return_token_strs": True})
+        assert shown.json["token_strs"] == ["a"] * 70_000
+        rendered = await served.post("/v1/completions/render", {"prompt": [[97] * 50_000, [98]]})
+        assert [one["prompt"] for one in rendered.json] == ["a" * 50_000, "b"]
         wrong = await served.post("/detokenize", {"tokens": [97] * 50_000 + [999]})
         assert (wrong.status, wrong.error["param"]) == (400, "tokens")
     main = threading.main_thread()
-    assert [thread is main for thread in threads] == [True, False, False, False, False]
+    assert [thread is main for thread in threads] == [True, *[False] * 6]
 
 
 async def test_a_text_of_any_length_is_not_one_of_every_length(monkeypatch: pytest.MonkeyPatch):
