@@ -15,7 +15,7 @@ from typing import Any
 
 import jsonschema
 
-from benchmarks.structured.schemas import Schema
+from benchmarks.structured_parts.schemas import Schema
 from jaxserve.bench.http_client import HttpClient
 from jaxserve.bench.load_generator import LoadGenerator, Prompt, RequestRecord
 from jaxserve.errors import JaxserveError

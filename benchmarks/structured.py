@@ -1,8 +1,8 @@
 """Answers that follow a JSON schema: do they validate, what do they cost, and whom do they hold up?
 
-    python -m benchmarks.structured                                  # starts a server of its own
-    python -m benchmarks.structured --limit 20 --output result.json
-    python -m benchmarks.structured --base-url http://127.0.0.1:8000
+    python benchmarks/structured.py                                  # starts a server of its own
+    python benchmarks/structured.py --limit 20 --output result.json
+    python benchmarks/structured.py --base-url http://127.0.0.1:8000
 
 1. 200 varied schemas (some by hand, the rest from a seeded generator): the share of answers with finish_reason "stop"
    that `jsonschema` accepts.  Must be 100 %.
@@ -21,9 +21,12 @@ import asyncio
 import json
 import statistics
 import sys
+from pathlib import Path
 from typing import Any
 
-from benchmarks.structured.measure import (
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.structured_parts.measure import (
     ALONE,
     NUM_STREAMS,
     Asker,
@@ -32,7 +35,7 @@ from benchmarks.structured.measure import (
     time_first_tokens,
     time_others,
 )
-from benchmarks.structured.schemas import BY_HAND, schemas
+from benchmarks.structured_parts.schemas import BY_HAND, schemas
 from jaxserve.bench.environment import environment
 from jaxserve.bench.http_client import HttpClient, TransportError
 from jaxserve.bench.percentiles import percentile
@@ -146,7 +149,7 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.structured",
+        prog="benchmarks/structured.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

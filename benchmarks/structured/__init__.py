@@ -1,1 +1,0 @@
-"""Answers that follow a JSON schema, measured over HTTP: `python -m benchmarks.structured`."""

@@ -1,0 +1,1 @@
+"""Answers that follow a JSON schema, measured over HTTP: `python benchmarks/structured.py`."""
