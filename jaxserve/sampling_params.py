@@ -144,11 +144,7 @@ class SamplingParams:
         need(self.logprobs is None or self.logprobs >= 0, "logprobs", "at least 0")
         need(self.prompt_logprobs is None or self.prompt_logprobs >= 0, "prompt_logprobs", "at least 0")
         if self.logit_bias:
-            if len(self.logit_bias) > MAX_LOGIT_BIAS:
-                raise RequestError(
-                    f"logit_bias must have at most {MAX_LOGIT_BIAS} entries, got {len(self.logit_bias)}.",
-                    param="logit_bias",
-                )
+            check_num_biases(len(self.logit_bias))
             for token_id, bias in self.logit_bias.items():
                 if not is_number(bias):
                     raise RequestError(
@@ -202,3 +198,11 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether the most likely token is taken: vLLM treats temperatures below 1e-5 as zero."""
         return self.temperature < 1e-5
+
+
+def check_num_biases(count: int) -> None:
+    """Raise RequestError for a logit_bias of so many entries, if they are too many."""
+    if count > MAX_LOGIT_BIAS:
+        raise RequestError(
+            f"logit_bias must have at most {MAX_LOGIT_BIAS} entries, got {count}.", param="logit_bias"
+        )

@@ -27,8 +27,8 @@ class ResponseFormat(BaseModel):
     json_schema: JsonSchemaFormat | None = None
     # Of structural tags, in the two forms that vLLM knows.
     format: dict[str, Any] | None = None
-    structures: list[dict[str, Any]] | None = None
-    triggers: list[str] | None = None
+    structures: list[dict[str, Any]] | None = Field(default=None, fail_fast=True)
+    triggers: list[str] | None = Field(default=None, fail_fast=True)
 
 
 class StructuredOutputs(BaseModel):
@@ -38,7 +38,7 @@ class StructuredOutputs(BaseModel):
 
     json_: Any = Field(default=None, alias="json")  # a schema, or its text
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: list[str] | None = Field(default=None, fail_fast=True)
     grammar: str | None = None
     json_object: bool | None = None
     structural_tag: Any = None  # an object, or its text

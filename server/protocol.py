@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from jaxserve.sampling_params import check_num_biases
 from jaxserve.server.format_fields import ResponseFormat, StructuredOutputs
 from jaxserve.server.tool_fields import MAX_TOOLS, Tool
 
@@ -17,7 +18,14 @@ def _list_of_strings(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-StringOrList = Annotated[list[str], BeforeValidator(_list_of_strings)]
+def _few_biases(value: Any) -> Any:
+    if isinstance(value, dict):
+        check_num_biases(len(value))
+    return value
+
+
+# Lists end with the first wrong item: an error for each of a million takes pydantic seconds, and a gigabyte.
+StringOrList = Annotated[list[str], Field(fail_fast=True), BeforeValidator(_list_of_strings)]
 
 
 class StreamOptions(BaseModel):
@@ -49,13 +57,13 @@ class GenerationRequest(BaseModel):
     repetition_penalty: float | None = None
     seed: int | None = None
     stop: StringOrList | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[int] | None = Field(default=None, fail_fast=True)
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
-    logit_bias: dict[str, float] | None = None
-    allowed_token_ids: list[int] | None = None
+    logit_bias: Annotated[dict[str, float], BeforeValidator(_few_biases)] | None = None
+    allowed_token_ids: list[int] | None = Field(default=None, fail_fast=True)
     bad_words: StringOrList | None = None
     prompt_logprobs: int | None = None
     add_special_tokens: bool | None = None
@@ -75,12 +83,12 @@ class GenerationRequest(BaseModel):
 class TemplateFields(BaseModel):
     """How a conversation becomes a prompt; shared by chat and /tokenize."""
 
-    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
+    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS, fail_fast=True)
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    documents: list[dict[str, Any]] | None = None
+    documents: list[dict[str, Any]] | None = Field(default=None, fail_fast=True)
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     mm_processor_kwargs: dict[str, Any] | None = None  # bounds of the images of messages
 
@@ -123,4 +131,4 @@ class DetokenizeRequest(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
     model: str | None = None
-    tokens: list[int]
+    tokens: list[int] = Field(fail_fast=True)

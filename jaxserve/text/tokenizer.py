@@ -19,6 +19,7 @@ from jaxserve.text.tokenizer_parts import TokenizerParts
 
 _SHORT = 1024  # characters that are tokenized sooner than another thread is woken
 _USUAL = 8  # characters of a token; most texts have about four
+_CHEAP = 65_536  # characters that are tokenized in some hundredths of a second, whatever they are
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -118,10 +119,10 @@ class Tokenizer:
     def least_tokens(self, text: str, enough: int) -> int:
         """A number of tokens that `text` has at least, without tokenizing it; counted no further than `enough`.
 
-        Takes about as long for a text of any length, and nothing (then it is 0) for one that is no longer than texts
-        of `enough` tokens usually are, or of a tokenizer that may lose parts of a text (see spelling_of).
+        Takes about as long for a text of any length.  Nothing is counted (it is 0) of one that is short, or no longer
+        than texts of `enough` tokens usually are, nor for tokenizers that may lose parts of a text (see spelling_of).
         """
-        if len(text) <= _USUAL * enough or self._spelling is None:
+        if len(text) <= max(_CHEAP, _USUAL * enough) or self._spelling is None:
             return 0
         with self._making_least:  # on demand: it has some 25 MiB, and few servers are ever sent such a text
             if self._least is None:
