@@ -104,6 +104,12 @@ def _said(llm: AsyncLLM, request: GenerationRequest, *, may_be_empty: bool = Fal
         _check_max_tokens(llm, "max_tokens", request.max_tokens)
     if request.n is not None and request.n > MAX_N:
         raise RequestError(f"n must be at most {MAX_N}, got {request.n}.", param="n")
+    allowed, vocab_size = request.allowed_token_ids, llm.info.vocab_size
+    if allowed is not None and len(allowed) > vocab_size:
+        raise RequestError(
+            f"allowed_token_ids must have at most {vocab_size} entries, the vocabulary's, got {len(allowed)}.",
+            param="allowed_token_ids",
+        )
     said = {name: value for name in _SAME if (value := getattr(request, name)) is not None}
     if request.max_tokens is not None:
         said["max_tokens"] = request.max_tokens

@@ -12,7 +12,8 @@ from jaxserve.server.errors import ApiError
 
 MAX_DEPTH = 100  # lists and objects within each other; a tool's JSON schema has about 10
 MAX_CONTAINERS = 100_000  # lists and objects of a body; each costs more time and memory than its two bytes
-MAX_VALUES = 2**22  # of a body: token ids, as a rule
+MAX_NAMES = 300_000  # of all objects together
+MAX_VALUES = 2**22  # token ids, as a rule
 
 _PART = 2**20  # bytes that one call looks at while no other thread runs
 _STRUCTURE = b'[]{},:"'
@@ -62,11 +63,11 @@ def _checked_structure(data: bytes) -> int:
         num_containers += opened
         num_values += outside.count(b",")
         num_names += outside.count(b":")
-        if num_containers > MAX_CONTAINERS or num_values > MAX_VALUES:
+        if num_containers > MAX_CONTAINERS or num_names > MAX_NAMES or num_values > MAX_VALUES:
             raise ApiError(
                 400,
-                f"The request body has too many parts: at most {MAX_CONTAINERS} lists and objects, and {MAX_VALUES} "
-                "values in all.",
+                f"The request body has too many parts: at most {MAX_CONTAINERS} lists and objects, {MAX_NAMES} names "
+                f"in objects, and {MAX_VALUES} values in all.",
                 param="body",
             )
     return num_names

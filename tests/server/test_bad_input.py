@@ -72,6 +72,11 @@ CHAT = [
     ({"stop_token_ids": ["a"]}, "stop_token_ids", "stop_token_ids[0] must be an integer, got 'a'."),
     ({"stop_token_ids": [999]}, "stop_token_ids", "outside the vocabulary of 262: [999]"),
     ({"allowed_token_ids": [999]}, "allowed_token_ids", "outside the vocabulary of 262: [999]"),
+    (
+        {"allowed_token_ids": [1] * 263},
+        "allowed_token_ids",
+        "at most 262 entries, the vocabulary's, got 263.",
+    ),
     ({"allowed_token_ids": []}, "allowed_token_ids", "allowed_token_ids must be at least one token id"),
     ({"bad_words": [""]}, "bad_words", "bad_words must be non-empty strings"),
     ({"logit_bias": {"Paris": 5}}, "logit_bias", "'Paris' is not a token id"),

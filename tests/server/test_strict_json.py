@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxserve.server import strict_json
 from jaxserve.server.errors import ApiError
-from jaxserve.server.strict_json import MAX_CONTAINERS, MAX_DEPTH, MAX_VALUES, decode_body
+from jaxserve.server.strict_json import MAX_CONTAINERS, MAX_DEPTH, MAX_NAMES, MAX_VALUES, decode_body
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(alphabet='[{"\\\\]}a,:é', max_size=9),
@@ -64,6 +64,13 @@ def test_more_lists_and_objects_than_any_request_has(unit: bytes):
     with pytest.raises(ApiError, match="too many parts: at most 100000 lists and objects") as caught:
         decode_body(b"[" + b",".join([unit] * (count + 1)) + b"]")
     assert (caught.value.status, caught.value.param) == (400, "body")
+
+
+def test_more_names_than_any_request_has():
+    data = b"{" + b",".join(b'"%d":1' % i for i in range(MAX_NAMES)) + b"}"
+    assert len(decode_body(data)) == MAX_NAMES
+    with pytest.raises(ApiError, match=r"too many parts.* 300000 names"):
+        decode_body(data[:-1] + b',"":1}')
 
 
 def test_more_values_than_any_request_has():
