@@ -91,21 +91,26 @@ def _gif(data: bytes) -> int:
 
 def _bmp(data: bytes) -> int:
     """Runs of one that is compressed, which nobody has compressed for decades; so many a run are a mebibyte."""
-    (compression,) = struct.unpack_from("<I", data, 30)
+    (compression,) = _unpacked("<I", data, 30)
     return len(data) // 16 if compression in (1, 2) else 0
 
 
 def _tiff(data: bytes, order: str, *, is_big: bool) -> int:
     """Those of the first image: numbers in its fields, of which strips and tiles have one each."""
     entry, number = (f"{order}HHQQ", f"{order}Q") if is_big else (f"{order}HHII", f"{order}I")
-    (at,) = struct.unpack_from(number, data, 8 if is_big else 4)
+    (at,) = _unpacked(number, data, 8 if is_big else 4)
     of_entries = f"{order}Q" if is_big else f"{order}H"
-    (num_entries,) = struct.unpack_from(of_entries, data, at)
+    (num_entries,) = _unpacked(of_entries, data, at)
     at += struct.calcsize(of_entries)
     count = 0
     for i in range(min(num_entries, MAX_PARTS + 1)):
-        _, kind, length, _ = struct.unpack_from(entry, data, at + i * struct.calcsize(entry))
+        _, kind, length, _ = _unpacked(entry, data, at + i * struct.calcsize(entry))
         count += 1 if kind in _BYTES else length
         if count > MAX_PARTS:
             break
     return count
+
+
+def _unpacked(form: str, data: bytes, at: int) -> tuple[int, ...]:
+    """Numbers at a place that a file names, which may be anywhere: struct.error where it is not in the file."""
+    return struct.unpack(form, data[at : at + struct.calcsize(form)])

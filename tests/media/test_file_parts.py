@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -36,6 +36,9 @@ def tiff(num_strips: int, order: str = "<", *, mark: bytes = b"") -> bytes:
         struct.pack(f"{order}I", at + 8 * num_strips) * num_strips + struct.pack(f"{order}I", 8) * num_strips
     )
     return head + struct.pack(f"{order}IH", 8, len(tags)) + fields + bytes(4) + places + bytes(64)
+
+
+BIG_TIFF = file_of(SMALL, "TIFF", big_tiff=True)
 
 
 def progressive(side: int, more_scans: int) -> bytes:
@@ -99,12 +102,17 @@ def test_what_is_counted() -> None:
     with_thumbnail = file_of(cat, "JPEG", exif=b"Exif\0\0" + file_of(cat.resize((99, 99)), "JPEG"))
     assert parts_of(with_thumbnail).scans == 1  # what is inside a segment is none of it
     assert parts_of(tiff(8)).count == 6 + 2 * 8
+    assert 8 < parts_of(BIG_TIFF).count < 100
     assert parts_of(PNG) == Parts(2)
     assert parts_of(BMP + bytes(10**7)) == Parts(0)
 
 
-@given(st.sampled_from([JPEG, PNG, GIF, tiff(8), tiff(8, ">"), CAT.read_bytes()]), st.data())
-def test_broken_files_are_counted_as_far_as_they_go(whole: bytes, data: st.DataObject) -> None:
+@given(st.sampled_from([JPEG, PNG, GIF, BMP, tiff(8), tiff(8, ">"), BIG_TIFF, CAT.read_bytes()]), st.data())
+@example(b"II+\0" + b"\xff" * 50, None)
+def test_broken_files_are_counted_as_far_as_they_go(whole: bytes, data: st.DataObject | None) -> None:
+    if data is None:
+        assert parts_of(whole) == Parts()
+        return
     at = data.draw(st.integers(0, min(len(whole), 400)))
     broken = whole[:at] + data.draw(st.binary(max_size=12)) + whole[at + data.draw(st.integers(0, 12)) :]
     cut = broken[: data.draw(st.integers(0, len(broken)))]
