@@ -7,13 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
+from tests.quick_compile import QUICK
 
-# Compiling is nearly all of the time.  Without its new way to write fusions XLA takes half as long; from 0.11 on there
-# is no other (jax 0.10.2, 2026-11-25).
-_FLAGS = "--xla_backend_optimization_level=0" + (
-    " --xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
-)
+_FLAGS = " ".join(f"--{name}={int(value)}" for name, value in QUICK.items())
 
 
 def run_on_devices(num_devices: int, module: str, *arguments: str, **environment: str) -> str:

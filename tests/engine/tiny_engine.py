@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jaxserve.kernels_pallas.metadata import AttentionMetadata
 from jaxserve.models.parameters import dummy_model
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.structured.compiler import GrammarCompiler
+from tests.quick_compile import QUICK
 
 TINY = ModelConfig(
     family="llama",
@@ -132,7 +134,7 @@ class DenseModel:
         graphdef, state = dummy_model(config, jnp.dtype(dtype), seed)
         state = jax.tree.map(lambda x: x.astype(jnp.float32), state)
 
-        @jax.jit
+        @partial(jax.jit, compiler_options=QUICK if jax.default_backend() == "cpu" else None)
         def logits(token_ids: jax.Array) -> jax.Array:
             size = token_ids.shape[0]
             meta = AttentionMetadata(

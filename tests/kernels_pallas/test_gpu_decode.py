@@ -18,6 +18,7 @@ from jaxserve.kernels_pallas.scoring import Scoring
 from jaxserve.kernels_pallas.tuning import DecodeTuning, decode_rule, decode_tuning
 from tests.kernels_pallas.layouts import Step, make_step, packed, unturned
 from tests.kernels_pallas.lowering import lower_for
+from tests.quick_compile import QUICK
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
 
@@ -144,7 +145,7 @@ def test_rope_and_norms_fused(
         interpret=interpret,
     )
 
-    @partial(jax.jit, donate_argnums=(1, 3), compiler_options=quickly(interpret))
+    @partial(jax.jit, donate_argnums=(1, 3), compiler_options=QUICK if interpret else None)
     def twice(qkv, kv_pages, meta, counters):
         """As two layers would: the second must find the counters cleared, and what the first has written."""
         _, kv_pages, counters = call(qkv, kv_pages, meta, counters=counters)
@@ -249,15 +250,10 @@ def run(
         tuning=tuning,
         interpret=interpret,
     )
-    jitted = jax.jit(call, donate_argnums=1, compiler_options=quickly(interpret))
+    jitted = jax.jit(call, donate_argnums=1, compiler_options=QUICK if interpret else None)
     out, pages, counters = jitted(jnp.asarray(packed(step)), jnp.asarray(step.kv_pages), step.meta)
     assert not np.asarray(counters).any()
     return np.asarray(out), np.asarray(pages)
-
-
-def quickly(interpret: bool) -> dict[str, Any] | None:
-    """An interpreted kernel is much code that runs once."""
-    return {"xla_backend_optimization_level": 0} if interpret else None
 
 
 def wide_array(x: Any) -> np.ndarray:

@@ -12,6 +12,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from jaxserve.kernels_pallas import gpu_norm
 from jaxserve.kernels_pallas.residual import StackedRow, add_norm, contract_parts, contract_share, split_of
+from tests.quick_compile import interpretable
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # from 0.11 on
 COMPILED = [
@@ -39,7 +40,7 @@ def arguments(num_rows: int, size: int, num_parts: int, dtype: str) -> tuple[jax
 def test_as_plain_operations(num_rows: int, size: int, num_parts: int, dtype: str, interpret: bool) -> None:
     x, parts, scale = arguments(num_rows, size, num_parts, dtype)
     stack, row = jnp.stack([jnp.zeros_like(scale), scale, scale + 1]), jnp.ones(1, jnp.int32)
-    total, normed = gpu_norm.add_norm(x, parts, stack, row, eps=EPS, interpret=interpret)
+    total, normed = interpretable(gpu_norm.add_norm, interpret=interpret, eps=EPS)(x, parts, stack, row)
     np.testing.assert_array_equal(StackedRow(stack, row)[...], scale)
     expected_total, expected = add_norm(x, parts, scale, EPS, "xla")
     assert (total.dtype, normed.dtype) == (x.dtype, x.dtype)

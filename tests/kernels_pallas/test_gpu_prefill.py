@@ -16,6 +16,7 @@ from jaxserve.kernels_pallas.gpu_prefill import PrefillConfig
 from jaxserve.kernels_pallas.scoring import Scoring
 from tests.kernels_pallas.layouts import Step, cast, make_step, some_of_everything
 from tests.kernels_pallas.lowering import lower_for, triton_kernels
+from tests.quick_compile import interpretable
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # from 0.11 on
 COMPILED = [
@@ -141,7 +142,6 @@ def run(
 ) -> tuple[np.ndarray, np.ndarray]:
     scoring = Scoring(step.q.shape[-1] ** -0.5, **options)
     pages = xla.write_kv(jnp.asarray(step.kv_pages), jnp.asarray(step.k), jnp.asarray(step.v), step.meta)
-    out = gpu_prefill.attend(
-        jnp.asarray(step.q), pages, step.meta, scoring, config=config, interpret=interpret
-    )
+    attend = interpretable(gpu_prefill.attend, interpret=interpret, scoring=scoring, config=config)
+    out = attend(jnp.asarray(step.q), pages, step.meta)
     return np.asarray(out), np.asarray(pages)

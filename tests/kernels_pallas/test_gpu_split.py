@@ -13,6 +13,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from jaxserve.kernels_pallas import gpu_split, xla
 from jaxserve.kernels_pallas.heads import HeadNorms, RopeTable, split_heads
 from tests.kernels_pallas.layouts import make_step
+from tests.quick_compile import interpretable
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # from 0.11 on
 COMPILED = [
@@ -57,7 +58,7 @@ def test_as_plain_operations(
     qkv = qkv.at[7, 0, -2:, 3].set(3e5 if page_dtype.startswith("float8") else 1.0)  # no page holds that much
     want_q, k, v = split_heads(qkv, rope, norms)
     want_pages = xla.write_kv(pages, k, v, meta)
-    q, written = gpu_split.split_and_write(qkv, pages, meta, rope, norms, interpret=interpret)
+    q, written = interpretable(gpu_split.split_and_write, interpret=interpret)(qkv, pages, meta, rope, norms)
     assert (q.dtype, written.dtype) == (want_q.dtype, want_pages.dtype)
     ulp, page_ulp = float(jnp.finfo(dtype).eps), float(jnp.finfo(page_dtype).eps)
     np.testing.assert_allclose(np.float32(q), np.float32(want_q), rtol=2 * ulp, atol=8 * ulp)

@@ -16,6 +16,7 @@ from jaxserve.kernels_pallas.attention import attention, backend_of, start_step
 from jaxserve.kernels_pallas.scoring import Scoring
 from tests.kernels_pallas.layouts import Step, make_step, packed, unturned
 from tests.kernels_pallas.lowering import lower_for
+from tests.quick_compile import interpretable
 
 MIXED = [(40, 1), (7, 1), (0, 10), (300, 6), (0, 1), (129, 45)]
 RAGGED = [(5, 1), (130, 1), (0, 1), (63, 1), (64, 1), (16, 1)]
@@ -49,9 +50,8 @@ def test_matches_the_reference(case: str, options: str) -> None:
     step = make(**CASES[case])
     scoring = Scoring(128**-0.5, **OPTIONS[options])
     want, pages = reference.paged_attention(step.q, step.k, step.v, step.kv_pages, step.meta, scoring)
-    out = tpu_attention.attend(
-        jnp.asarray(step.q), jnp.asarray(pages), step.meta, scoring, block_tokens=128, interpret=True
-    )
+    attend = interpretable(tpu_attention.attend, interpret=True, scoring=scoring, block_tokens=128)
+    out = attend(jnp.asarray(step.q), jnp.asarray(pages), step.meta)
     np.testing.assert_allclose(np.float32(out), np.float32(want), atol=0.02, rtol=0.02)  # padding: zeros
 
 
@@ -60,7 +60,7 @@ def test_writes_the_step_and_nothing_else(case: str) -> None:
     step = make(**CASES.get(case, {"sequences": [(3, 100)]}))
     _, want = reference.paged_attention(step.q, step.k, step.v, step.kv_pages, step.meta, Scoring(0.1))
     arrays = (jnp.asarray(x) for x in (step.kv_pages, step.k, step.v))
-    pages = tpu_attention.write_kv(*arrays, step.meta, interpret=True)
+    pages = interpretable(tpu_attention.write_kv, interpret=True)(*arrays, step.meta)
     np.testing.assert_array_equal(
         np.asarray(pages, np.float32)[1:], want[1:].astype(np.float32)
     )  # padding writes to page 0
@@ -74,14 +74,14 @@ def test_what_lies_behind_the_last_key_is_not_read() -> None:
         keys = np.arange(old + 1)
         where = np.asarray(step.meta.page_table)[row, keys // 16], keys % 16
         poisoned[where] = pages[where]
-    attend = partial(tpu_attention.attend, scoring=Scoring(0.1), block_tokens=64, interpret=True)
+    attend = interpretable(tpu_attention.attend, interpret=True, scoring=Scoring(0.1), block_tokens=64)
     out = attend(jnp.asarray(step.q), jnp.asarray(poisoned), step.meta)
     np.testing.assert_array_equal(out, attend(jnp.asarray(step.q), jnp.asarray(pages), step.meta))
 
 
 def test_a_padding_row_between_others_breaks_no_chain_of_fetches() -> None:
     step = make(sequences=[(200, 1), (70, 1), (150, 1)], decode=True)
-    attend = partial(tpu_attention.attend, scoring=Scoring(0.1), block_tokens=64, interpret=True)
+    attend = interpretable(tpu_attention.attend, interpret=True, scoring=Scoring(0.1), block_tokens=64)
     whole = np.asarray(attend(jnp.asarray(step.q), jnp.asarray(step.kv_pages), step.meta), np.float32)
     meta = replace(step.meta, kv_lens=step.meta.kv_lens.at[1].set(0))
     out = np.asarray(attend(jnp.asarray(step.q), jnp.asarray(step.kv_pages), meta), np.float32)

@@ -21,6 +21,7 @@ from jaxserve.loading.checkpoint import GenerationDefaults, TensorInfo
 from jaxserve.loading.hf_config import model_config_from_hf
 from jaxserve.models.decoder import DecoderModel
 from jaxserve.models.registry import family_of
+from tests.quick_compile import QUICK
 
 DIRECTORY = Path(__file__).with_name("goldens")
 NAMES = sorted(path.stem for path in DIRECTORY.glob("*.npz"))
@@ -89,7 +90,7 @@ def run_sequence(
     )
     graphdef, state = nnx.split(model)
 
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
+    @partial(jax.jit, compiler_options=QUICK)
     def step(state: Any, token_ids: jax.Array, pages: tuple[jax.Array, ...], meta: AttentionMetadata) -> Any:
         model = nnx.merge(graphdef, state)
         hidden, pages = model(token_ids, pages, meta)

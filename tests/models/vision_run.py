@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from jaxserve.models.image_tokens import ImageTokens
 from jaxserve.models.qwen2_vl import Qwen2VL
 from tests.models.golden import PAGE_SIZE
 from tests.models.vision_cases import PROCESSOR, Turn
+from tests.quick_compile import QUICK
 
 _LENGTH = 256  # tokens that every sequence is padded to
 
@@ -38,14 +40,14 @@ class SeeingModel:
         block = 0 if vision.window_size is None else vision.window_size**2
         self._shape = TowerShape(1, 256, 2 * -(-256 // block) if block else 0, block)
 
-        @jax.jit
+        @partial(jax.jit, compiler_options=QUICK)
         def encode(state: Any, pixels: jax.Array, vector: jax.Array) -> jax.Array:
             batch = unpack(vector, self._shape, vision.merged_patches)
             frames = normalised(pixels, PROCESSOR)
             tower = nnx.merge(graphdef, state).visual
             return tower(frames, batch.positions, batch.lengths, batch.windows, "xla")[0]
 
-        @jax.jit
+        @partial(jax.jit, compiler_options=QUICK)
         def run(state: Any, token_ids: jax.Array, meta: AttentionMetadata, images: ImageTokens) -> jax.Array:
             model, config = nnx.merge(graphdef, state), self._config
             page = (_LENGTH // PAGE_SIZE + 1, PAGE_SIZE, config.num_kv_heads, 2, config.head_dim)
