@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from quart import Request
+from quart import Request, current_app
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from jaxserve.server.body_budget import BodyShare
 from jaxserve.server.errors import ApiError
@@ -53,10 +54,13 @@ async def read_body(request: Request, receive_timeout: float, share: BodyShare) 
             headers={"Accept-Encoding": "identity"},
         )
     parts: list[bytes] = []
+    limit = current_app.config["MAX_CONTENT_LENGTH"]
     try:
         async with asyncio.timeout(receive_timeout):
             async for part in request.body:
                 share.add(len(part))
+                if share.num_bytes > limit:  # Quart counts what has not been taken
+                    raise RequestEntityTooLarge
                 parts.append(part)
     except TimeoutError:
         raise ApiError(408, "The request body did not arrive in time.", param="body") from None
