@@ -203,7 +203,7 @@ class TestTools:
             "x" * 2 * MIB,
             [["f"]] * 1000,
             {"type": "allowed_tools", "allowed_tools": {"mode": "x" * MIB, "tools": [{}]}},
-            {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{}] * 100_000}},
+            {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{}] * 90_000}},
         ],
         ids=lambda value: repr(value)[:60],
     )
@@ -211,7 +211,7 @@ class TestTools:
         await target.is_refused(CHAT, chat(tools=[a_tool()], tool_choice=choice), "tool_choice")
 
     async def test_allowed_tools_without_end(self, target: Target):
-        allowed = [{"type": "function", "function": {"name": "f"}}] * 50_000
+        allowed = [{"type": "function", "function": {"name": "f"}}] * 40_000
         choice = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": allowed}}
         assert (await target.attack(CHAT, chat(tools=[a_tool()], tool_choice=choice))).status_code == 200
 
