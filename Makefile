@@ -12,6 +12,10 @@ EXTRAS ?= dev
 BIN := $(VENV)/bin
 GPU_VENV ?= .venv-gpu-check
 GPU_BIN := $(GPU_VENV)/bin
+# What pip puts on sys.path is the checkout itself ("compat"): behind an import hook, which is the default, a script run
+# from the folder that a clone named jaxserve lies in would find that folder in the package's place.
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+EDITABLE := --config-settings editable_mode=compat --editable
 comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
@@ -57,14 +61,14 @@ $(STAMP): pyproject.toml
 	  echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), and jaxserve needs 3.11 or newer: say make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { \
 	  echo "make: $(PYTHON) cannot make an environment; on Debian and Ubuntu: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	$(BIN)/python $(PIP_INSTALL) $(EDITABLE) '.[$(EXTRAS)]'
 	@touch $@
 
 # An environment of its own: beside the plug-in JAX would ask every other test for a GPU's driver.
 $(GPU_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(GPU_VENV)
-	$(GPU_BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(GPU_BIN)/python $(PIP_INSTALL) $(EDITABLE) .
 	version=$$($(GPU_BIN)/python -c 'from importlib.metadata import version; print(version("jax"))') && \
-	$(GPU_BIN)/python -m pip install --quiet --disable-pip-version-check \
+	$(GPU_BIN)/python $(PIP_INSTALL) \
 	  "jax-cuda13-plugin==$$version" "jax-cuda13-pjrt==$$version" nvidia-cuda-nvcc
 	@touch $@
