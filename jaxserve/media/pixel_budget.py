@@ -13,7 +13,8 @@ class PixelBudget:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._held = 0
-        self._lock = threading.Lock()
+        # Holds are garbage, too: one may be collected, and so released, by the very thread that has the lock.
+        self._lock = threading.RLock()
 
     def hold(self, num_bytes: int) -> PixelHold:
         """Make room for the images of a request, before they are decoded.
