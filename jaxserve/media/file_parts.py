@@ -11,6 +11,7 @@ MAX_PARTS = 65_536  # chunks, segments, strips; large photographs have some thou
 _JPEG, _PNG, _GIF = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", (b"GIF87a", b"GIF89a")
 _TIFF = re.compile(rb"(II|MM)(?:\0[*+]|[*+]\0)")
 _BYTES = (1, 2, 7)  # TIFF's types of fields that are read as one piece
+_OLDEST_BMP = 12  # bytes of a head without compression, behind which the image begins
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _BEHIND_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
@@ -91,8 +92,8 @@ def _gif(data: bytes) -> int:
 
 def _bmp(data: bytes) -> int:
     """Runs of one that is compressed, which nobody has compressed for decades; so many a run are a mebibyte."""
-    (compression,) = _unpacked("<I", data, 30)
-    return len(data) // 16 if compression in (1, 2) else 0
+    size_of_head, compression = *_unpacked("<I", data, 14), *_unpacked("<I", data, 30)
+    return len(data) // 16 if size_of_head > _OLDEST_BMP and compression in (1, 2) else 0
 
 
 def _tiff(data: bytes, order: str, *, is_big: bool) -> int:

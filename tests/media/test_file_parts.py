@@ -105,6 +105,8 @@ def test_what_is_counted() -> None:
     assert 8 < parts_of(BIG_TIFF).count < 100
     assert parts_of(PNG) == Parts(2)
     assert parts_of(BMP + bytes(10**7)) == Parts(0)
+    oldest = b"BM" + struct.pack("<IHHIIHHHH", 0, 0, 0, 26, 12, 1000, 1000, 1, 24)
+    assert parts_of(oldest + b"\0\0\0\0\1\0\0\0" + bytes(3 * 10**6)) == Parts(0)
 
 
 @given(st.sampled_from([JPEG, PNG, GIF, BMP, tiff(8), tiff(8, ">"), BIG_TIFF, CAT.read_bytes()]), st.data())
