@@ -74,12 +74,12 @@ def spelling_of(backend: Backend, pieces: PieceDecoder) -> Spelling | None:
     is_byte_level = any(step["type"] == "ByteLevel" for step in splitters)
     if is_byte_level != any(step["type"] == "ByteLevel" for step in _steps(backend.decoder, "decoders")):
         return None
-    vocab = backend.get_vocab(with_added_tokens=False)
-    lost = bytes(byte for single, byte in BYTE_LEVEL_ALPHABET.items() if single not in vocab)
+    lost = bytes(byte for single, byte in BYTE_LEVEL_ALPHABET.items() if model.token_to_id(single) is None)
     if not is_byte_level:
         lost = b""
         # Without one of these, characters with that byte would become an unknown token, many of them one together.
-        if not (model.byte_fallback and all(f"<0x{byte:02X}>" in vocab for byte in range(256))):
+        has_all = all(model.token_to_id(f"<0x{byte:02X}>") is not None for byte in range(256))
+        if not (model.byte_fallback and has_all):
             return None
     if not (all(map(_keeps_text, normalizers)) and all(map(_only_splits, splitters))):
         return None
