@@ -202,6 +202,9 @@ class AsyncLLM:
                 await checking
         except TimeoutError:
             raise self._admission.grammars.too_slow(constraint) from None
+        except RequestError as error:
+            # That one is kept beside the grammar; where it is raised, it would keep all that the caller holds.
+            raise RequestError(str(error), param=error.param) from None
 
     async def encode(self, text: str, *, add_special_tokens: bool = True, param: str = "prompt") -> list[int]:
         """Token ids of a text of any length; a long one is tokenized on another thread.

@@ -112,6 +112,8 @@ class ImageLoader:
                 sources[self.policy.max_images].where,
                 f"is one image too many: {self.policy.max_images} are taken (--limit-mm-per-prompt)",
             )
+        if not sources:  # texts do not wait for other requests' images
+            return []
         loop = asyncio.get_running_loop()
         # What comes several times is fetched once, and prepared once.
         keys = [_key(source) for source in sources]

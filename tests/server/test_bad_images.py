@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jaxserve.media.loader import _processed
 from jaxserve.media.policy import MediaPolicy
 from tests.media.photos import CAT, file_of
 from tests.media.test_image_file import png_head
@@ -147,6 +150,45 @@ async def test_decoded_images_of_waiting_requests_have_a_limit() -> None:
 async def test_images_of_one_request_may_pass_that_limit() -> None:
     with seeing(media=MediaPolicy(max_queued_bytes=1)) as served:
         assert [(await served.chat(messages=[user(part(RED))])).status for _ in range(2)] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"structured_outputs": {"regex": "(("}},
+        {"chat_template": "{{ messages[0].content }} {{ raise_exception('no') }}"},
+        {"chat_template": "no image"},
+        {"logit_bias": {"99999": 1}},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+async def test_of_a_refused_request_nothing_is_held(fields: dict[str, Any]) -> None:
+    one = user(part(RED))
+    gc.disable()  # who waits for it refuses others meanwhile
+    try:
+        with seeing(media=MediaPolicy(max_queued_bytes=1)) as served:
+            assert (await served.chat(messages=[one], **fields)).status == 400
+            assert (await served.chat(messages=[one])).status == 200
+    finally:
+        gc.enable()
+
+
+async def test_who_brings_no_image_waits_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def prepared(*arguments: Any) -> Any:
+        begun.set()
+        assert go_on.wait(5)
+        return _processed(*arguments)
+
+    monkeypatch.setattr("jaxserve.media.loader._processed", prepared)
+    with seeing() as served:
+        pictures = [part(picture(1, 1, colour)) for colour in ("red", "green", "blue", "white", "black")]
+        busy = asyncio.create_task(served.chat(messages=[user(*pictures)]))
+        await asyncio.to_thread(begun.wait)
+        assert (await served.chat()).status == 200
+        go_on.set()
+        assert (await busy).status == 200
 
 
 async def test_number_and_size_of_images() -> None:
