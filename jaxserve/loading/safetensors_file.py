@@ -100,7 +100,7 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     try:
         header = json.loads(text, object_pairs_hook=_refuse_duplicates)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise CheckpointError(f"{path}: damaged: its header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: damaged: its header is not a JSON object")

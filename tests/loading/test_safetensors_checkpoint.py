@@ -126,6 +126,7 @@ def entry(begin: int, end: int, dtype: str = "F32", shape: list[Any] | None = No
         ({"a": entry(0, 16, dtype="F8_E4M3", shape=[16])}, r"'a' is stored as F8_E4M3"),
         ([1], r"not a JSON object"),
         (b"{]", r"header is not JSON"),
+        pytest.param(b"[" * 100_000, r"header is not JSON", id="endless"),
         (b'{"\xff": 1}', r"header is not JSON"),
         (b'{"a": 1, "a": 2}', r"a key stands there twice"),
     ],
@@ -231,7 +232,13 @@ def test_quantised_checkpoints_are_refused_by_name(tmp_path: Path, quantization:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "not valid JSON"), ("[]", "holds a list, not a JSON object")]
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[]", "holds a list, not a JSON object"),
+    ],
+    ids=["open", "endless", "list"],
 )
 def test_broken_config(tmp_path: Path, text: str, message: str) -> None:
     write_hf_directory(tmp_path, TENSORS)
