@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AbstractMesh
 
 from jaxserve.errors import CheckpointError
 from jaxserve.loading.weights import load_model
@@ -15,8 +14,8 @@ from jaxserve.models.layout import plan_layout
 from jaxserve.models.on_devices import abstract_on_mesh
 from jaxserve.models.parameters import abstract_model
 from jaxserve.models.registry import build_language_model
-from jaxserve.models.sharding import DATA, EXPERT, TENSOR
-from jaxserve.models.towers import split_tower, spread_tower
+from jaxserve.models.sharding import abstract_mesh
+from jaxserve.models.towers import split_tower
 from tests.models.vision_cases import CONFIGS, NUM_LOGITS, TURNS, Turn, checkpoint, goldens
 from tests.models.vision_run import SeeingModel
 
@@ -61,10 +60,9 @@ def test_tower_and_language_model_are_the_whole(family: str) -> None:
 @pytest.mark.parametrize("num_devices", [2, 4])
 def test_devices_share_the_tower(family: str, num_devices: int) -> None:
     layout = plan_layout(checkpoint(family).config, num_devices)
-    mesh = AbstractMesh((1, num_devices, 1), (DATA, TENSOR, EXPERT))
-    tower = split_tower(abstract_on_mesh(layout, DTYPE, mesh)[1])[1]
+    tower = split_tower(abstract_on_mesh(layout, DTYPE, abstract_mesh(num_devices, 1))[1])[1]
     assert tower is not None
-    leaves = jax.tree.leaves(spread_tower(tower))
+    leaves = jax.tree.leaves(tower)
     divided = sum(leaf.size for leaf in leaves if not leaf.sharding.is_fully_replicated)
     assert divided > 0.9 * sum(leaf.size for leaf in leaves)
 

@@ -14,10 +14,11 @@ from jaxserve import __version__
 from jaxserve.config import EngineConfig, ImageProcessorConfig, ModelConfig
 from jaxserve.engine.building import build_runner, settle_engine
 from jaxserve.engine.hosts.follower import Follower
-from jaxserve.engine.hosts.joining import JOIN_SECONDS, connect_to_leader, listen_for_followers
+from jaxserve.engine.hosts.joining import connect_to_leader, listen_for_followers
 from jaxserve.engine.hosts.leader import Followers
 from jaxserve.engine.hosts.link import LinkLostError
 from jaxserve.engine.hosts.messages import End, Hello
+from jaxserve.engine.hosts.runtime import JOIN_SECONDS
 from jaxserve.engine.settle import Settings
 from jaxserve.errors import JaxserveError
 from jaxserve.loading.checkpoint import AnyCheckpoint
