@@ -11,16 +11,11 @@ with tool_choice "required" and by name; with "auto" it answers in words.  Large
 from __future__ import annotations
 
 import json
-import os
 import sys
 from typing import Any
 
-try:
-    from openai import APIConnectionError, OpenAI
-except ImportError:
-    sys.exit("This example needs the `openai` package: pip install openai (or run it with .venv/bin/python)")
+from server_client import DEFAULT_URL, OpenAI, connected
 
-DEFAULT_URL = "http://127.0.0.1:8000/v1"
 BY_NAME: Any = {"type": "function", "function": {"name": "get_weather"}}
 TOOLS: list[Any] = [
     {
@@ -50,13 +45,12 @@ def get_weather(location: str, unit: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    base_url = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("OPENAI_BASE_URL", DEFAULT_URL)
-    client = OpenAI(base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"))
-    try:
-        model = client.models.list().data[0].id
-    except APIConnectionError:
-        sys.exit(f"Nobody answers at {base_url}: start the server first (see the top of this file)")
+    base_url = sys.argv[1] if len(sys.argv) > 1 else DEFAULT_URL
+    with connected(base_url, start_it="see the top of this file") as (client, model):
+        converse(client, model)
 
+
+def converse(client: OpenAI, model: str) -> None:
     messages = [user("What's the weather like in San Francisco in celsius?")]
     call, finish_reason = whole_call(client, model, messages, "required")
     print(f"required: {shown(call)}")

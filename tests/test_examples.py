@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -49,11 +50,50 @@ def test_chat_prints_the_plain_and_the_streamed_answer() -> None:
     assert (plain["temperature"], streamed["temperature"]) == (0, 0)
 
 
-def test_chat_says_when_nobody_answers() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "start_it"),
+    [
+        ((CHAT,), "make serve"),
+        ((TOOL_CALLING,), "see the top of this file"),
+        ((VISION, CAT), "jaxserve serve, with a Qwen2-VL or Qwen2.5-VL"),
+    ],
+)
+def test_examples_say_when_nobody_answers(arguments: Sequence[Path], start_it: str) -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
-    done = subprocess.run([sys.executable, CHAT, url], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, *arguments, url], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == f"Nobody answers at {url}: start the server first (make serve)\n"
+    assert done.stderr == f"Nobody answers at {url}: start the server first ({start_it})\n"
+
+
+async def run_example(*arguments: str | Path) -> tuple[int | None, str, str]:
+    """The exit status, stdout and stderr of an example, run while this process serves."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *map(str, arguments), stdout=pipe, stderr=pipe, env=environment
+    )
+    out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_examples_say_what_is_missing_of_a_url_and_a_key() -> None:
+    with serving(api_keys=("secret",)) as served:
+        async with listening(served) as url:
+            assert await run_example(CHAT, f"{url}/v1") == (
+                1,
+                "",
+                f"The server at {url}/v1 asks for its API key: set OPENAI_API_KEY\n",
+            )
+    with serving() as served:
+        async with listening(served) as url:
+            assert await run_example(CHAT, f"{url}/") == (
+                1,
+                "",
+                f"There is no OpenAI API at {url}/: did you mean {url}/v1?\n",
+            )
+            code, _, err = await run_example(VISION, CAT, f"{url}/v1")
+            assert code == 1
+            assert re.fullmatch(rf"The server at {url}/v1 refuses: .*image.*\n", err)
 
 
 def a_weather_model(request: CoreRequest) -> Sequence[int]:
@@ -78,15 +118,7 @@ async def run_tool_calling(script: Script) -> tuple[int | None, str, str]:
     flags = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
     with serving(script, info={"max_model_len": 4096}, **flags) as served:
         async with listening(served) as url:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                TOOL_CALLING,
-                f"{url}/v1",
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
-            out, err = await process.communicate()
-    return process.returncode, out.decode(), err.decode()
+            return await run_example(TOOL_CALLING, f"{url}/v1")
 
 
 def test_kubernetes_starts_servers_with_flags_that_there_are() -> None:
@@ -132,13 +164,16 @@ async def test_tool_calling_fails_where_the_result_is_not_used() -> None:
 async def test_vision_sends_a_photograph() -> None:
     with serving(info=vision_info(), chat_template=TEMPLATE, special_tokens=TOKENS) as served:
         async with listening(served) as url:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, VISION, str(CAT), f"{url}/v1", stdout=asyncio.subprocess.PIPE
-            )
-            out, _ = await process.communicate()
+            assert await run_example(VISION, CAT, f"{url}/v1") == (0, f"{PARIS}\n", "")
         (request,) = served.engine.submitted
-    assert (process.returncode, out.decode()) == (0, f"{PARIS}\n")
     assert len(request.images) == 1
+
+
+@pytest.mark.parametrize("more", [(), ("--model", "m")])
+def test_vision_says_that_a_photograph_is_missing(tmp_path: Path, more: tuple[str, ...]) -> None:
+    photo = tmp_path / "none.jpg"
+    done = subprocess.run([sys.executable, VISION, photo, *more], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, f"{photo}: No such file or directory\n")
 
 
 def test_vision_takes_a_pil_image_without_a_server(
@@ -152,3 +187,19 @@ def test_vision_takes_a_pil_image_without_a_server(
     runpy.run_path(str(VISION), run_name="__main__")
     assert capsys.readouterr().out == "A cat.\n"
     assert len(client.submitted[0].images) == 1
+
+
+def test_vision_says_what_is_wrong_with_a_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(sys, "argv", [str(VISION), str(CAT), "--model", str(tmp_path)])
+    with pytest.raises(SystemExit, match=str(tmp_path)):
+        runpy.run_path(str(VISION), run_name="__main__")
+
+    client = ScriptedClient(saying([*b"A cat."]), info=scripted_info())
+    parts = EngineParts(client, byte_tokenizer(chat_template=TEMPLATE, special=TOKENS), GenerationDefaults())
+    monkeypatch.setattr("jaxserve.llm.assemble", lambda config: parts)
+    with pytest.raises(SystemExit, match="image"):
+        runpy.run_path(str(VISION), run_name="__main__")
+    assert capsys.readouterr().out == ""

@@ -119,4 +119,7 @@ def _what_is_there_instead(directory: Path) -> str:
             f"holds its weights as pickles ({', '.join(pickles[:5])}), which are never loaded because they "
             "can run code; convert them to safetensors with save_pretrained() of transformers"
         )
-    return f"holds no weights ({SINGLE_FILE} or {INDEX_FILE}); to run without them use --load-format dummy"
+    return (
+        f"holds no weights ({SINGLE_FILE} or {INDEX_FILE}); to run with random ones use --load-format dummy, "
+        'or load_format="dummy" in Python'
+    )

@@ -210,7 +210,7 @@ def test_the_same_tensor_in_two_shards(tmp_path: Path) -> None:
         ),
         (["consolidated.00.pth"], r"pickles \(consolidated\.00\.pth\)"),
         (["model-00001-of-00002.safetensors"], r"neither model\.safetensors nor .*, only model-00001"),
-        ([], r"holds no weights.*--load-format dummy"),
+        ([], r'holds no weights.*--load-format dummy.*load_format="dummy"'),
     ],
 )
 def test_directories_without_safetensors(tmp_path: Path, files: list[str], message: str) -> None:
