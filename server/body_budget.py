@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from jaxserve.server.errors import unavailable
 
 MAX_BODIES = 2 * 2**30  # bytes; who sends slowly may take a minute, and there is no limit on connections
+SMALL_BODY = 2**16  # bytes that a body may have whatever others have: most requests are no larger
 
 
 class BodyBudget:
@@ -25,8 +26,8 @@ class BodyBudget:
         finally:
             self._held -= share.num_bytes
 
-    def _take(self, num_bytes: int) -> None:
-        if self._held + num_bytes > MAX_BODIES:
+    def _take(self, num_bytes: int, *, is_small: bool) -> None:
+        if not is_small and self._held + num_bytes > MAX_BODIES:
             raise unavailable("Too many large requests are being received; try again later.")
         self._held += num_bytes
 
@@ -39,6 +40,6 @@ class BodyShare:
         self.num_bytes = 0
 
     def add(self, num_bytes: int) -> None:
-        """More of the body has come.  Raises ApiError 503 where all of them are too large together."""
-        self._budget._take(num_bytes)
+        """More of the body has come.  Raises ApiError 503 where all are too large together, and this one not small."""
+        self._budget._take(num_bytes, is_small=self.num_bytes + num_bytes <= SMALL_BODY)
         self.num_bytes += num_bytes

@@ -291,10 +291,11 @@ async def test_nonsense_in_the_middle_of_an_answer_ends_it():
 
 
 async def test_bodies_have_a_limit_together(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("jaxserve.server.body_budget.MAX_BODIES", 100_000)
-    body = json.dumps({"prompt": "x" * 60_000, "truncate_prompt_tokens": 5, "max_tokens": 1}).encode()
-    head = b"POST /v1/completions HTTP/1.1\r\nConnection: close\r\n" + HOST + JSON
-    head += b"Content-Length: %d\r\n\r\n" % len(body)
+    body = json.dumps({"prompt": "x" * 80_000, "truncate_prompt_tokens": 5, "max_tokens": 1}).encode()
+    small = b'{"prompt": "x", "max_tokens": 1}'
+    monkeypatch.setattr("jaxserve.server.body_budget.MAX_BODIES", len(body) + 10)
+    post = b"POST /v1/completions HTTP/1.1\r\nConnection: close\r\n" + HOST + JSON + b"Content-Length: "
+    head = post + b"%d\r\n\r\n" % len(body)
 
     async def answered(status: int) -> tuple[int, dict[str, str], bytes]:
         """An answer to the whole request, of that status as soon as the server has seen what was done before."""
@@ -310,6 +311,7 @@ async def test_bodies_have_a_limit_together(monkeypatch: pytest.MonkeyPatch):
         assert error_of(refused)["type"] == "ServiceUnavailableError"
         assert refused[1]["retry-after"] == "1"
         assert await is_well(url)
+        assert (await ask(url, post, b"%d\r\n\r\n" % len(small), small))[0] == 200
         writer.write(body[-1:])
         assert (await reader.read()).startswith(b"HTTP/1.1 200")
         writer.close()
