@@ -176,7 +176,8 @@ def _print(plan: dict[str, Any]) -> None:
     shapes = Table("step", "tokens", "rows", "tile", "pages a row", title="forward passes")
     for shape in plan["lattice"]["forwards"]:
         numbers = (shape["num_tokens"], shape["num_rows"], shape["tile_size"], shape["max_pages"])
-        shapes.add_row(shape["kind"], *map(str, numbers))
+        step = f"{shape['kind']}, scores prompts" if shape["scores_prompts"] else shape["kind"]
+        shapes.add_row(step, *map(str, numbers))
     console.print(shapes)
     if plan["lattice"]["towers"]:
         towers = Table("images a call", "patches each", title="encoding of images")
@@ -194,7 +195,28 @@ def _print(plan: dict[str, Any]) -> None:
         ]
         samplers.add_row(variant, "yes" if with_logprobs else "no", ", ".join(rows))
     console.print(samplers)
+    programs = Table(title="programs", show_header=False)
+    programs.add_column()
+    programs.add_column(justify="right")
+    for label, count in _program_counts(plan).items():
+        programs.add_row(label, str(count))
+    console.print(programs)
     console.print(
         f"{len(plan['programs'])} programs to compile, or to read from the cache on disk: the first start takes "
         f"about {plan['compile_seconds_estimate']:.0f} s for that (an estimate from typical figures)"
     )
+
+
+def _program_counts(plan: dict[str, Any]) -> dict[str, int]:
+    """How many programs there are of each kind; those of no shape in the lattice come last."""
+    lattice = plan["lattice"]
+    counts = {
+        "forward passes": len(lattice["forwards"]),
+        "samplers": len(lattice["samples"]),
+        "bursts of decode steps": len(lattice["bursts"]),
+        "encodings of images": len(lattice["towers"]),
+    }
+    counts["others: prompt log-probabilities, admissions, page tables"] = len(plan["programs"]) - sum(
+        counts.values()
+    )
+    return {label: count for label, count in counts.items() if count}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,16 @@ def test_tables(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "KV capacity" in out
     assert "programs to compile" in out
     assert "an estimate" in out
+    assert out.count("mixed, scores prompts") == 1
+
+
+def test_every_program_is_in_a_table(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", model]) == 0
+    out = capsys.readouterr().out
+    programs = out[out.rindex("forward passes") :]
+    *counts, total = map(int, re.findall(r"(\d+)(?: │$| programs to compile)", programs, re.MULTILINE))
+    assert len(counts) == 3  # forward passes, samplers, others: CPUs have no bursts
+    assert sum(counts) == total
 
 
 def test_too_little_memory_says_what_it_takes(model: str, capsys: pytest.CaptureFixture[str]) -> None:
