@@ -10,7 +10,8 @@ MAX_PARTS = 65_536  # chunks, segments, strips; large photographs have some thou
 
 _JPEG, _PNG, _GIF = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", (b"GIF87a", b"GIF89a")
 _TIFF = re.compile(rb"(II|MM)(?:\0[*+]|[*+]\0)")
-_BYTES = (1, 2, 7)  # TIFF's types of fields that are read as one piece
+_BYTES = (1, 2, 7)  # TIFF's types of fields that are read as one piece,
+_ONE_BY_ONE = (273, 279, 320, 324, 325)  # but for strips, tiles and colours, whatever their type
 _OLDEST_BMP = 12  # bytes of a head without compression, behind which the image begins
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _BEHIND_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
@@ -105,8 +106,8 @@ def _tiff(data: bytes, order: str, *, is_big: bool) -> int:
     at += struct.calcsize(of_entries)
     count = 0
     for i in range(min(num_entries, MAX_PARTS + 1)):
-        _, kind, length, _ = _unpacked(entry, data, at + i * struct.calcsize(entry))
-        count += 1 if kind in _BYTES else length
+        tag, kind, length, _ = _unpacked(entry, data, at + i * struct.calcsize(entry))
+        count += 1 if kind in _BYTES and tag not in _ONE_BY_ONE else length
         if count > MAX_PARTS:
             break
     return count

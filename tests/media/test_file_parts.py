@@ -26,10 +26,10 @@ def chunk(name: bytes, data: bytes = b"") -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def tiff(num_strips: int, order: str = "<", *, mark: bytes = b"") -> bytes:
+def tiff(num_strips: int, order: str = "<", *, mark: bytes = b"", kind: int = 4) -> bytes:
     tags = [(tag, 3, 1, value) for tag, value in ((256, 8), (257, 8), (258, 8), (259, 1), (262, 1), (278, 1))]
     at = 8 + 2 + 12 * (len(tags) + 2) + 4
-    tags += [(273, 4, num_strips, at), (279, 4, num_strips, at + 4 * num_strips)]
+    tags += [(273, kind, num_strips, at), (279, kind, num_strips, at + 4 * num_strips)]
     head = mark or (b"II*\0" if order == "<" else b"MM\0*")
     fields = b"".join(struct.pack(f"{order}HHII", *tag) for tag in tags)
     places = (
@@ -67,6 +67,7 @@ BUSY: dict[str, Callable[[], bytes]] = {
     "BMP, runs": lambda: BMP[:30] + b"\1" + BMP[31:] + b"\1\0" * 8 * MANY,
     "TIFF, strips": lambda: tiff(MANY),
     "TIFF, the other way round": lambda: tiff(MANY, ">"),
+    "TIFF, strips that bytes tell of": lambda: tiff(MANY, kind=1),
     "TIFF, a wrong mark": lambda: tiff(MANY, ">", mark=b"MM*\0"),
 }
 
