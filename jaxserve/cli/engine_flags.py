@@ -13,8 +13,9 @@ from jaxserve.cli.quantities import num_bytes, positive
 from jaxserve.cli.refused_flags import ENGINE_FLAGS, add_refused_flags
 from jaxserve.config import Dtype, EngineConfig, KvCacheDtype, LoadFormat
 from jaxserve.errors import ConfigError
+from jaxserve.loading.fetch import FETCHABLE_MODELS
 
-MODEL_HELP = "directory, .gguf file, hub name, or the short name of a bundled model (smollm2)"
+MODEL_HELP = f"directory, .gguf file, hub name, or {' or '.join(FETCHABLE_MODELS)} (downloaded on first use)"
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
@@ -77,14 +78,16 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.9,
         metavar="SHARE",
-        help="share of device memory for weights, activations and KV pages (default: %(default)s)",
+        help="share of device memory for weights, activations and KV pages; on CPU of free memory, and KV pages take "
+        "1 GiB of it, or what one sequence of --max-model-len needs if that is more (default: %(default)s)",
     )
     add(
         "--kv-cache-memory",
         "--kv-cache-memory-bytes",
         type=num_bytes,
         metavar="BYTES",
-        help="memory for KV pages, for example 2G or 512M; overrides --gpu-memory-utilization",
+        help="memory for KV pages of each device, for example 2G or 512M; overrides --gpu-memory-utilization, and on "
+        "CPU its 1 GiB; more than --max-num-seqs sequences of --max-model-len need is not taken",
     )
     add(
         "--enable-prefix-caching",
