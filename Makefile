@@ -6,7 +6,7 @@ MODEL ?= smollm2
 HOST ?= 127.0.0.1
 PORT ?= 8000
 ARGS ?=
-# Extras to install with pip: dev (tests, linters, the openai client), cuda13, tpu, parity.
+# Extras to install with pip: dev (tests, linters, the openai client), cuda13, tpu, parity, ray.
 EXTRAS ?= dev
 
 BIN := $(VENV)/bin

@@ -1,8 +1,8 @@
 """Several jaxserve replicas behind Ray Serve, which routes to them, scales them, and replaces those that die.
 
-    pip install 'ray[serve]' openai
-    python examples/ray_serve.py                  two replicas of SmolLM2; one is killed amid 50 streamed chats
-    python examples/ray_serve.py --serve MODEL    serves until Ctrl-C
+    make install EXTRAS=dev,ray
+    .venv/bin/python examples/ray_serve.py                two replicas of SmolLM2; one is killed amid 50 streamed chats
+    .venv/bin/python examples/ray_serve.py --serve MODEL  serves until Ctrl-C
 
 The first form's exit status is 0 if every chat was answered, or failed in a way that tells a client to try again and
 was answered then, and if the killed replica came back.  With --gpus N each replica is one model over N GPUs.
@@ -31,9 +31,7 @@ try:
     from ray.util import list_named_actors
     from starlette.middleware import Middleware
 except ImportError as error:
-    sys.exit(
-        f"This example needs Ray Serve and the openai package ({error}): pip install 'ray[serve]' openai"
-    )
+    sys.exit(f"This example needs Ray Serve and the openai package ({error}): make install EXTRAS=dev,ray")
 
 NAME, FOLDER = "jaxserve", Path(__file__).resolve().parent
 NUM_CHATS, NUM_AT_ONCE, NUM_BEFORE_THE_KILL = 50, 12, 18

@@ -19,7 +19,8 @@ from jaxserve.errors import ConfigError
 
 SETTLE_SECONDS = 0.3  # thread pools spin for a while after a run; the next engine should have the cores alone
 WARM_UP_TOKENS = 16
-_PROBE = "import importlib.metadata as m; m.version('torch'); m.version('transformers')"
+_PEER_PACKAGES = ("torch", "transformers")
+_PROBE = f"import importlib.util as u; print(*(n for n in {_PEER_PACKAGES} if u.find_spec(n) is None))"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +52,11 @@ def check_transformers(python: str) -> None:
     except OSError as error:
         raise ConfigError(f"--vs-python {python}: {error.strerror}") from error
     if probe.returncode:
-        missing = probe.stderr.strip().splitlines()[-1:]
+        raise ConfigError(f"--vs-python {python}: is no Python ({probe.stderr.strip()[-200:]})")
+    if missing := probe.stdout.split():
         raise ConfigError(
-            f"--vs transformers needs torch and transformers in {python} ({''.join(missing)}): "
-            "pip install torch accelerate, or name an interpreter that has them with --vs-python"
+            f"--vs transformers: {python} lacks {', '.join(missing)}: make install EXTRAS=dev,parity, or name with "
+            "--vs-python an interpreter that has them"
         )
 
 
