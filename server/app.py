@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 
 from quart import Quart, Response, current_app, g, request
@@ -10,6 +9,7 @@ from werkzeug.exceptions import MethodNotAllowed, NotFound, RequestEntityTooLarg
 
 from jaxserve.async_llm import AsyncLLM
 from jaxserve.server import system
+from jaxserve.server.access_log import log_request
 from jaxserve.server.auth import check_api_key
 from jaxserve.server.chat import chat_completions
 from jaxserve.server.completions import completions
@@ -22,8 +22,6 @@ from jaxserve.server.root_path import strip_root_path
 from jaxserve.server.settings import MIB, ServerSettings
 from jaxserve.server.state import ServerState
 from jaxserve.server.tokens import detokenize, tokenize
-
-_log = logging.getLogger(__name__)
 
 MAX_TEXT_BODY = 4 * MIB  # of a request, where the operator says nothing
 MAX_IMAGE_BODY = 64 * MIB  # likewise, for a model that takes images
@@ -121,17 +119,7 @@ def _add_hooks(app: Quart, state: ServerState) -> None:
         route = request.url_rule.rule if request.url_rule is not None else "none"
         state.metrics.count_http(request.method, route, response.status_code)
         if settings.log_requests:
-            elapsed_ms = (time.monotonic() - g.started_at) * 1000
-            labels = "".join(f" {name}={value!r:.200}" for name, value in g.labels.items())
-            _log.info(
-                "%s %r %d %.1f ms %s%s",
-                request.method,
-                request.path,
-                response.status_code,
-                elapsed_ms,
-                g.request_id,
-                labels,
-            )
+            log_request(request, response)
         return response
 
     @app.errorhandler(Exception)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import jaxserve
 from jaxserve.errors import RequestFailedError
 from jaxserve.sampling_params import SamplingParams
-from tests.server.serving import PARIS, Serving, serving
+from tests.server.serving import PARIS, Serving, listening, say, serving
 from tests.tiny import BOS
 
 
@@ -234,3 +236,29 @@ async def test_log_line(caplog: pytest.LogCaptureFixture):
     with serving(log_requests=False) as served:
         await served.chat()
         assert "POST" not in caplog.text
+
+
+@pytest.mark.parametrize("stays", [True, False])
+async def test_a_stream_is_logged_at_its_end(caplog: pytest.LogCaptureFixture, stays: bool):
+    caplog.set_level("INFO", "jaxserve.server.access_log")
+    with serving(say("abc"), engine={"stalled": True}) as served:
+        async with listening(served) as url, httpx.AsyncClient(base_url=url) as client:
+            request = client.build_request("POST", "/v1/completions", json={"prompt": "x", "stream": True})
+            sending = asyncio.create_task(client.send(request, stream=True))
+            await asyncio.to_thread(served.engine.wait_until, lambda: len(served.engine.submitted) == 1)
+            await asyncio.to_thread(served.engine.step)
+            response = await sending
+            assert caplog.text == ""
+            if stays:
+                served.engine.resume()
+                await response.aread()
+            await response.aclose()
+            await logged(caplog)
+    note = "" if stays else r" \(the client hung up\)"
+    assert re.search(rf"POST '/v1/completions' 200 [0-9.]+ ms{note} [0-9a-z-]+$", caplog.text)
+
+
+async def logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with asyncio.timeout(10):
+        while not caplog.records:  # noqa: ASYNC110  # a record sets no event
+            await asyncio.sleep(0)
