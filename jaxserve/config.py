@@ -218,8 +218,16 @@ class ImageProcessorConfig:
             raise ConfigError(
                 f"image processor: max_pixels {self.max_pixels} is below min_pixels {self.min_pixels}"
             )
-        if 0 in self.image_std:
-            raise ConfigError(f"image processor: image_std {self.image_std} must have no zero")
+        # Bytes become (byte * rescale_factor - mean) / std in float32, which these keep from infinities.
+        for name, values in (("rescale_factor", (self.rescale_factor,)), ("image_std", self.image_std)):
+            if not all(1e-6 <= value <= 1e6 for value in values):
+                raise ConfigError(
+                    f"image processor: {name} is {getattr(self, name)}; it must be from 1e-6 to 1e6"
+                )
+        if not all(abs(value) <= 1e6 for value in self.image_mean):
+            raise ConfigError(
+                f"image processor: image_mean is {self.image_mean}; it must be from -1e6 to 1e6"
+            )
 
     @property
     def token_pixels(self) -> int:
