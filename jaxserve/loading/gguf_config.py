@@ -11,6 +11,7 @@ from jaxserve.config import ExpertsConfig, ModelConfig, RopeScaling
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.loading.fields import MAX_LAYERS, Fields
+from jaxserve.loading.gguf_fields import array_of, special_token
 from jaxserve.loading.gguf_rope import rope_scaling_from_gguf
 
 _SUPPORTED = ("llama", "qwen2", "qwen3", "qwen3moe")
@@ -83,15 +84,11 @@ def generation_defaults_from_gguf(fields: Mapping[str, Any]) -> GenerationDefaul
 
     Raises CheckpointError for an id that is none.
     """
-    read = Fields(fields, "GGUF metadata")
-    ids = [
-        token_id
-        for key in ("eos_token_id", "eot_token_id", "eom_token_id")
-        for token_id in read.token_ids(f"tokenizer.ggml.{key}")
-    ]
+    named = [special_token(fields, role) for role in ("eos", "eot", "eom")]
+    ids = [token_id for token_id in named if token_id is not None]
     # Some converters name only the end of text as EOS, though the chat template ends turns otherwise.
-    tokens = fields.get("tokenizer.ggml.tokens") or []
-    types = fields.get("tokenizer.ggml.token_type") or []
+    tokens = array_of(fields, "tokenizer.ggml.tokens", str)
+    types = array_of(fields, "tokenizer.ggml.token_type", int)
     ids += [
         token_id
         for token_id, (token, kind) in enumerate(zip(tokens, types, strict=False))
@@ -177,7 +174,7 @@ def _window(read: Fields) -> int | None:
 
 
 def _vocab_size(general: Fields, read: Fields) -> int:
-    tokens = general.values.get("tokenizer.ggml.tokens")
+    tokens = array_of(general.values, "tokenizer.ggml.tokens", str)
     return len(tokens) if tokens else read.integer("vocab_size", least=1)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxserve.errors import CheckpointError
+from jaxserve.loading.gguf_fields import array_of, special_token
 from jaxserve.text.byte_level import byte_level_backend, pre_tokenizer_named
 from jaxserve.text.pieces import PieceType, added_tokens, vocabulary
 from jaxserve.text.sentencepiece import SentencePieceModel, sentencepiece_backend
@@ -21,18 +22,18 @@ def parts_from_gguf(fields: Mapping[str, Any]) -> TokenizerParts:
         CheckpointError: a field is missing or wrong, or the kind of tokenizer is not supported (named).
     """
     kind = _need(fields, "tokenizer.ggml.model")
-    tokens: list[str] = _need(fields, "tokenizer.ggml.tokens")
-    types: list[int] = list(fields.get("tokenizer.ggml.token_type", ())) or [PieceType.NORMAL] * len(tokens)
+    tokens: list[str] = _need_array(fields, "tokenizer.ggml.tokens", str)
+    types: list[int] = array_of(fields, "tokenizer.ggml.token_type", int) or [PieceType.NORMAL] * len(tokens)
     if len(types) != len(tokens):
         raise CheckpointError(f"tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens")
     if kind == "gpt2":
         pre_tokenizer = pre_tokenizer_named(fields.get("tokenizer.ggml.pre", "default"))
-        merges = [_split_merge(merge) for merge in _need(fields, "tokenizer.ggml.merges")]
+        merges = [_split_merge(merge) for merge in _need_array(fields, "tokenizer.ggml.merges", str)]
         backend = byte_level_backend(vocabulary(tokens, types), merges, pre_tokenizer)
         backend.add_tokens(added_tokens(tokens, types))
         adds_bos = pre_tokenizer.add_bos
     elif kind == "llama":
-        scores: list[float] = _need(fields, "tokenizer.ggml.scores")
+        scores: list[float] = _need_array(fields, "tokenizer.ggml.scores", float)
         if len(scores) != len(tokens):
             raise CheckpointError(f"tokenizer.ggml.scores has {len(scores)} entries for {len(tokens)} tokens")
         prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
@@ -62,6 +63,11 @@ def _need(fields: Mapping[str, Any], name: str) -> Any:
     return fields[name]
 
 
+def _need_array(fields: Mapping[str, Any], name: str, kind: type) -> list[Any]:
+    _need(fields, name)
+    return array_of(fields, name, kind)
+
+
 def _split_merge(merge: str) -> tuple[str, str]:
     left, _, right = merge.partition(" ")
     if not left or not right:
@@ -72,12 +78,13 @@ def _split_merge(merge: str) -> tuple[str, str]:
 
 
 def _named(fields: Mapping[str, Any], tokens: list[str], role: str) -> str | None:
-    name = f"tokenizer.ggml.{role}_token_id"
-    token_id = fields.get(name)
+    token_id = special_token(fields, role)
     if token_id is None:
         return None
-    if not 0 <= token_id < len(tokens):
-        raise CheckpointError(f"{name}={token_id} is outside the vocabulary of {len(tokens)}")
+    if token_id >= len(tokens):
+        raise CheckpointError(
+            f"tokenizer.ggml.{role}_token_id={token_id} is outside the vocabulary of {len(tokens)}"
+        )
     return tokens[token_id]
 
 

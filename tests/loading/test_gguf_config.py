@@ -248,5 +248,9 @@ def test_end_tokens() -> None:
     more = {**LLAMA, "tokenizer.ggml.eot_token_id": 3, "tokenizer.ggml.eom_token_id": 5}
     assert generation_defaults_from_gguf(more).eos_token_ids == (1, 3, 5)
     assert generation_defaults_from_gguf({}).eos_token_ids == ()
+    none = {**LLAMA, "tokenizer.ggml.eot_token_id": 2**32 - 1}  # -1 as an unsigned number
+    assert generation_defaults_from_gguf(none).eos_token_ids == (1, 3)
     with pytest.raises(CheckpointError, match=r"tokenizer.ggml.eos_token_id is 'x'"):
         generation_defaults_from_gguf({"tokenizer.ggml.eos_token_id": "x"})
+    with pytest.raises(CheckpointError, match=r"tokenizer.ggml.tokens is True; it must be an array of str"):
+        generation_defaults_from_gguf({"tokenizer.ggml.tokens": True})

@@ -97,6 +97,12 @@ def test_bos_by_family_and_by_flag() -> None:
     assert tokenizer_from_gguf(fields(**changes, add_eos_token=True)).encode("a")[-1] == 258
 
 
+def test_no_token_is_written_as_minus_one() -> None:
+    """As an unsigned number: ggml's stories260K has such a token for padding."""
+    tokenizer = tokenizer_from_gguf(fields(padding_token_id=2**32 - 1))
+    assert (tokenizer.pad_token, tokenizer.eos_token) == (None, "<|end|>")
+
+
 def test_chat_templates() -> None:
     named = {"tokenizer.chat_template": "A", "tokenizer.chat_template.tool_use": "T"}
     assert tokenizer_from_gguf(fields() | named).chat_templates == {"default": "A", "tool_use": "T"}
@@ -111,7 +117,10 @@ def test_chat_templates() -> None:
         ({"tokens": None}, "lacks tokenizer.ggml.tokens"),
         ({"merges": ["he"]}, "merges has 'he'"),
         ({"tokens": [*TOKENS[:-1], "he"], "token_type": [NORMAL] * 261}, "'he' is in the vocabulary twice"),
+        ({"tokens": 5}, "tokens is 5; it must be an array of str"),
+        ({"token_type": [0.5]}, r"token_type is \[0.5\]; it must be an array of int"),
         ({"eos_token_id": 9999}, "eos_token_id=9999 is outside the vocabulary of 261"),
+        ({"eos_token_id": [1]}, r"eos_token_id is \[1\]; it must be a token id"),
     ],
 )
 def test_wrong_metadata_is_named(changes: dict[str, Any], message: str) -> None:
