@@ -53,17 +53,23 @@ def _from_data(url: str, where: str, max_bytes: int) -> bytes:
 
 def _decoded(text: str) -> bytes:
     """The bytes of base64.  Raises ValueError, of which binascii.Error is one, for what is none."""
-    if "=" in text.rstrip(_PADDING):
+    bare = text.rstrip(_PADDING)
+    padding = "=" * text.count("=", len(bare))
+    if "=" in bare:
         raise ValueError("Excess data after padding")
     decoded = []
     left = ""  # of a group of four characters
-    for start in range(0, len(text), _PART):
+    for start in range(0, len(bare), _PART):
         # Line ends are what command line tools put in; anything else that is not base64 is a mistake.
-        part = left + text[start : start + _PART].translate(_BLANKS)
+        part = left + bare[start : start + _PART].translate(_BLANKS)
         whole = len(part) // 4 * 4
         decoded.append(base64.b64decode(part[:whole], validate=True))
         left = part[whole:]
-    return b"".join((*decoded, base64.b64decode(left, validate=True)))
+    if (
+        left or not bare
+    ):  # padding that no group needs does no harm: some programs add it to whatever they have
+        decoded.append(base64.b64decode(left + padding, validate=True))
+    return b"".join(decoded)
 
 
 def _from_file(url: str, where: str, policy: MediaPolicy) -> bytes:
