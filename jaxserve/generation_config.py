@@ -87,7 +87,7 @@ def _read(source: str) -> dict[str, Any]:
         raise ConfigError(
             f"generation_config={source!r}: {path}: {error.strerror}; give auto, vllm, or a directory with a {FILE}"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"generation_config={source!r}: {path}: not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"generation_config={source!r}: {path} holds no JSON object")

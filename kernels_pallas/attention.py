@@ -30,7 +30,7 @@ class StepScratch(NamedTuple):
 
 
 def backend_of(platform: str, head_dim: int) -> Backend:
-    """Whose kernels are the fastest on `platform`."""
+    """Whose kernels are the fastest on `platform` for heads of `head_dim`."""
     if platform in ("gpu", "cuda") and head_dim % 16 == 0:
         return "gpu"
     if platform == "tpu":

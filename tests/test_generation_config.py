@@ -78,7 +78,13 @@ def test_what_cannot_be_is_refused_by_name(options: dict[str, Any], says: str):
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [("{", "not valid JSON"), ("[]", "holds no JSON object"), ('{"top_p": 9}', r"in \(0, 1\]")],
+    [
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[]", "holds no JSON object"),
+        ('{"top_p": 9}', r"in \(0, 1\]"),
+    ],
+    ids=["open", "endless", "list", "top_p"],
 )
 def test_a_broken_file_is_refused(tmp_path: Path, content: str, says: str):
     (tmp_path / "generation_config.json").write_text(content)
