@@ -108,12 +108,16 @@ class HttpServer(uvicorn.Server):
         """Drain and end; called again, cut the answers off and end.  On the server's loop only."""
         if self._drain is None:
             seconds = self._settings.shutdown_timeout
-            _log.info(
-                "%s: %d requests in flight get up to %g s; once more ends at once",
-                reason,
-                self._llm.num_in_flight,
-                seconds,
-            )
+            if num_in_flight := self._llm.num_in_flight:
+                _log.info(
+                    "%s: stopping once requests in flight (%d) have ended, in %g s at most; a second signal "
+                    "ends at once",
+                    reason,
+                    num_in_flight,
+                    seconds,
+                )
+            else:
+                _log.info("%s: stopping", reason)
         else:
             _log.warning("%s again: ending at once", reason)
             self._drain.cancel()

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from jaxserve.config import EngineConfig
     from jaxserve.server.settings import ServerSettings
 
+_log = logging.getLogger(__name__)
+
 
 def add_parser(subparsers: Any) -> dict[str, argparse.ArgumentParser]:
     """Add the command; returns its parser by name."""
@@ -79,6 +81,7 @@ def _serve(config: EngineConfig, settings: ServerSettings) -> int:
             llm.shutdown()
         if config.nnodes > 1 and llm.error is not None:
             raise llm.error
+        _log.info("stopped")
         return status
 
 

@@ -96,6 +96,26 @@ def test_an_idle_server_goes_at_once():
         assert server.wait(30) == 0
 
 
+@pytest.mark.parametrize("num_in_flight", [0, 1])
+async def test_the_log_says_what_is_waited_for(caplog: pytest.LogCaptureFixture, num_in_flight: int):
+    caplog.set_level("INFO", "jaxserve.server.launch")
+    with serving(say("abc"), engine={"stalled": True}, shutdown_timeout=60) as served:
+        server = HttpServer(served.app, served.settings, served.llm)
+        task = asyncio.create_task(server.run_on(bind_socket(served.settings)))
+        asking = [asyncio.create_task(served.complete()) for _ in range(num_in_flight)]
+        await asyncio.to_thread(
+            served.engine.wait_until, lambda: len(served.engine.submitted) == num_in_flight
+        )
+        server.stop("SIGTERM")
+        served.engine.resume()
+        await asyncio.gather(task, *asking)
+    (line,) = (message for message in caplog.messages if message.startswith("SIGTERM"))
+    if num_in_flight:
+        assert line.startswith("SIGTERM: stopping once requests in flight (1) have ended, in 60 s at most;")
+    else:
+        assert line == "SIGTERM: stopping"
+
+
 async def cut_off(served: Serving) -> httpx.Response:
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     server = HttpServer(served.app, served.settings, served.llm, ready.set_result)
