@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import re
 from collections.abc import Callable
 from functools import cache
@@ -27,8 +28,10 @@ import numba as nb
 import numpy as np
 from llvmlite import binding, ir
 from numba import carray, cfunc, njit, types  # pyright: ignore[reportPrivateImportUsage]  # documented, not in __all__
-from numba.core import cgutils, config
+from numba.core import cgutils, config, event
 from numba.extending import intrinsic
+
+logger = logging.getLogger(__name__)
 
 CONTROL_WORDS = 32
 _NEXT_UNIT, _NUM_DONE, _NUM_HOLDERS, _NUM_UNITS = range(4)
@@ -222,14 +225,33 @@ def register(name: str, task: Callable[[int], int], handler: Callable[[int], int
     with _register_lock:
         if name in _registered:
             return
-        compiled_task = _compile(task)
-        binding.add_symbol(_task_symbol(name), compiled_task.address)
-        compiled = _compile(handler)
+        with event.install_listener("numba:run_pass", _Announcement(name)):
+            compiled_task = _compile(task)
+            binding.add_symbol(_task_symbol(name), compiled_task.address)
+            compiled = _compile(handler)
         new_capsule = ctypes.pythonapi.PyCapsule_New
         new_capsule.restype = ctypes.py_object
         new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
         jax.ffi.register_ffi_target(name, new_capsule(compiled.address, None, None), platform="cpu")
         _registered[name] = (compiled_task, compiled)
+
+
+class _Announcement(event.Listener):
+    """Says once that Numba compiles a kernel, which takes many seconds; where it finds it in its cache there is no
+    event, and nothing is said."""
+
+    def __init__(self, name: str) -> None:
+        self._name: str | None = name
+
+    def on_start(self, event: object) -> None:
+        if self._name is not None:
+            logger.info(
+                "compiling CPU kernel %s, once on a machine: later starts find it on disk", self._name
+            )
+            self._name = None
+
+    def on_end(self, event: object) -> None:
+        pass
 
 
 def _task_symbol(name: str) -> str:
