@@ -67,7 +67,10 @@ async def take(
     with state.bodies.body() as share:
         parts = await read_body(request, state.settings.receive_timeout, share)
         is_large = share.num_bytes > LARGE_BODY
-        fields, ignored = await asyncio.to_thread(read, parts) if is_large else read(parts)
+        try:
+            fields, ignored = await asyncio.to_thread(read, parts) if is_large else read(parts)
+        finally:
+            parts.clear()  # a call that waits for a thread stays in the line when its client has left
     model = state.check_model(getattr(fields, "model", None))
     return Intake(fields, model, tuple(ignored), share.num_bytes)
 

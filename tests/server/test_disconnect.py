@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from jaxserve.server.validation import read_body
 from tests.server.serving import Serving, listening, say, serving
 
 SCOPE: Any = {
@@ -105,6 +108,29 @@ async def test_at_any_moment(constraint: dict[str, Any]):
                 await served.app(SCOPE, sent_and_gone(body, num_turns), ignore)
             await until(served, lambda served=served: served.engine.num_unfinished == 0)
             assert served.llm.num_in_flight == 0
+
+
+async def test_while_its_body_waits_for_a_thread(monkeypatch: pytest.MonkeyPatch):
+    received: list[list[bytes]] = []
+
+    async def recorded(*arguments: Any) -> list[bytes]:
+        received.append(await read_body(*arguments))
+        assert received[0]
+        return received[0]
+
+    async def ignore(_: Any) -> None: ...
+
+    monkeypatch.setattr("jaxserve.server.intake.read_body", recorded)
+    threads, go_on = ThreadPoolExecutor(1), threading.Event()
+    asyncio.get_running_loop().set_default_executor(threads)
+    threads.submit(go_on.wait)
+    try:
+        with serving() as served:
+            body = json.dumps({"prompt": "x" * 100_000}).encode()
+            await served.app(SCOPE, sent_and_gone(body, 50), ignore)
+            assert received == [[]]
+    finally:
+        go_on.set()
 
 
 async def test_one_that_leaves_disturbs_nobody():
