@@ -18,6 +18,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
+from tqdm import tqdm
+
 from jaxserve.bench.http_client import HttpClient, TransportError
 from jaxserve.bench.load_generator import LoadGenerator, Prompt, RequestRecord
 from jaxserve.bench.server_process import server_at
@@ -75,6 +77,8 @@ def main() -> int:
     """Run the churn and print the verdict."""
     args = _parse()
     try:
+        if args.base_url is None:
+            print(f"starting a server with {args.model} …", file=sys.stderr, flush=True)
         with server_at(args.base_url, args.model, args.serve_flag) as url:
             checks = asyncio.run(churn(url, args))
     except JaxserveError as error:
@@ -94,11 +98,10 @@ async def churn(url: str, args: argparse.Namespace) -> list[Check]:
         )
         asker = LoadGenerator(client, api="chat", model=model, extra_body={"temperature": 0}, timeout=600)
         answer_before = await _ask(asker)
-        print(f"warm-up: {args.warmup} requests", flush=True)
-        await _run(generator, args.warmup, args, seed=args.seed + 1)
+        await _run(generator, args.warmup, args, seed=args.seed + 1, what="warm-up")
         before = await _settled_state(root, client)
         start = time.perf_counter()
-        outcomes = await _run(generator, args.requests, args, seed=args.seed)
+        outcomes = await _run(generator, args.requests, args, seed=args.seed, what="churn")
         seconds = time.perf_counter() - start
         after = await _settled_state(root, client)
         answer_after = await _ask(asker)
@@ -109,8 +112,10 @@ async def churn(url: str, args: argparse.Namespace) -> list[Check]:
     return _checks(args, outcomes, before, after, answer_before, answer_after)
 
 
-async def _run(generator: LoadGenerator, count: int, args: argparse.Namespace, seed: int) -> Counter[str]:
-    """Send `count` requests, `args.concurrency` at a time; returns how they ended."""
+async def _run(
+    generator: LoadGenerator, count: int, args: argparse.Namespace, *, seed: int, what: str
+) -> Counter[str]:
+    """Send `count` requests, `args.concurrency` at a time, with progress on stderr; returns how they ended."""
     rng = random.Random(seed)
     # Exactly a third, each at its own moment: before the first token, in the middle, near the end.
     leaves_early = [i < round(count * HUNG_UP_SHARE) for i in range(count)]
@@ -125,10 +130,12 @@ async def _run(generator: LoadGenerator, count: int, args: argparse.Namespace, s
             prompt = Prompt(text, rng.randint(MAX_TOKENS // 2, MAX_TOKENS))
             num_chunks = rng.randrange(prompt.max_tokens - 4) if leaves else None
             outcomes[await _one(generator, prompt, num_chunks)] += 1
+            bar.update()
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(args.concurrency):
-            group.create_task(worker())
+    with tqdm(total=count, desc=what, unit="req", file=sys.stderr) as bar:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(args.concurrency):
+                group.create_task(worker())
     return outcomes
 
 
