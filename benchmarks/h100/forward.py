@@ -286,7 +286,7 @@ def _parse() -> argparse.Namespace:
         "--settings",
         type=lambda text: text.split(","),
         default=["engine"],
-        help=f"of XLA: {', '.join(CHOICES)}, or its own NAME=VALUE, several joined by +",
+        help=f"of XLA: {', '.join(CHOICES)}, or its own NAME=VALUE, VALUE in JSON, several joined by +",
     )
     parser.add_argument("--profile", action="store_true", help="also trace some steps of each")
     parser.add_argument("--context", type=int, default=580, help="tokens in the cache of each decoding row")

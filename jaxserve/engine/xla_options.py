@@ -45,8 +45,8 @@ _OPTIONS = (
     _Option(
         "xla_gpu_experimental_use_collective_kernels", "", "gpu", True, most_rows=NCCL_ROWS, since=(0, 11, 2)
     ),
-    # Without it a graph's parts may overlap; nothing in these does, and the pauses are longer (4.10 ms at 1 row; with
-    # it 3.96).
+    # Without it a graph's parts may overlap; nothing in these does, and pauses are longer: 4.10 ms at 1 row, with it
+    # 3.96 (both before residual.contract_share).
     _Option("xla_gpu_command_buffer_scheduling_mode", "SERIALIZE", "gpu", True, most_rows=NCCL_ROWS),
     # XLA compiles and times dozens of Triton kernels for each product before it takes the fastest.  Of many rows each
     # try runs for milliseconds, one at a time whatever the number of cores: the 7 mixed programs of an 8B model took
