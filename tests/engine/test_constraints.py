@@ -27,9 +27,6 @@ from jaxserve.structured.compiler import GrammarCompiler
 from tests.engine.tiny_engine import Collector, DenseModel, build_constrained, request
 from tests.tiny import ASCII_EOS, ASCII_MARK, ASCII_VOCAB_SIZE, ascii_tokenizer
 
-# A machine with a GPU and without development packages collects these tests too.
-jsonschema = pytest.importorskip("jsonschema")
-
 TOKENIZER = ascii_tokenizer()
 PERSON = {
     "type": "object",
@@ -103,6 +100,8 @@ def failure(engine: Engine, core: CoreRequest) -> str:
 
 
 def test_answers_follow_their_grammar_and_end(engine: Engine) -> None:
+    import jsonschema  # here, so that machines without development packages can collect the rest
+
     cores = [
         constrained(engine, f"j{i}", {"json": PERSON, "disable_any_whitespace": True}, seed=i, max_tokens=80)
         for i in range(6)

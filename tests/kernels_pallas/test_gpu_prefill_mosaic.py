@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxserve.kernels_pallas import gpu_prefill, gpu_prefill_mosaic, reference
 from jaxserve.kernels_pallas.gpu_prefill_mosaic import TILE, MosaicConfig
@@ -18,6 +20,7 @@ from tests.kernels_pallas.layouts import Step, cast, make_step, some_of_everythi
 from tests.kernels_pallas.lowering import lower_for, triton_kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # from 0.11 on
+_BEFORE_0_11 = "jax._src.pallas.mosaic_gpu.interpret.params"
 MIXED = [(40, 1), (0, 64), (7, 1), (300, 200), (0, 63), (129, 65), (5, 3), (1000, 130)]
 CASES: dict[str, dict[str, Any]] = {
     "one tile": {"sequences": [(0, 64)]},
@@ -76,6 +79,12 @@ def test_every_cut_gives_the_same(config: MosaicConfig) -> None:
     np.testing.assert_allclose(np.asarray(out, np.float32), want, atol=0.02)
 
 
+def _interpreter() -> Any:
+    """Public from JAX 0.11 on."""
+    name = "InterpretGPUParams"
+    return getattr(plgpu if hasattr(plgpu, name) else import_module(_BEFORE_0_11), name)()
+
+
 @pytest.mark.parametrize(
     ("case", "options"),
     [
@@ -85,7 +94,6 @@ def test_every_cut_gives_the_same(config: MosaicConfig) -> None:
     ids=["two tiles", "window and cap"],
 )
 def test_long_rows_interpreted(case: dict[str, Any], options: dict[str, Any]) -> None:
-    params = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")  # public from 0.11 on
     step = make(head_dim=64, num_heads=2, num_kv_heads=1, **case)
     want, want_pages = run_reference(step, **options)
     out = gpu_prefill_mosaic.attend_long_rows(
@@ -94,7 +102,7 @@ def test_long_rows_interpreted(case: dict[str, Any], options: dict[str, Any]) ->
         step.meta,
         Scoring(64**-0.5, **options),
         config=MosaicConfig(block_keys=64, num_programs=1),
-        interpret=params.InterpretGPUParams(),
+        interpret=_interpreter(),
     )
     starts = np.asarray(step.meta.query_starts)
     for start, end in pairwise(starts):
