@@ -30,8 +30,8 @@ MAX_IMAGE_BODY = 64 * MIB  # likewise, for a model that takes images
 def create_app(llm: AsyncLLM, settings: ServerSettings) -> Quart:
     """The application that serves `llm`.  Raises ConfigError for settings that cannot work together."""
     app = Quart(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes or (
-        MAX_TEXT_BODY if llm.info.images is None else MAX_IMAGE_BODY
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes or min(
+        MAX_TEXT_BODY if llm.info.images is None else MAX_IMAGE_BODY, settings.max_total_body_bytes
     )
     app.config["BODY_TIMEOUT"] = None  # read_body has one; Quart's misses a client that leaves just then
     app.url_map.merge_slashes = False  # werkzeug would send the client to whatever host its Host header names
@@ -39,8 +39,10 @@ def create_app(llm: AsyncLLM, settings: ServerSettings) -> Quart:
     state = ServerState.build(llm, settings)
     _add_routes(app, state)
     _add_hooks(app, state)
+    asgi_app = state.bodies.counted(app.asgi_app)
     if settings.root_path:
-        app.asgi_app = strip_root_path(app.asgi_app, settings.root_path)  # pyright: ignore[reportAttributeAccessIssue]
+        asgi_app = strip_root_path(asgi_app, settings.root_path)
+    app.asgi_app = asgi_app  # pyright: ignore[reportAttributeAccessIssue]
     return app
 
 

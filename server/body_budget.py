@@ -1,45 +1,84 @@
-"""How many bytes request bodies may have together while they come in."""
+"""How many bytes the bodies of requests may have together, from their first one until the answer's end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from typing import Any
+
+from quart import Request
 
 from jaxserve.server.errors import unavailable
+from jaxserve.server.freed_memory import FreedMemory
+from jaxserve.server.root_path import AsgiApp
 
-MAX_BODIES = 2 * 2**30  # bytes; who sends slowly may take a minute, and there is no limit on connections
 SMALL_BODY = 2**16  # bytes that a body may have whatever others have: most requests are no larger
+
+_SHARE = "jaxserve.body"  # in a request's ASGI scope
 
 
 class BodyBudget:
-    """Counts the bodies that are being received or read.  For one event loop."""
+    """Counts the bodies of requests that are being received, read, prepared or answered.  For one event loop.
 
-    def __init__(self) -> None:
+    Attributes:
+        turn: held by who reads a huge body, of which there is a second copy meanwhile.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._held = 0
+        self._freed = FreedMemory()
+        self.turn = asyncio.Lock()
 
-    @contextmanager
-    def body(self) -> Iterator[BodyShare]:
-        """One request's body, until it has been read."""
-        share = BodyShare(self)
-        try:
-            yield share
-        finally:
-            self._held -= share.num_bytes
+    def counted(self, app: AsgiApp) -> AsgiApp:
+        """`app`, whose every request has a share of the budget until it is answered or its client has left."""
+
+        async def with_share(scope: Any, receive: Any, send: Any) -> None:
+            share = BodyShare(self)
+            try:
+                await app({**scope, _SHARE: share}, receive, send)
+            finally:
+                share.give_back(share.num_bytes)
+                self._freed.add(share.num_bytes)
+
+        return with_share
 
     def _take(self, num_bytes: int, *, is_small: bool) -> None:
-        if not is_small and self._held + num_bytes > MAX_BODIES:
-            raise unavailable("Too many large requests are being received; try again later.")
+        if not is_small and self._held + num_bytes > self._limit:
+            raise unavailable(
+                f"The bodies of unanswered requests have {self._held} bytes together, and max_total_body_bytes is "
+                f"{self._limit}; try again later."
+            )
         self._held += num_bytes
+
+    def _give_back(self, num_bytes: int) -> None:
+        self._held -= num_bytes
 
 
 class BodyShare:
-    """What one body has of the budget."""
+    """What one request has of the budget.
+
+    Attributes:
+        num_bytes: of its body, as far as it has come.
+    """
 
     def __init__(self, budget: BodyBudget) -> None:
         self._budget = budget
+        self._held = 0
         self.num_bytes = 0
 
     def add(self, num_bytes: int) -> None:
         """More of the body has come.  Raises ApiError 503 where all are too large together, and this one not small."""
         self._budget._take(num_bytes, is_small=self.num_bytes + num_bytes <= SMALL_BODY)
+        self._held += num_bytes
         self.num_bytes += num_bytes
+
+    def give_back(self, num_bytes: int) -> None:
+        """So much of the body has been let go of, or whatever it still has."""
+        num_bytes = min(num_bytes, self._held)
+        self._held -= num_bytes
+        self._budget._give_back(num_bytes)
+
+
+def share_of(request: Request) -> BodyShare:
+    """The share that a request has of the budget of its application."""
+    return request.scope[_SHARE]  # pyright: ignore[reportGeneralTypeIssues]  # put there by `counted`

@@ -95,11 +95,15 @@ def ignored_image_fields(state: ServerState, messages: Sequence[Any]) -> list[st
     return list(unread_image_fields(messages)) if state.llm.info.images is not None else []
 
 
-def forget_loaded_images(state: ServerState, *conversations: Sequence[Any]) -> None:
-    """Let go of what the images of messages were loaded from, while their request is answered."""
-    if state.llm.info.images is not None:
-        for messages in conversations:
-            forget_images(messages)
+def forget_loaded_images(state: ServerState, *conversations: Sequence[Any]) -> int:
+    """Let go of what the images of messages were loaded from, while their request is answered.
+
+    The number of characters that the first one of these conversations has lost, of which the others are copies.
+    """
+    if state.llm.info.images is None:
+        return 0
+    first, *_ = [forget_images(messages) for messages in conversations]
+    return first
 
 
 def echoed_text(messages: Sequence[Any]) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 from quart import Request, g
 
+from jaxserve.server.body_budget import BodyShare, share_of
 from jaxserve.server.errors import ApiError
 from jaxserve.server.protocol import GenerationRequest
 from jaxserve.server.state import ServerState
@@ -26,6 +28,7 @@ from jaxserve.server.validation import (
 )
 
 LARGE_BODY = 65536  # bytes beyond which reading would hold up the event loop (a millisecond, as a rule)
+HUGE_BODY = 2**20  # bytes beyond which bodies are read one at a time: more threads would not be faster
 
 _ID = re.compile(r"[!-~]{1,128}")
 
@@ -39,7 +42,12 @@ class Intake(Generic[Fields]):
     fields: Fields
     model: str  # the name to answer under
     ignored: tuple[str, ...]  # names of fields that nobody reads
-    num_bytes: int  # of the body
+    share: BodyShare  # of the memory for bodies
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the body."""
+        return self.share.num_bytes
 
     @property
     def headers(self) -> dict[str, str]:
@@ -53,10 +61,10 @@ async def take(
     kind: type[Fields],
     unsupported: Mapping[str, Callable[[Any], str | None]],
 ) -> Intake[Fields]:
-    """Read a request.  Raises ApiError (400, 404, 413) naming what is wrong with it."""
+    """Read a request.  Raises ApiError (400, 404, 413, 503) naming what is wrong with it."""
 
-    def read(parts: Sequence[bytes]) -> tuple[Fields, list[str]]:
-        body = json_object(b"".join(parts))
+    def read(parts: list[bytes]) -> tuple[Fields, list[str]]:
+        body = json_object(_joined(parts))
         refuse_unsupported(body, unsupported)
         fields = parse(kind, body)
         ignored = ignored_fields(fields, known=tuple(unsupported))
@@ -64,15 +72,18 @@ async def take(
             refuse_ignored(fields, ignored)
         return fields, ignored
 
-    with state.bodies.body() as share:
-        parts = await read_body(request, state.settings.receive_timeout, share)
-        is_large = share.num_bytes > LARGE_BODY
-        try:
-            fields, ignored = await asyncio.to_thread(read, parts) if is_large else read(parts)
-        finally:
-            parts.clear()  # a call that waits for a thread stays in the line when its client has left
+    share = share_of(request)
+    parts = await read_body(request, state.settings.receive_timeout, share)
+    try:
+        if share.num_bytes <= LARGE_BODY:
+            fields, ignored = read(parts)
+        else:
+            async with state.bodies.turn if share.num_bytes > HUGE_BODY else nullcontext():
+                fields, ignored = await asyncio.to_thread(read, parts)
+    finally:
+        parts.clear()  # a call that waits for a thread stays in the line when its client has left
     model = state.check_model(getattr(fields, "model", None))
-    return Intake(fields, model, tuple(ignored), share.num_bytes)
+    return Intake(fields, model, tuple(ignored), share)
 
 
 def begin_request_id(request: Request) -> None:
@@ -96,6 +107,13 @@ def name_request(fields: GenerationRequest) -> str:
         g.request_id = _checked("request_id", fields.request_id)
     g.labels = {name: value for name in ("user", "metadata") if (value := getattr(fields, name)) is not None}
     return g.request_id
+
+
+def _joined(parts: list[bytes]) -> bytes:
+    """The body, in place of its parts."""
+    body = b"".join(parts)
+    parts.clear()
+    return body
 
 
 def _checked(name: str, value: str) -> str:

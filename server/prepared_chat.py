@@ -64,7 +64,8 @@ async def prepare_chat(state: ServerState, request: Request) -> PreparedChat:
         must_fit=fields.truncate_prompt_tokens is None,
     )
     taken = replace(taken, ignored=taken.ignored + _unread(state, shown))
-    forget_loaded_images(state, taken.fields.messages, fields.messages)  # which plug-ins may have copied
+    # Plug-ins may have copied the messages.
+    taken.share.give_back(forget_loaded_images(state, taken.fields.messages, fields.messages))
     prompt = fit(state.llm, rendered, params, fields.truncate_prompt_tokens, param="messages")
     text = rendered.text or ""
     params, holds_calls = await plan.sampling(params, text)

@@ -28,6 +28,7 @@ class ServerSettings:
     allowed_origins: tuple[str, ...] = ("*",)  # browsers' origins (CORS)
     shutdown_timeout: float = 30.0  # seconds that running requests get after the first SIGTERM
     max_body_bytes: int | None = None  # None: 4 MiB, or 64 MiB for a model that takes images
+    max_total_body_bytes: int = 2048 * MIB  # of requests without an answer yet; beyond it new ones get 503
     receive_timeout: float = 60.0  # seconds that a request's head, and then its body, may take to arrive
     strict_params: bool = False  # unknown request fields are refused instead of named in a header
     enable_prompt_tokens_details: bool = False  # usage.prompt_tokens_details.cached_tokens
@@ -60,6 +61,11 @@ class ServerSettings:
             self.max_body_bytes is None or self.max_body_bytes >= 1024,
             "max_body_bytes",
             "must be at least 1024 bytes",
+        )
+        need(
+            self.max_total_body_bytes >= (self.max_body_bytes or 1024),
+            "max_total_body_bytes",
+            f"must be at least 1024 bytes, and max_body_bytes (which is {self.max_body_bytes}): one request's own",
         )
         need(all(self.served_model_names), "served_model_names", "names must not be empty")
         need(

@@ -31,7 +31,7 @@ class ServerState:
     system_fingerprint: str
     answer_format: AnswerFormat
     kept_special_tokens: tuple[int, ...]  # those that answer_format must see in the text
-    bodies: BodyBudget = field(default_factory=BodyBudget)
+    bodies: BodyBudget
     started_at: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
 
     @classmethod
@@ -46,7 +46,8 @@ class ServerState:
             settings.tool_call_parser, settings.reasoning_parser, llm.tokenizer
         )
         kept = answer_format.kept_token_ids(llm.tokenizer)
-        return cls(llm, settings, metrics, names, _fingerprint(llm), answer_format, kept)
+        bodies = BodyBudget(settings.max_total_body_bytes)
+        return cls(llm, settings, metrics, names, _fingerprint(llm), answer_format, kept, bodies)
 
     def check_model(self, name: str | None) -> str:
         """The name to answer under; no name means the first.  Raises ApiError 404 for a model not served."""

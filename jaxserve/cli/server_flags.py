@@ -98,6 +98,13 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         help="of a request (default: 4M, or 64M for a model that takes images)",
     )
     add(
+        "--max-total-body-bytes",
+        type=num_bytes,
+        default=2 * 2**30,
+        metavar="BYTES",
+        help="of all requests that are not answered yet; beyond it those over 64K get 503 (default: 2G)",
+    )
+    add(
         "--receive-timeout",
         type=float,
         default=60.0,
@@ -172,6 +179,7 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         allowed_origins=args.allowed_origins,
         shutdown_timeout=args.shutdown_timeout,
         max_body_bytes=args.max_body_bytes,
+        max_total_body_bytes=args.max_total_body_bytes,
         receive_timeout=args.receive_timeout,
         strict_params=args.strict_params,
         enable_prompt_tokens_details=args.enable_prompt_tokens_details,

@@ -53,12 +53,18 @@ def unread_image_fields(messages: Sequence[Any]) -> Iterator[str]:
                 yield f"{path}.uuid"
 
 
-def forget_images(messages: Sequence[Any]) -> None:
-    """Let go of the URLs of images that have been loaded, in place: of data: URLs there may be megabytes."""
-    for _, part in _parts(messages):
+def forget_images(messages: Sequence[Any]) -> int:
+    """Let go of the URLs of images that have been loaded, in place: of data: URLs there may be megabytes.
+
+    The number of their characters.
+    """
+    num_characters = 0
+    for where, part in _parts(messages):
         kind = image_kind(part)
         if kind is not None and isinstance(part, dict):
+            num_characters += len(_image_of(part, kind, where))
             part[_KEYS[kind]] = _LOADED
+    return num_characters
 
 
 def other_media(kind: str, where: str) -> RequestError:

@@ -290,10 +290,9 @@ async def test_nonsense_in_the_middle_of_an_answer_ends_it():
             writer.close()
 
 
-async def test_bodies_have_a_limit_together(monkeypatch: pytest.MonkeyPatch):
+async def test_bodies_have_a_limit_together():
     body = json.dumps({"prompt": "x" * 80_000, "truncate_prompt_tokens": 5, "max_tokens": 1}).encode()
     small = b'{"prompt": "x", "max_tokens": 1}'
-    monkeypatch.setattr("jaxserve.server.body_budget.MAX_BODIES", len(body) + 10)
     post = b"POST /v1/completions HTTP/1.1\r\nConnection: close\r\n" + HOST + JSON + b"Content-Length: "
     head = post + b"%d\r\n\r\n" % len(body)
 
@@ -304,7 +303,7 @@ async def test_bodies_have_a_limit_together(monkeypatch: pytest.MonkeyPatch):
             answers.append(await ask(url, head, body))
         return answers[-1]
 
-    async with connected() as (_, url):
+    async with connected(max_total_body_bytes=len(body) + 10) as (_, url):
         reader, writer = await open_connection(url)
         writer.write(head + body[:-1])
         refused = await answered(503)

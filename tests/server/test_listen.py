@@ -87,6 +87,7 @@ def test_unix_sockets(tmp_path: Path):
         ("ssl_certfile", "cert.pem"),
         ("shutdown_timeout", -1),
         ("max_body_bytes", 10),
+        ("max_total_body_bytes", 1000),
         ("metrics_prefix", "a b"),
         ("metrics_prefix", "1:"),
         ("receive_timeout", 0.0),

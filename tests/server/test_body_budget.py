@@ -1,0 +1,109 @@
+"""The memory of requests' bodies: how long it counts, and that nobody's is counted for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from jaxserve.server import freed_memory
+from jaxserve.server.freed_memory import FreedMemory
+from tests.server.seeing import seeing
+from tests.server.serving import Answer, Serving, listening, say, serving
+from tests.vision import part, user
+
+LARGE: dict[str, Any] = {"prompt": "x" * 100_000, "truncate_prompt_tokens": 5, "max_tokens": 3}
+ONE = 150_000  # bytes: room for one of those
+
+
+async def submitted(served: Serving, request: Any) -> asyncio.Task[Any]:
+    """The task of a request whose answer the engine works on."""
+    before = len(served.engine.submitted)
+    task = asyncio.ensure_future(request)
+    await asyncio.to_thread(served.engine.wait_until, lambda: len(served.engine.submitted) > before)
+    return task
+
+
+def is_full(answer: Answer) -> bool:
+    if answer.status != 503:
+        return False
+    assert answer.error["type"] == "ServiceUnavailableError"
+    assert "max_total_body_bytes is" in answer.error["message"]
+    assert answer.headers["retry-after"] == "1"
+    return True
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_body_counts_until_the_end_of_the_answer(stream: bool):
+    with serving(max_total_body_bytes=ONE, max_body_bytes=ONE, engine={"stalled": True}) as served:
+        first = await submitted(served, served.complete(**LARGE, stream=stream))
+        assert is_full(await served.complete(**LARGE))
+        assert is_full(await served.post("/tokenize", {"prompt": LARGE["prompt"]}))
+        assert (
+            await served.post("/tokenize", {"prompt": "x" * 60_000})
+        ).status == 200  # small ones never wait
+        served.engine.resume()
+        assert (await first).status == 200
+        assert (await served.complete(**LARGE)).status == 200
+
+
+async def test_images_count_until_they_are_loaded():
+    """What they take then is counted elsewhere (test_bad_images.py)."""
+    noise = Image.frombytes("RGB", (224, 224), random.Random(0).randbytes(224 * 224 * 3))
+    messages = [user(part(noise))]
+    limit = len(json.dumps(messages)) + 300
+    with seeing({"max_num_seqs": 4}, max_total_body_bytes=limit, engine={"stalled": True}) as served:
+        waiting = [await submitted(served, served.chat(messages=messages)) for _ in range(2)]
+        served.engine.resume()
+        assert [(await task).status for task in waiting] == [200, 200]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_of_a_client_that_leaves_nothing_is_counted(stream: bool):
+    body = json.dumps({**LARGE, "max_tokens": 400, "stream": stream}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with serving(
+        say("a" * 400), max_total_body_bytes=ONE, max_body_bytes=ONE, engine={"stalled": True}
+    ) as served:
+        async with listening(served) as url:
+            host, port = url.removeprefix("http://").split(":")
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            await asyncio.to_thread(served.engine.wait_until, lambda: len(served.engine.submitted) == 1)
+            assert is_full(await served.post("/tokenize", {"prompt": LARGE["prompt"]}))
+            writer.close()
+            await asyncio.to_thread(served.engine.wait_until, lambda: served.engine.num_unfinished == 0)
+            for _ in range(1000):
+                if not is_full(answer := await served.post("/tokenize", {"prompt": LARGE["prompt"]})):
+                    break
+            assert answer.status == 200
+
+
+async def test_freed_memory_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch):
+    freed = FreedMemory()
+    if freed._give_back is None:
+        pytest.skip("no glibc")
+    monkeypatch.setattr(freed_memory, "PAUSE", 0.0)
+    pieces = [b"x" * 60_000 + b"%d" % i for i in range(1500)]
+    top = pieces.pop()  # above all the others: the allocator keeps what is below
+    pieces.clear()
+    before = resident()
+    freed.add(freed_memory.ENOUGH - 1)
+    freed.add(1)
+    for _ in range(1000):
+        if before - resident() > 50_000_000:
+            break
+        await asyncio.sleep(0.01)
+    else:
+        pytest.fail(f"{before} bytes became {resident()}")
+    assert top
+
+
+def resident() -> int:
+    """Bytes of memory that this process has."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * 4096
