@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, cast
@@ -70,6 +71,7 @@ class TokenizedPrompt:
 AnyPrompt = Prompt | TokenizedPrompt
 
 _TOGETHER = 2**18  # characters of texts that are tokenized before a look at what they became
+_MOST_TOGETHER = 2**21  # likewise, where they are so long that fewer would not keep every core busy
 
 
 class ChatOptions(TypedDict, total=False):
@@ -124,14 +126,17 @@ def encode_texts(
         return tokenizer.encode_batch(texts, add_special_tokens, param=param)
     encoded: list[list[int]] = []
     together: list[str] = []
-    num_characters = 0
+    num_characters, num_cores = 0, os.cpu_count() or 1
     for i, text in enumerate(texts):
         least = tokenizer.least_tokens(text, limit)
         if least >= limit:
             raise too_long(least, limit, param=param, is_exact=False)
         together.append(text)
         num_characters += len(text)
-        if num_characters < _TOGETHER and i + 1 < len(texts):
+        is_enough = num_characters >= _TOGETHER and (
+            len(together) >= num_cores or num_characters >= _MOST_TOGETHER
+        )
+        if not is_enough and i + 1 < len(texts):
             continue
         for token_ids in tokenizer.encode_batch(together, add_special_tokens, param=param):
             if len(token_ids) >= limit:
@@ -139,6 +144,19 @@ def encode_texts(
             encoded.append(token_ids)
         together, num_characters = [], 0
     return encoded
+
+
+def tokenize_texts(prompts: Sequence[AnyPrompt], tokenizer: Tokenizer, limit: int) -> list[AnyPrompt]:
+    """The prompts with token ids in place of plain texts, which are tokenized on all cores.
+
+    If one is wrong they stay as they are, for tokenize_prompt to tell which.
+    """
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    try:
+        encoded = iter(encode_texts(texts, tokenizer, limit))
+    except RequestError:
+        return list(prompts)
+    return [TokenizedPrompt(next(encoded), one) if isinstance(one, str) else one for one in prompts]
 
 
 def check_characters(texts: Sequence[str], most: int | None, *, param: str) -> None:

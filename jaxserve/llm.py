@@ -15,7 +15,7 @@ from jaxserve.admission import Admission
 from jaxserve.assembly import EngineParts, assemble
 from jaxserve.config import EngineConfig
 from jaxserve.errors import ConfigError, EngineDeadError, RequestError
-from jaxserve.inputs import AnyPrompt, ChatOptions, TokenizedPrompt, prompt_list
+from jaxserve.inputs import AnyPrompt, ChatOptions, TokenizedPrompt, prompt_list, tokenize_texts
 from jaxserve.output_processor import OutputProcessor
 from jaxserve.progress import TokenBar
 from jaxserve.request_state import RequestState
@@ -99,6 +99,7 @@ class LLM:
         """
         all_prompts = prompt_list(prompts)
         all_params = self._params_for(len(all_prompts), sampling_params)
+        all_prompts = tokenize_texts(all_prompts, self.get_tokenizer(), self.info.max_model_len)
         requests = []
         checked: set[int] = set()  # constraints, which prompts may share
         for i, (prompt, params) in enumerate(zip(all_prompts, all_params, strict=True)):

@@ -1,0 +1,68 @@
+"""Texts of several prompts: tokenized together on all cores, and not many behind one that is too long."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from jaxserve import inputs
+from jaxserve.errors import ContextLengthError
+from jaxserve.inputs import encode_texts, tokenize_texts
+from tests.tiny import byte_tokenizer
+
+
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The lengths of the texts of every call of the tokenizer, on a machine of three cores with small limits."""
+    calls: list[list[int]] = []
+    tokenizer = type(byte_tokenizer())
+    encode_batch = tokenizer.encode_batch
+
+    def recorded(self, texts, *arguments, **options):
+        calls.append([len(text) for text in texts])
+        return encode_batch(self, texts, *arguments, **options)
+
+    monkeypatch.setattr(tokenizer, "encode_batch", recorded)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(inputs, "_TOGETHER", 100)
+    monkeypatch.setattr(inputs, "_MOST_TOGETHER", 1000)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("lengths", "calls"),
+    [
+        ([30] * 9, [[30] * 4, [30] * 4, [30]]),
+        ([200] * 5, [[200] * 3, [200] * 2]),
+        ([900, 900, 50], [[900, 900], [50]]),
+        ([2000, 1, 2000], [[2000], [1, 2000]]),
+        ([], []),
+    ],
+)
+def test_long_texts_keep_every_core_busy(
+    together: list[list[int]], lengths: list[int], calls: list[list[int]]
+):
+    texts = [chr(97 + i) * length for i, length in enumerate(lengths)]
+    encoded = encode_texts(texts, byte_tokenizer(), 10_000)
+    assert [bytes(token_ids).decode() for token_ids in encoded] == texts
+    assert together == calls
+
+
+def test_the_rest_is_not_tokenized_behind_one_that_is_too_long(together: list[list[int]]):
+    with pytest.raises(ContextLengthError, match="has 60 tokens"):
+        encode_texts(["a" * 60] * 50, byte_tokenizer(), 50)
+    assert together == [[60] * 3]
+
+
+def test_prompts_of_all_kinds_with_one_that_is_wrong(together: list[list[int]]):
+    prompts = ["abc", [1, 2], {"prompt": "x"}, "de"]
+    first, *others, last = tokenize_texts(prompts, byte_tokenizer(), 50)
+    assert (first, others, last) == (
+        inputs.TokenizedPrompt([*b"abc"], "abc"),
+        prompts[1:3],
+        inputs.TokenizedPrompt([*b"de"], "de"),
+    )
+    assert together == [[3, 2]]
+    for wrong in ("a" * 60, "\ud800"):
+        assert tokenize_texts([*prompts, wrong], byte_tokenizer(), 50) == [*prompts, wrong]
