@@ -6,12 +6,22 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 
 from jaxserve.engine.hosts.link import Link, LinkLostError
-from jaxserve.engine.hosts.messages import Admit, Dispatch, End, Finish, Message, Start, Welcome
+from jaxserve.engine.hosts.messages import (
+    Admit,
+    Agreed,
+    Dispatch,
+    End,
+    Finish,
+    Message,
+    Settled,
+    Start,
+    Welcome,
+)
 from jaxserve.engine.pending_step import PendingStep
 from jaxserve.engine.runner import Runner
 from jaxserve.errors import EngineDeadError
@@ -29,25 +39,27 @@ class Follower:
         self._link = link
         link.be_patient()
         self._on_lost = on_lost
+        self._is_ending = False
         self._orders: queue.SimpleQueue[Message | EngineDeadError] = queue.SimpleQueue()
         threading.Thread(target=self._listen, name="leader", daemon=True).start()
 
-    def wait(self) -> int:
-        """Until all hosts are there: the number of pages that fit everywhere.  Raises EngineDeadError."""
-        order = self._orders.get()
-        if isinstance(order, Welcome):
-            return order.num_pages
-        self._link.close()
-        raise order if isinstance(order, EngineDeadError) else EngineDeadError("node_rank 0 ended")
+    def wait(self) -> None:
+        """Until all hosts are there.  Raises EngineDeadError."""
+        order = self._next()
+        assert isinstance(order, Welcome), order
+
+    def agree(self, facts: Mapping[str, str], num_pages: int) -> int:
+        """Say what this host is about to build; the number of pages that fit everywhere.  Raises EngineDeadError."""
+        try:
+            self._link.send(Settled(dict(facts), num_pages))
+        except LinkLostError as error:
+            raise EngineDeadError(f"lost node_rank 0 (at {self._link.peer}): {error}") from error
+        order = self._next()
+        assert isinstance(order, Agreed), order
+        return order.num_pages
 
     def run(self, runner: Runner) -> None:
         """Follow until the first host ends.  Raises EngineDeadError where that was no ordinary end."""
-        try:
-            self._follow(runner)
-        finally:
-            self._link.close()
-
-    def _follow(self, runner: Runner) -> None:
         pending: deque[PendingStep] = deque()
         started: tuple[jax.Array, ...] | None = None
         is_serving = False
@@ -73,6 +85,24 @@ class Follower:
             if len(pending) > _MOST_PENDING:
                 runner.fetch(pending.popleft())
 
+    def leave(self, why: str = "") -> None:
+        """Follow no more, and tell the first host why if that is an error."""
+        self._is_ending = True
+        try:
+            self._link.send(End(why))
+        except LinkLostError:
+            pass  # it has gone by itself
+        self._link.close()
+
+    def _next(self) -> Message:
+        """The next order of a first host that has not ended."""
+        order = self._orders.get()
+        if isinstance(order, End):
+            raise EngineDeadError("node_rank 0 ended")
+        if isinstance(order, EngineDeadError):
+            raise order
+        return order
+
     def _admit(self, runner: Runner, order: Admit) -> None:
         try:
             runner.admit(order.admission)
@@ -96,6 +126,8 @@ class Follower:
                 return
 
     def _lose(self, why: str) -> None:
+        if self._is_ending:
+            return
         error = EngineDeadError(why)
         self._orders.put(error)
         self._on_lost(error)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 
 from jaxserve.config import EngineConfig
 from jaxserve.engine.hosts.link import Link
 from jaxserve.engine.hosts.messages import Hello
-from jaxserve.engine.hosts.runtime import JOIN_SECONDS
 from jaxserve.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
+JOIN_SECONDS = 1800.0  # that hosts wait for each other: they need not start in any order, or at once
+REMINDER_SECONDS = 30.0  # after which one that waits says once more for whom
 _RETRY_SECONDS = 0.5
 
 
@@ -30,20 +34,23 @@ def listen_for_followers(config: EngineConfig) -> socket.socket:
         ) from error
 
 
-def connect_to_leader(config: EngineConfig, hello: Hello) -> Link:
+def connect_to_leader(config: EngineConfig) -> Link:
     """A follower's connection to the first host.  Raises ConfigError if there is none within JOIN_SECONDS."""
     assert config.master_addr is not None
     address = config.master_addr, plan_port(config)
-    deadline = time.monotonic() + JOIN_SECONDS
+    logger.info("looking for node_rank 0 at %s:%d", *address)
+    deadline, reminder = time.monotonic() + JOIN_SECONDS, time.monotonic() + REMINDER_SECONDS
     while True:
         try:
             link = Link(socket.create_connection(address, timeout=_RETRY_SECONDS))
         except OSError as error:
+            why = f"node_rank 0 does not answer at {address[0]}:{address[1]}: {error}"
             if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"node_rank 0 does not answer at {address[0]}:{address[1]}: {error}"
-                ) from error
+                raise ConfigError(why) from error
+            if time.monotonic() > reminder:
+                logger.info("%s; still trying", why)
+                reminder += REMINDER_SECONDS
             time.sleep(_RETRY_SECONDS)
         else:
-            link.send(hello)
+            link.send(Hello(config.node_rank, config.nnodes))
             return link

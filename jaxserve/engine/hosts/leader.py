@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import socket
 import threading
 import time
@@ -12,8 +13,20 @@ from dataclasses import replace
 import jax
 import numpy as np
 
+from jaxserve.engine.hosts.joining import REMINDER_SECONDS
 from jaxserve.engine.hosts.link import Link, LinkLostError
-from jaxserve.engine.hosts.messages import Admit, Dispatch, End, Finish, Hello, Message, Start, Welcome
+from jaxserve.engine.hosts.messages import (
+    Admit,
+    Agreed,
+    Dispatch,
+    End,
+    Finish,
+    Hello,
+    Message,
+    Settled,
+    Start,
+    Welcome,
+)
 from jaxserve.engine.pending_step import PendingStep
 from jaxserve.engine.plan import Admission, StepPlan, StepResult
 from jaxserve.engine.runner import Runner
@@ -22,46 +35,66 @@ from jaxserve.errors import ConfigError, EngineDeadError
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0
+_MOST_SHOWN = 24  # characters of a value that two hosts do not share
 
 
 class Followers:
     """The other hosts of an engine.  Losing one of them is the end of it: a part of the model is gone."""
 
-    def __init__(self, listener: socket.socket, num_followers: int, fingerprint: str) -> None:
+    def __init__(self, listener: socket.socket, num_followers: int) -> None:
         """Takes a socket that listens; nobody has to be there yet."""
         self._listener = listener
         self._num_followers = num_followers
-        self._fingerprint = fingerprint
         self._links: dict[int, Link] = {}
-        self._num_pages: list[int] = []
+        self._settled: queue.SimpleQueue[tuple[int, Settled]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._error: EngineDeadError | None = None
         self._on_lost: Callable[[EngineDeadError], None] | None = None
         self._is_ending = False
 
-    def wait(self, timeout: float, num_pages: int) -> int:
-        """Until all have come.  The number of pages that fit everywhere, `num_pages` fitting here.
-
-        Raises ConfigError for one that is not like this host, or for one that stays away.
-        """
-        deadline = time.monotonic() + timeout
+    def gather(self, timeout: float) -> None:
+        """Until all have come.  Raises ConfigError for one that is none of them, or that stays away."""
+        deadline, reminder = time.monotonic() + timeout, time.monotonic()
         self._listener.settimeout(_POLL_SECONDS)
-        while len(self._links) < self._num_followers:
-            if self._error is not None:
-                raise self._error
+        while missing := sorted(set(range(1, self._num_followers + 1)) - set(self._links)):
+            self._check()
+            named = f"--node-rank {' and '.join(map(str, missing))}"
             if time.monotonic() > deadline:
-                missing = sorted(set(range(1, self._num_followers + 1)) - set(self._links))
                 raise ConfigError(
-                    f"nnodes={self._num_followers + 1}: nobody came with --node-rank "
-                    f"{' and '.join(map(str, missing))} within {timeout:g} s; start it on its host"
+                    f"nnodes={self._num_followers + 1}: nobody came with {named} within {timeout:g} s; "
+                    "start it on its host"
                 )
+            if time.monotonic() >= reminder:
+                logger.info("waiting at port %d for %s", self._listener.getsockname()[1], named)
+                reminder += REMINDER_SECONDS
             try:
                 sock, _ = self._listener.accept()
             except TimeoutError:
                 continue
             self._take_in(Link(sock))
-        agreed = min([num_pages, *self._num_pages])
-        self.tell(Welcome(agreed))
+        self._listener.close()  # who comes now is one too many
+        self.tell(Welcome())
+
+    def agree(self, facts: Mapping[str, str], num_pages: int) -> int:
+        """Until all have settled like this host.  The number of pages that fit everywhere, `num_pages` fitting here.
+
+        Raises ConfigError for one of whom other `facts` are true.
+        """
+        settled: dict[int, Settled] = {}
+        while len(settled) < self._num_followers:
+            self._check()
+            try:
+                rank, found = self._settled.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if found.facts != facts:
+                raise ConfigError(
+                    f"node_rank={rank} differs from rank 0 in {_differences(found.facts, facts)}; all hosts need the "
+                    "same model, flags and versions"
+                )
+            settled[rank] = found
+        agreed = min(num_pages, *(found.num_pages for found in settled.values()))
+        self.tell(Agreed(agreed))
         return agreed
 
     def watch(self, on_lost: Callable[[EngineDeadError], None]) -> None:
@@ -80,8 +113,7 @@ class Followers:
     def tell(self, message: Message) -> None:
         """Send a message to all.  Raises EngineDeadError if one is lost."""
         for rank, link in self._links.items():
-            if self._error is not None:
-                raise self._error
+            self._check()
             try:
                 link.send(message)
             except LinkLostError as error:
@@ -114,33 +146,36 @@ class Followers:
         assert isinstance(hello, Hello)
         link.be_patient()
         self._links[hello.rank] = link
-        self._num_pages.append(hello.num_pages)
-        logger.info("follower %d is here, from %s", hello.rank, link.peer)
+        logger.info("node_rank %d is here, from %s", hello.rank, link.peer)
         threading.Thread(
             target=self._listen, args=(hello.rank, link), name=f"follower-{hello.rank}", daemon=True
         ).start()
 
     def _problem(self, hello: Message) -> str | None:
+        num_hosts = self._num_followers + 1
         if not isinstance(hello, Hello):
             return "a follower did not begin with its rank"
-        if hello.rank in self._links or not 1 <= hello.rank <= self._num_followers:
-            return f"node_rank={hello.rank}: another host has it, or nnodes={self._num_followers + 1} has no such rank"
-        if hello.fingerprint != self._fingerprint:
-            return (
-                f"node_rank={hello.rank} has another model, other flags or another version than rank 0: "
-                f"{hello.fingerprint} and {self._fingerprint}"
-            )
+        if hello.num_hosts != num_hosts:
+            return f"nnodes={hello.num_hosts} on node_rank {hello.rank}: it is {num_hosts} on rank 0"
+        if hello.rank in self._links or not 1 <= hello.rank < num_hosts:
+            return f"node_rank={hello.rank}: another host has it, or nnodes={num_hosts} has no such rank"
         return None
 
     def _listen(self, rank: int, link: Link) -> None:
         try:
-            message = link.receive()
+            while isinstance(message := link.receive(), Settled):
+                self._settled.put((rank, message))
         except LinkLostError as error:
             why = str(error)
         else:
             why = message.error if isinstance(message, End) and message.error else f"it said {message}"
         if not self._is_ending:
             self._lose(rank, why)
+
+    def _check(self) -> None:
+        """Raise EngineDeadError if a follower is lost."""
+        if self._error is not None:
+            raise self._error
 
     def _lose(self, rank: int, why: str) -> EngineDeadError:
         with self._lock:
@@ -155,6 +190,17 @@ class Followers:
         if on_lost is not None:
             on_lost(error)
         return error
+
+
+def _differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:
+    """What is not the same on two hosts, long values by name only."""
+    names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
+    pairs = {name: (theirs.get(name, "nothing"), ours.get(name, "nothing")) for name in names}
+    told = [
+        f"{name} ({', not '.join(pair)})" if max(map(len, pair)) <= _MOST_SHOWN else name
+        for name, pair in pairs.items()
+    ]
+    return ", ".join(told)
 
 
 class LeadingRunner:

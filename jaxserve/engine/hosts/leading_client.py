@@ -7,7 +7,7 @@ from jaxserve.engine.building import build_runner, settle_engine
 from jaxserve.engine.client import InProcessClient, make_core
 from jaxserve.engine.core import EngineCore
 from jaxserve.engine.hosts.leader import Followers, LeadingRunner
-from jaxserve.engine.hosts.session import meet_followers
+from jaxserve.engine.hosts.session import agree_with_followers, meet_followers, told_to
 from jaxserve.engine.protocol import EngineInfo, OnDead, OnOutputs
 from jaxserve.loading.checkpoint import AnyCheckpoint
 from jaxserve.structured.compiler import GrammarCompiler
@@ -48,12 +48,10 @@ def build_leading_client(
     processor: ImageProcessorConfig | None,
 ) -> LeadingClient:
     """Wait for the other hosts, then build with them what build_client builds.  The client is not started."""
-    settings, devices = settle_engine(config, model, processor)
-    followers, settings = meet_followers(config, settings)
-    try:
+    followers = meet_followers(config)
+    with told_to(followers):
+        settings, devices = settle_engine(config, model, processor)
+        settings = agree_with_followers(followers, config, checkpoint, settings)
         runner = build_runner(config, checkpoint, settings, devices)
-    except BaseException as error:
-        followers.end(str(error) or type(error).__name__)
-        raise
     core, info = make_core(config, settings, LeadingRunner(runner, followers), grammars)
     return LeadingClient(core, info, followers, forbid_recompile=config.forbid_recompile, grammars=grammars)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import struct
 import threading
+import time
 
 from jaxserve.engine.hosts.messages import Alive, Message, decode, encode
 
@@ -26,7 +28,10 @@ class Link:
     """Messages over TCP, in order.  Sends from any thread; one thread receives."""
 
     def __init__(self, sock: socket.socket) -> None:
+        self._patience = LOST_SECONDS
         sock.settimeout(LOST_SECONDS)
+        self._arrivals = select.poll()
+        self._arrivals.register(sock, select.POLLIN)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.peer = str(sock.getpeername()[0])  # address of the other side
         self._socket = sock
@@ -37,11 +42,11 @@ class Link:
 
     def be_patient(self) -> None:
         """Both sides build their programs now: see LOST_SECONDS_AT_START."""
-        self._socket.settimeout(LOST_SECONDS_AT_START)
+        self._bear(LOST_SECONDS_AT_START)
 
     def be_prompt(self) -> None:
         """Both sides are ready: see LOST_SECONDS."""
-        self._socket.settimeout(LOST_SECONDS)
+        self._bear(LOST_SECONDS)
 
     def send(self, message: Message) -> None:
         """Raises LinkLostError."""
@@ -78,16 +83,28 @@ class Link:
         data = bytearray(count)
         view = memoryview(data)
         while len(view):
+            self._await_bytes()
             try:
                 num_read = self._socket.recv_into(view)
-            except TimeoutError as error:
-                raise LinkLostError(f"it has said nothing for {self._socket.gettimeout():g} s") from error
             except OSError as error:
                 raise LinkLostError(_told(error)) from error
             if not num_read:
                 raise LinkLostError("it closed the connection")
             view = view[num_read:]
         return data
+
+    def _await_bytes(self) -> None:
+        """Until there is something to read, or an end.  Raises LinkLostError."""
+        begun = time.monotonic()
+        # Often, and not in one call: whoever waits must see at once that there is less patience now.
+        while not self._arrivals.poll(BEAT_SECONDS * 1000):
+            if time.monotonic() - begun > self._patience:
+                raise LinkLostError(f"it has said nothing for {self._patience:g} s")
+
+    def _bear(self, seconds: float) -> None:
+        """Take the other side for lost after so many seconds."""
+        self._patience = seconds
+        self._socket.settimeout(seconds)  # of what is sent
 
     def _beat(self) -> None:
         while not self._closed.wait(BEAT_SECONDS):

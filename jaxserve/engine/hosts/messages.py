@@ -12,12 +12,22 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
     """A follower's first words."""
 
     rank: int
-    fingerprint: str  # of what both sides must have in common
-    num_pages: int  # that fit there
+    num_hosts: int  # of which it takes itself for one
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True):
-    """The first host's answer, once all are there."""
+    """The first host's answer, once all are there: JAX's runtimes may join."""
+
+
+class Settled(msgspec.Struct, frozen=True, tag=True):
+    """What a follower is about to build."""
+
+    facts: dict[str, str]  # by name, what all hosts must have in common
+    num_pages: int  # that fit there
+
+
+class Agreed(msgspec.Struct, frozen=True, tag=True):
+    """The first host's answer, once all have settled."""
 
     num_pages: int  # that fit everywhere
 
@@ -65,7 +75,7 @@ class End(msgspec.Struct, frozen=True, tag=True):
     error: str = ""
 
 
-Message = Hello | Welcome | Admit | Dispatch | Start | Finish | Alive | End
+Message = Hello | Welcome | Settled | Agreed | Admit | Dispatch | Start | Finish | Alive | End
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)

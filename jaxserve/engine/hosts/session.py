@@ -5,7 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from dataclasses import replace
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from types import FrameType
 from typing import NoReturn
 
 import jax
@@ -14,31 +19,49 @@ from jaxserve import __version__
 from jaxserve.config import EngineConfig, ImageProcessorConfig, ModelConfig
 from jaxserve.engine.building import build_runner, settle_engine
 from jaxserve.engine.hosts.follower import Follower
-from jaxserve.engine.hosts.joining import connect_to_leader, listen_for_followers
+from jaxserve.engine.hosts.joining import JOIN_SECONDS, connect_to_leader, listen_for_followers
 from jaxserve.engine.hosts.leader import Followers
-from jaxserve.engine.hosts.link import LinkLostError
-from jaxserve.engine.hosts.messages import End, Hello
-from jaxserve.engine.hosts.runtime import JOIN_SECONDS
 from jaxserve.engine.settle import Settings
 from jaxserve.errors import JaxserveError
 from jaxserve.loading.checkpoint import AnyCheckpoint
+from jaxserve.loading.sameness import weights_digest
 
 logger = logging.getLogger(__name__)
 
+_MOST_TOLD = 64  # characters of a fact
 
-def meet_followers(config: EngineConfig, settings: Settings) -> tuple[Followers, Settings]:
-    """On the first host: wait for the others, and agree with them.
+
+def meet_followers(config: EngineConfig) -> Followers:
+    """On the first host: wait for the others.  Before anything of JAX, which would wait for them in its own way.
 
     Until somebody else watches the followers, losing one ends this process: it may wait for them in a program.
     """
-    followers = Followers(listen_for_followers(config), config.nnodes - 1, _fingerprint(config, settings))
-    try:
-        agreed = followers.wait(JOIN_SECONDS, settings.memory.num_pages)
-    except BaseException as error:
-        followers.end(str(error) or type(error).__name__)
-        raise
+    followers = Followers(listen_for_followers(config), config.nnodes - 1)
+    with told_to(followers):
+        followers.gather(JOIN_SECONDS)
     followers.watch(end_process)
-    return followers, _with_pages(settings, agreed)
+    return followers
+
+
+@contextmanager
+def told_to(followers: Followers) -> Iterator[None]:
+    """Let the followers go with what goes wrong meanwhile on the first host."""
+    try:
+        yield
+    except BaseException as error:
+        followers.end(_reason(error))
+        raise
+
+
+def agree_with_followers(
+    followers: Followers, config: EngineConfig, checkpoint: AnyCheckpoint | None, settings: Settings
+) -> Settings:
+    """On the first host: the settings with as many pages as fit everywhere.
+
+    Raises ConfigError for a host that is about to build something else.
+    """
+    facts = _facts(config, checkpoint, settings)
+    return _with_pages(settings, followers.agree(facts, settings.memory.num_pages))
 
 
 def follow(
@@ -51,21 +74,20 @@ def follow(
 
     Raises ConfigError and CheckpointError as build_client does, on this host and on the first one.
     """
-    settings, devices = settle_engine(config, model, processor)
-    hello = Hello(config.node_rank, _fingerprint(config, settings), settings.memory.num_pages)
-    link = connect_to_leader(config, hello)
-    follower = Follower(link, end_process)
+    follower = Follower(connect_to_leader(config), end_process)
     try:
-        settings = _with_pages(settings, follower.wait())
+        follower.wait()
+        settings, devices = settle_engine(config, model, processor)
+        facts = _facts(config, checkpoint, settings)
+        settings = _with_pages(settings, follower.agree(facts, settings.memory.num_pages))
         runner = build_runner(config, checkpoint, settings, devices)
+        _outlive_the_first_host()
         logger.info("node_rank %d is ready", config.node_rank)
         follower.run(runner)
     except BaseException as error:
-        try:
-            link.send(End(f"{type(error).__name__}: {error}"))
-        except LinkLostError:
-            pass  # then that is why
+        follower.leave(_reason(error))
         raise
+    follower.leave()
 
 
 def end_process(error: BaseException) -> NoReturn:
@@ -74,7 +96,7 @@ def end_process(error: BaseException) -> NoReturn:
     For hosts that cannot do anything alone: their threads may be in a program that waits for the lost one.
     """
     unexpected = None if isinstance(error, JaxserveError | KeyboardInterrupt) else error
-    logger.critical("%s; this process ends", str(error) or type(error).__name__, exc_info=unexpected)
+    logger.critical("%s; this process ends", _reason(error), exc_info=unexpected)
     logging.shutdown()
     os._exit(1)
 
@@ -83,13 +105,36 @@ def _with_pages(settings: Settings, num_pages: int) -> Settings:
     return replace(settings, memory=replace(settings.memory, num_pages=num_pages))
 
 
-def _fingerprint(config: EngineConfig, settings: Settings) -> str:
-    """Of everything that makes programs, weights and plans what they are; memory is agreed upon apart."""
-    parts = (
-        __version__,
-        jax.__version__,
-        config.load_format,
-        config.seed,
-        replace(settings, memory=replace(settings.memory, available=0, num_pages=0)),
-    )
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+def _facts(config: EngineConfig, checkpoint: AnyCheckpoint | None, settings: Settings) -> dict[str, str]:
+    """Everything that makes programs, weights and plans what they are, by name; memory is agreed upon apart."""
+    facts: dict[str, object] = {
+        "jaxserve": __version__,
+        "JAX": jax.__version__,
+        "weights": f"random, seed {config.seed}" if checkpoint is None else weights_digest(checkpoint),
+    }
+    for field in fields(Settings):
+        facts[field.name] = getattr(settings, field.name)
+    facts["memory"] = replace(settings.memory, available=0, num_pages=0)
+    return {name: _short(str(value)) for name, value in facts.items()}
+
+
+def _short(text: str) -> str:
+    """A digest of what is too long to tell."""
+    return text if len(text) <= _MOST_TOLD else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return str(error) if isinstance(error, JaxserveError) else f"{type(error).__name__}: {error}"
+
+
+def _outlive_the_first_host() -> None:
+    """Take a first SIGTERM for one that all hosts got: the first one's answers may end, and then this one does."""
+
+    def stay(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        logger.info("SIGTERM: this host ends when node_rank 0 does; a second one ends it at once")
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stay)

@@ -53,38 +53,55 @@ class NotingRunner:
         return pending.entries[0].start
 
 
+FACTS = {"max_num_seqs": "4", "model": "small"}  # that all hosts have in common
+
+
 class FollowingHost:
     """A follower on a thread: what it did, and how it ended."""
 
     def __init__(
-        self, port: int, rank: int, *, fingerprint: str = "same", runner: NotingRunner | None = None
+        self,
+        port: int,
+        rank: int,
+        *,
+        num_hosts: int = 2,
+        facts: dict[str, str] = FACTS,
+        runner: NotingRunner | None = None,
     ) -> None:
         self.runner = runner or NotingRunner()
         self.end: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         self.lost: queue.SimpleQueue[EngineDeadError] = queue.SimpleQueue()
         self.link = Link(socket.create_connection(("127.0.0.1", port)))
-        self.link.send(Hello(rank, fingerprint, 40 + rank))
-        self._follower = Follower(self.link, self.lost.put)
-        threading.Thread(target=self._run, daemon=True).start()
+        self.link.send(Hello(rank, num_hosts))
+        self.follower = Follower(self.link, self.lost.put)
+        threading.Thread(target=self._run, args=(facts, 40 + rank), daemon=True).start()
 
-    def _run(self) -> None:
+    def _run(self, facts: dict[str, str], num_pages: int) -> None:
         try:
-            self.num_pages = self._follower.wait()
-            self._follower.run(self.runner)  # type: ignore[arg-type]  # as much of a runner as is needed
+            self.follower.wait()
+            self.num_pages = self.follower.agree(facts, num_pages)
+            self.follower.run(self.runner)  # type: ignore[arg-type]  # as much of a runner as is needed
         except EngineDeadError as error:
+            self.follower.leave(str(error))
             self.end.put(error)
         else:
+            self.follower.leave()
             self.end.put(None)
 
 
 @contextlib.contextmanager
 def leader(num_followers: int) -> Iterator[tuple[Followers, int]]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        followers = Followers(listener, num_followers, "same")
+        followers = Followers(listener, num_followers)
         try:
             yield followers, listener.getsockname()[1]
         finally:
             followers.end()
+
+
+def meet(followers: Followers) -> int:
+    followers.gather(10)
+    return followers.agree(FACTS, 50)
 
 
 def plan(start: int) -> StepPlan:
@@ -103,8 +120,8 @@ def plan(start: int) -> StepPlan:
 
 def test_followers_do_all_that_the_leader_does_in_its_order() -> None:
     with leader(2) as (followers, port):
-        hosts = [FollowingHost(port, rank) for rank in (2, 1)]
-        assert followers.wait(10, 50) == 41  # what fits everywhere
+        hosts = [FollowingHost(port, rank, num_hosts=3) for rank in (2, 1)]
+        assert meet(followers) == 41  # what fits everywhere
         own = NotingRunner()
         runner = LeadingRunner(own, followers)  # type: ignore[arg-type]  # as much of a runner as is needed
         rng = random.Random(0)
@@ -128,7 +145,7 @@ def test_followers_do_all_that_the_leader_does_in_its_order() -> None:
 def test_what_a_runner_refuses_is_refused_on_all_hosts_and_the_rest_goes_on() -> None:
     with leader(1) as (followers, port):
         host = FollowingHost(port, 1, runner=NotingRunner(refused_slot=3))
-        followers.wait(10, 50)
+        meet(followers)
         own = NotingRunner(refused_slot=3)
         runner = LeadingRunner(own, followers)  # type: ignore[arg-type]  # as much of a runner as is needed
         with pytest.raises(ValueError, match="no such slot"):
@@ -141,8 +158,8 @@ def test_what_a_runner_refuses_is_refused_on_all_hosts_and_the_rest_goes_on() ->
 
 def test_a_lost_follower_is_named_at_once_and_nothing_more_is_dispatched() -> None:
     with leader(2) as (followers, port):
-        hosts = [FollowingHost(port, rank) for rank in (1, 2)]
-        followers.wait(10, 50)
+        hosts = [FollowingHost(port, rank, num_hosts=3) for rank in (1, 2)]
+        meet(followers)
         lost: queue.SimpleQueue[EngineDeadError] = queue.SimpleQueue()
         followers.watch(lost.put)
         hosts[1].link.close()
@@ -162,7 +179,7 @@ def test_a_follower_that_hangs_is_lost_too(monkeypatch: pytest.MonkeyPatch) -> N
     lost: queue.SimpleQueue[EngineDeadError] = queue.SimpleQueue()
     with leader(1) as (followers, port):
         host = FollowingHost(port, 1)
-        followers.wait(10, 50)
+        meet(followers)
         followers.watch(lost.put)
         followers.be_prompt()
         with pytest.raises(queue.Empty):
@@ -171,16 +188,33 @@ def test_a_follower_that_hangs_is_lost_too(monkeypatch: pytest.MonkeyPatch) -> N
         assert "node_rank 1 of 2 (at 127.0.0.1): it has said nothing for 0.3 s" in str(lost.get(timeout=10))
 
 
+def test_a_follower_that_hangs_when_serving_begins_is_not_waited_for_any_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link_module, "LOST_SECONDS", 0.3)
+    monkeypatch.setattr(link_module, "BEAT_SECONDS", 0.1)
+    lost: queue.SimpleQueue[EngineDeadError] = queue.SimpleQueue()
+    with leader(1) as (followers, port):
+        host = FollowingHost(port, 1)
+        meet(followers)
+        followers.watch(lost.put)
+        monkeypatch.setattr(host.link, "send", lambda message: None)
+        with pytest.raises(queue.Empty):
+            lost.get(timeout=0.5)  # it may be building
+        followers.be_prompt()
+        assert "it has said nothing for 0.3 s" in str(lost.get(timeout=10))
+
+
 def test_followers_end_when_the_leader_does() -> None:
     with leader(1) as (followers, port):
         host = FollowingHost(port, 1)
-        followers.wait(10, 50)
+        meet(followers)
         followers.end("out of memory")
         assert str(host.lost.get(timeout=10)) == "node_rank 0 ended: out of memory"
         assert isinstance(host.end.get(timeout=10), EngineDeadError)
     with leader(1) as (followers, port):
         host = FollowingHost(port, 1)
-        followers.wait(10, 50)
+        meet(followers)
         for link in followers._links.values():
             link.close()  # as if the process had been killed
         assert "lost node_rank 0 (at 127.0.0.1)" in str(host.lost.get(timeout=10))
@@ -188,25 +222,65 @@ def test_followers_end_when_the_leader_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rank", "fingerprint", "says"),
-    [(1, "another", "has another model, other flags or another version"), (5, "same", "has no such rank")],
+    ("rank", "num_hosts", "says"),
+    [
+        (5, 2, "node_rank=5: another host has it, or nnodes=2 has no such rank"),
+        (1, 4, "nnodes=4 on node_rank 1: it is 2 on rank 0"),
+    ],
 )
-def test_a_follower_of_something_else_is_refused_on_both_sides(
-    rank: int, fingerprint: str, says: str
-) -> None:
+def test_a_follower_of_somebody_else_is_refused_on_both_sides(rank: int, num_hosts: int, says: str) -> None:
     with leader(1) as (followers, port):
-        host = FollowingHost(port, rank, fingerprint=fingerprint)
+        host = FollowingHost(port, rank, num_hosts=num_hosts)
         with pytest.raises(ConfigError, match=says):
-            followers.wait(10, 50)
+            followers.gather(10)
         assert says in str(host.lost.get(timeout=10))
+
+
+def test_of_two_hosts_with_one_rank_the_second_is_refused() -> None:
+    with leader(2) as (followers, port):
+        hosts = [FollowingHost(port, 1, num_hosts=3) for _ in range(2)]
+        with pytest.raises(ConfigError, match="node_rank=1: another host has it"):
+            followers.gather(10)
+        followers.end()
+        ends = sorted(str(host.end.get(timeout=10)) for host in hosts)
+        assert ends[0] == "node_rank 0 ended"
+        assert "another host has it" in ends[1]
+
+
+def test_a_follower_that_would_build_something_else_is_told_what_differs() -> None:
+    facts = FACTS | {"model": "x" * 64, "max_num_seqs": "3"}
+    with leader(1) as (followers, port):
+        host = FollowingHost(port, 1, facts=facts)
+        followers.gather(10)
+        with pytest.raises(ConfigError) as error:
+            followers.agree(FACTS, 50)
+        followers.end(str(error.value))
+        assert str(error.value).startswith(
+            "node_rank=1 differs from rank 0 in max_num_seqs (3, not 4), model; all"
+        )
+        assert "differs from rank 0" in str(host.lost.get(timeout=10))
+
+
+def test_a_follower_that_cannot_go_on_says_why() -> None:
+    lost: queue.SimpleQueue[EngineDeadError] = queue.SimpleQueue()
+    with leader(1) as (followers, port):
+        link = Link(socket.create_connection(("127.0.0.1", port)))
+        link.send(Hello(1, 2))
+        follower = Follower(link, lost.put)
+        followers.gather(10)
+        follower.wait()
+        follower.leave("max_model_len=9: too long")
+        with pytest.raises(EngineDeadError, match=r"lost node_rank 1 of 2 .*: max_model_len=9: too long"):
+            followers.agree(FACTS, 50)
+    assert lost.empty(), "it has left by itself"
 
 
 def test_a_stranger_is_turned_away_and_who_is_missing_is_named() -> None:
     with leader(2) as (followers, port):
         with socket.create_connection(("127.0.0.1", port)) as stranger:
             stranger.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
-            host = FollowingHost(port, 2)
+            host = FollowingHost(port, 2, num_hosts=3)
             with pytest.raises(ConfigError, match=r"nobody came with --node-rank 1 within 0\.5 s"):
-                followers.wait(0.5, 50)
+                followers.gather(0.5)
         followers.end()
         assert str(host.end.get(timeout=10)) == "node_rank 0 ended"

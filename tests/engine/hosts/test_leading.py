@@ -25,7 +25,7 @@ from jaxserve.engine.plan import Admission, Encode, StepPlan
 from jaxserve.engine.protocol import ImageInput
 from jaxserve.engine.runner import Runner
 from jaxserve.errors import ConfigError, EngineDeadError
-from tests.engine.hosts.test_hosts import FollowingHost
+from tests.engine.hosts.test_hosts import FollowingHost, meet
 from tests.engine.tiny_engine import Collector, request
 from tests.scripted import scripted_info
 
@@ -128,9 +128,9 @@ def test_a_lost_follower_ends_the_engine_while_its_step_hangs(monkeypatch: pytes
         collector.on_dead(error)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        followers = Followers(listener, 1, "same")
+        followers = Followers(listener, 1)
         host = FollowingHost(listener.getsockname()[1], 1)
-        followers.wait(10, 50)
+        meet(followers)
         client: Any = LeadingClient(
             core,  # type: ignore[arg-type]  # as much of a core as is needed
             scripted_info(),
