@@ -113,7 +113,7 @@ def load_weights(
             for future in as_completed([pool.submit(fill, row) for row in rows]):
                 path, parameter = future.result()
                 filled[path] = parameter
-                bar.update(_num_bytes(parameter))
+                bar.update(_num_bytes(parameters[path]))  # where it is padded, without that
             check_copies(table, read, tensors, where)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
