@@ -49,6 +49,7 @@ class Followers:
         self._settled: queue.SimpleQueue[tuple[int, Settled]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._error: EngineDeadError | None = None
+        self._has_lost = threading.Event()
         self._on_lost: Callable[[EngineDeadError], None] | None = None
         self._is_ending = False
 
@@ -104,6 +105,11 @@ class Followers:
             error = self._error
         if error is not None:
             on_lost(error)
+
+    def loss(self, timeout: float) -> EngineDeadError | None:
+        """Who was lost, or is within so many seconds; None if nobody is."""
+        self._has_lost.wait(timeout)
+        return self._error
 
     def be_prompt(self) -> None:
         """Expect followers to be as quick as hosts that serve."""
@@ -186,6 +192,7 @@ class Followers:
                 f"lost node_rank {rank} of {self._num_followers + 1} (at {host}): {why}"
             )
             on_lost = self._on_lost
+        self._has_lost.set()
         logger.error("%s", error)
         if on_lost is not None:
             on_lost(error)

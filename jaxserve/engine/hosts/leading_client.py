@@ -7,7 +7,12 @@ from jaxserve.engine.building import build_runner, settle_engine
 from jaxserve.engine.client import InProcessClient, make_core
 from jaxserve.engine.core import EngineCore
 from jaxserve.engine.hosts.leader import Followers, LeadingRunner
-from jaxserve.engine.hosts.session import agree_with_followers, meet_followers, told_to
+from jaxserve.engine.hosts.session import (
+    SECOND_HAND_SECONDS,
+    agree_with_followers,
+    meet_followers,
+    told_to,
+)
 from jaxserve.engine.protocol import EngineInfo, OnDead, OnOutputs
 from jaxserve.loading.checkpoint import AnyCheckpoint
 from jaxserve.structured.compiler import GrammarCompiler
@@ -33,6 +38,10 @@ class LeadingClient(InProcessClient):
         super().start(on_outputs, on_dead)
         self._followers.watch(self.fail)
         self._followers.be_prompt()
+
+    def fail(self, error: Exception) -> None:
+        """See InProcessClient.  A step that breaks for want of a host may say so first, and does not name it."""
+        super().fail(self._followers.loss(SECOND_HAND_SECONDS) or error)
 
     def shutdown(self) -> None:
         """Stop after the step that runs, and let the followers go."""

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -28,6 +29,7 @@ from jaxserve.loading.sameness import weights_digest
 
 logger = logging.getLogger(__name__)
 
+SECOND_HAND_SECONDS = 2.0  # in which a host hears of a lost one whose connections have broken
 _MOST_TOLD = 64  # characters of a fact
 
 
@@ -49,8 +51,10 @@ def told_to(followers: Followers) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        if _may_be_second_hand(error) and (loss := followers.loss(SECOND_HAND_SECONDS)) is not None:
+            error = loss
         followers.end(_reason(error))
-        raise
+        raise error
 
 
 def agree_with_followers(
@@ -85,6 +89,8 @@ def follow(
         logger.info("node_rank %d is ready", config.node_rank)
         follower.run(runner)
     except BaseException as error:
+        if _may_be_second_hand(error):
+            time.sleep(SECOND_HAND_SECONDS)  # the first host shall hear of the lost one first
         follower.leave(_reason(error))
         raise
     follower.leave()
@@ -121,6 +127,11 @@ def _facts(config: EngineConfig, checkpoint: AnyCheckpoint | None, settings: Set
 def _short(text: str) -> str:
     """A digest of what is too long to tell."""
     return text if len(text) <= _MOST_TOLD else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _may_be_second_hand(error: BaseException) -> bool:
+    """Whether a program may have broken for want of another host."""
+    return not isinstance(error, JaxserveError | KeyboardInterrupt)
 
 
 def _reason(error: BaseException) -> str:

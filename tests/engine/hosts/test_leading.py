@@ -111,15 +111,19 @@ class HangingCore:
     has_work = True
 
     def __init__(self) -> None:
-        self.is_stepping, self.may_end = threading.Event(), threading.Event()
+        self.is_stepping, self.may_end, self.has_broken = (threading.Event() for _ in range(3))
 
     def step(self) -> list[Any]:
         self.is_stepping.set()
         self.may_end.wait(30)
+        self.has_broken.set()
         raise RuntimeError("the collective failed")
 
 
-def test_a_lost_follower_ends_the_engine_while_its_step_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_first", [True, False], ids=["before its step breaks", "after"])
+def test_a_lost_follower_ends_the_engine_and_is_named(
+    is_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client_module, "_LAST_SECONDS", 0.05)
     core, collector, deaths = HangingCore(), Collector(), []
 
@@ -140,6 +144,9 @@ def test_a_lost_follower_ends_the_engine_while_its_step_hangs(monkeypatch: pytes
         )
         client.start(collector.on_outputs, on_dead)
         assert core.is_stepping.wait(10)
+        if not is_first:
+            core.may_end.set()
+            assert core.has_broken.wait(10)
         host.link.close()
         collector.wait("nobody")
         with pytest.raises(EngineDeadError, match="node_rank 1 of 2"):
