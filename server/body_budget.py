@@ -38,7 +38,7 @@ class BodyBudget:
                 await app({**scope, _SHARE: share}, receive, send)
             finally:
                 share.give_back(share.num_bytes)
-                self._freed.add(share.num_bytes)
+                self._freed.after(share.num_bytes)
 
         return with_share
 

@@ -1,8 +1,9 @@
-"""One client's connection: uvicorn's, with limits on what comes before a request is one."""
+"""One client's connection: uvicorn's, with limits on what a client sends before a request is one, or leaves unread."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from http import HTTPStatus
 from typing import Any
 
@@ -14,12 +15,14 @@ from jaxserve.server.http_versions import AnyVersion
 MAX_HEAD_BYTES = 64 * 1024  # of the request line and the headers
 MAX_HEADERS = 256
 LINGER_SECONDS = 5.0  # that a client may go on sending after it has its answer
+STALL_SECONDS = 300.0  # in which nothing of an answer is taken; the system, too, holds some megabytes of it
 
 
 class Connection(AnyVersion):
-    """Refuses heads that are too long, too slow or no HTTP, with the API's own error objects.
+    """Refuses heads that are too long, too slow or no HTTP, with the API's own error objects; lets clients read them.
 
-    uvicorn reads a head of any length, waits for it forever, and answers what is no HTTP in plain text.
+    uvicorn reads a head of any length, waits for it forever, and answers what is no HTTP in plain text.  It also waits
+    forever for those who do not read, and closes before an answer to what still comes in can be read.
     """
 
     def __init__(self, *args: Any, receive_timeout: float, **kwargs: Any) -> None:
@@ -28,12 +31,14 @@ class Connection(AnyVersion):
         self._receive_timeout = receive_timeout
         self._timer: asyncio.TimerHandle | None = None  # runs while a head is awaited
         self._linger: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None  # runs while much of an answer is unread
         self._is_in_head = False  # a head has begun and is not complete
         self._num_fragment_bytes = 0  # of the head, in reads that did not complete it
+        self._num_new_bytes = 0  # of the latest read, unless a request ended in it
         self._num_field_bytes = 0  # of the head's complete fields
         self._refusal: ApiError | None = None
         self._is_refused = False
-        self._cycles: list[RequestResponseCycle] = []  # requests that wait for their answers' ends
+        self._cycles: deque[RequestResponseCycle] = deque()  # requests without a whole answer, and some with
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  # as uvicorn's own
         super().connection_made(transport)
@@ -41,8 +46,9 @@ class Connection(AnyVersion):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
-        if self._linger is not None:
-            self._linger.cancel()
+        for timer in (self._linger, self._stall):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
         for cycle in self._cycles:  # uvicorn tells the newest alone
             cycle.disconnected = True
@@ -51,11 +57,12 @@ class Connection(AnyVersion):
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             return  # what follows is not looked at
+        self._num_new_bytes = len(data)
         super().data_received(data)
         if self._is_refused or self.transport.is_closing():
             return
         if self._is_in_head:
-            self._num_fragment_bytes += len(data)
+            self._num_fragment_bytes += self._num_new_bytes
             if self._num_fragment_bytes > MAX_HEAD_BYTES:
                 self._refuse(_too_long())
         elif self._timer is None and (self.cycle is None or self.cycle.response_complete):
@@ -85,8 +92,17 @@ class Connection(AnyVersion):
         self._is_in_head = False
         self._stop_waiting()
         super().on_headers_complete()
-        cycles = (*self._cycles, self.cycle)
-        self._cycles = [cycle for cycle in cycles if cycle is not None and not cycle.response_complete]
+        if self._offers_upgrade:
+            return
+        while self._cycles and self._cycles[0].response_complete:
+            self._cycles.popleft()
+        self._cycles.append(self.cycle)
+        if not self.cycle.keep_alive:
+            self._close_gently(self.cycle)
+
+    def on_message_complete(self) -> None:
+        self._num_new_bytes = 0
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -98,6 +114,15 @@ class Connection(AnyVersion):
             and not self.transport.is_closing()
         ):
             self._linger = self.loop.call_later(LINGER_SECONDS, self._end_linger, cycle)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reader(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stall is not None:
+            self._stall.cancel()
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's name for the end of a connection whose bytes the parser, or a callback of ours, refused."""
@@ -124,6 +149,32 @@ class Connection(AnyVersion):
         else:
             self.transport.close()
 
+    def _await_reader(self, num_unread: int) -> None:
+        self._stall = self.loop.call_later(STALL_SECONDS, self._end_stall, num_unread)
+
+    def _end_stall(self, num_before: int) -> None:
+        num_unread = self.transport.get_write_buffer_size()  # nothing is added while it is so large
+        if num_unread < num_before:
+            self._await_reader(num_unread)
+        else:
+            self.transport.abort()
+
+    def _close_gently(self, cycle: RequestResponseCycle) -> None:
+        """Let an answer behind which the connection ends be read by a client that still sends."""
+        send = cycle.send
+
+        async def sent(message: Any) -> None:
+            is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if not (is_last and cycle.more_body):
+                await send(message)
+                return
+            cycle.keep_alive = True  # to uvicorn, which would close here
+            await send(message)
+            if not self._is_refused and not self.transport.is_closing():
+                self._hang_up()
+
+        cycle.send = sent
+
     def _end_linger(self, cycle: Any) -> None:
         self._linger = None
         if self._is_refused or (self.cycle is cycle and cycle.more_body):
@@ -149,11 +200,18 @@ class Connection(AnyVersion):
             "connection: close\r\n\r\n".encode()
             + body
         )
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Nothing more is said or listened to."""
+        self._is_refused = True
         if not self.transport.can_write_eof():  # TLS has no half-closed connections
             self.transport.close()
             return
-        # Closing while the client still sends would reset the connection before it has read why.
+        # Closing while the client still sends would reset the connection before it has read all.
         self.transport.write_eof()
+        if self._linger is not None:
+            self._linger.cancel()
         self._linger = self.loop.call_later(LINGER_SECONDS, self._end_linger, None)
 
 

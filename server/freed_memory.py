@@ -6,22 +6,23 @@ import asyncio
 import ctypes
 from collections.abc import Callable
 
-ENOUGH = 64 * 2**20  # bytes that are worth a look through the allocator's memory
-PAUSE = 1.0  # seconds until whatever refers to them is gone, and more has come together
+LARGE = 2**20  # bytes of a body; what becomes of it may have a hundred times as many
+MANY = 2**26  # bytes of smaller ones together
+PAUSE = 5.0  # seconds until all that refers to it is gone; more often would cost those who need it again
 
 
 class FreedMemory:
-    """Counts what was freed, and now and then gives it back.  For one event loop; does nothing without glibc."""
+    """Gives back, now and then, what large requests had.  For one event loop; does nothing without glibc."""
 
     def __init__(self) -> None:
         self._give_back: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        self._num_bytes = 0
+        self._num_bytes = 0  # of smaller ones
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, num_bytes: int) -> None:
-        """So many bytes are no longer used."""
-        self._num_bytes += num_bytes
-        if self._num_bytes >= ENOUGH and self._timer is None and self._give_back is not None:
+    def after(self, num_bytes: int) -> None:
+        """A request with a body of so many bytes has ended."""
+        self._num_bytes += num_bytes if num_bytes < LARGE else MANY
+        if self._num_bytes >= MANY and self._timer is None and self._give_back is not None:
             self._timer = asyncio.get_running_loop().call_later(PAUSE, self._end_pause, self._give_back)
 
     def _end_pause(self, give_back: Callable[[int], int]) -> None:

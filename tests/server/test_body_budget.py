@@ -92,8 +92,7 @@ async def test_freed_memory_goes_back_to_the_system(monkeypatch: pytest.MonkeyPa
     top = pieces.pop()  # above all the others: the allocator keeps what is below
     pieces.clear()
     before = resident()
-    freed.add(freed_memory.ENOUGH - 1)
-    freed.add(1)
+    freed.after(freed_memory.LARGE)
     for _ in range(1000):
         if before - resident() > 50_000_000:
             break

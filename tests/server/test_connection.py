@@ -4,59 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 
 from jaxserve.server import connection
-from tests.server.serving import Serving, listening, read_events, say, serving
-
-HOST = b"Host: x\r\n"
-JSON = b"Content-Type: application/json\r\n"
-
-
-@asynccontextmanager
-async def connected(**settings: Any) -> AsyncIterator[tuple[Serving, str]]:
-    with serving(**settings) as served:
-        async with listening(served) as url:
-            yield served, url
-
-
-async def open_connection(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    host, port = url.removeprefix("http://").split(":")
-    return await asyncio.open_connection(host, int(port))
-
-
-async def ask(url: str, *pieces: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Send bytes and read until the server closes: status, headers, body."""
-    reader, writer = await open_connection(url)
-    try:
-        for piece in pieces:
-            writer.write(piece)
-            await writer.drain()
-        data = await reader.read()
-    finally:
-        writer.close()
-    head, _, body = data.partition(b"\r\n\r\n")
-    first, *lines = head.decode().split("\r\n")
-    return int(first.split()[1]), dict(line.lower().split(": ", 1) for line in lines), body
-
-
-def error_of(answer: tuple[int, dict[str, str], bytes]) -> dict[str, Any]:
-    status, headers, body = answer
-    assert status >= 400
-    assert headers["content-type"] == "application/json"
-    error = json.loads(body)["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    return error
-
-
-async def is_well(url: str) -> bool:
-    """Whether somebody else is served as usual."""
-    status, _, body = await ask(url, b"GET /health HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
-    return (status, body) == (200, b"")
+from tests.server.connecting import HOST, JSON, ask, connected, error_of, is_well, open_connection
+from tests.server.serving import listening, read_events, say, serving
 
 
 @pytest.mark.parametrize(
@@ -208,6 +161,19 @@ async def test_a_connection_is_used_again_and_again():
             answer = await reader.readuntil(b"\r\n\r\n")
             length = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
             await reader.readexactly(length)
+        writer.close()
+
+
+async def test_many_requests_at_once_are_no_long_head():
+    async with connected() as (_, url):
+        asked = b"GET /health HTTP/1.1\r\n" + HOST + b"X-Padding: " + b"a" * 1000 + b"\r\n\r\n"
+        reader, writer = await open_connection(url)
+        for _ in range(3):
+            writer.write(asked * 100 + asked[:500])  # more than a head may have, and it ends in one
+            for _ in range(100):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            writer.write(asked[500:])
+            await reader.readuntil(b"\r\n\r\n")
         writer.close()
 
 

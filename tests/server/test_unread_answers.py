@@ -1,0 +1,62 @@
+"""Answers that a client reads late, slowly or never."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+
+import pytest
+
+from jaxserve.server import connection
+from jaxserve.server.connection import Connection
+from tests.server.connecting import HOST, JSON, ask, connected, error_of
+
+
+@pytest.mark.parametrize(("path", "status"), [(b"/nothing", 404), (b"/v1/completions", 413)])
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+async def test_who_sends_on_can_read_why_there_is_no_need(path: bytes, status: int, version: bytes):
+    async with connected(max_body_bytes=4096) as (_, url):
+        head = b"POST " + path + b" HTTP/" + version + b"\r\nConnection: close\r\n" + HOST + JSON
+        answer = await ask(url, head + b"Content-Length: 9000000\r\n\r\n", *[b"a" * 1_000_000] * 9)
+        assert answer[0] == status
+        assert answer[1]["connection"] == "close"
+        assert error_of(answer)["message"]
+
+
+@pytest.mark.parametrize("reads", [False, True])
+async def test_an_answer_that_is_read_slowly_or_never(reads: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connection, "STALL_SECONDS", 1.0 if reads else 0.1)
+    lost = asyncio.Event()
+    connection_made, connection_lost = Connection.connection_made, Connection.connection_lost
+
+    def shortened(self: Connection, transport: asyncio.Transport) -> None:
+        connection_made(self, transport)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100_000)
+
+    def noticed(self: Connection, exc: Exception | None) -> None:
+        connection_lost(self, exc)
+        lost.set()
+
+    monkeypatch.setattr(Connection, "connection_made", shortened)
+    monkeypatch.setattr(Connection, "connection_lost", noticed)
+    body = json.dumps({"prompt": "a" * 1_000_000, "return_token_strs": True}).encode()
+    async with connected() as (_, url):
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100_000)  # or much of it would be on its way
+        await asyncio.to_thread(client.connect, ("127.0.0.1", int(url.rpartition(":")[2])))
+        client.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=client)
+        head = b"POST /tokenize HTTP/1.1\r\n" + HOST + JSON
+        writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        if reads:
+            answer = await reader.readuntil(b"\r\n\r\n")
+            left = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            assert left > 6_000_000
+            for part in [400_000] * 14 + [left - 5_600_000]:
+                await asyncio.sleep(0.1)
+                await reader.readexactly(part)
+            assert not lost.is_set()
+        else:
+            await asyncio.wait_for(lost.wait(), 60)
+        writer.close()
