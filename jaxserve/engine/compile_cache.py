@@ -13,7 +13,8 @@ import os
 import pickle
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import jax
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from jaxserve.engine.xla_options import compiler_options
 
@@ -40,6 +42,7 @@ _JAX_SETTINGS = (  # that change what is traced or compiled
     "jax_default_prng_impl",
     "jax_threefry_partitionable",
 )
+_JAX_CACHE = "jax_enable_compilation_cache"
 
 
 class CompileCache:
@@ -57,6 +60,24 @@ class CompileCache:
         self._tracing = threading.Lock()
         ids = [device.id for device in self._devices]  # which a program is loaded for
         self._prefix = _environment_digest(repr((context, ids))) if folder else ""
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """JAX's own cache, if it has one, is out of use while programs are compiled to be kept here.
+
+        On CPUs what comes from there cannot be kept once more: then functions are missing (jax 0.10.2, 0.11.2).
+        """
+        if self._folder is None or not getattr(jax.config, "jax_compilation_cache_dir", None):
+            yield
+            return
+        was_enabled = getattr(jax.config, _JAX_CACHE)
+        jax.config.update(_JAX_CACHE, False)
+        reset_cache()  # it has looked at that before
+        try:
+            yield
+        finally:
+            jax.config.update(_JAX_CACHE, was_enabled)
+            reset_cache()
 
     def load(self, name: str) -> jax.stages.Compiled | None:
         """The program compiled under this name before, or None; a file that cannot be read is as good as absent."""

@@ -49,6 +49,7 @@ def compile_all(
     workers = max(2, num_processors())  # two at least: reading files and compiling leave the lock
     compiled: dict[str, jax.stages.Compiled] = {}
     with (
+        cache.alone(),
         ThreadPoolExecutor(workers, thread_name_prefix="compile") as pool,
         tqdm(total=total, desc="programs", unit="prog", disable=not show_progress, file=sys.stderr) as bar,
     ):

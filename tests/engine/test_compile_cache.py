@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from jaxserve.engine.compile_cache import CompileCache, source_files
+from jaxserve.engine.compiling import compile_all
+from jaxserve.engine.programs import Program
 
 
 def lower() -> jax.stages.Lowered:
@@ -44,6 +48,34 @@ def test_a_folder_that_cannot_be_written_is_only_a_warning(
         compiled = cache.compile("add", lower)
     assert compiled(np.zeros(3, np.float32)).tolist() == [1, 1, 1]
     assert "cannot be kept" in caplog.text
+
+
+@pytest.fixture
+def jax_cache(tmp_path: Path) -> Iterator[None]:
+    """JAX's own cache, of everything that is compiled."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path / "jax"),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    reset_cache()
+
+
+@pytest.mark.usefixtures("jax_cache")
+def test_what_is_kept_does_not_come_from_the_cache_of_jax(tmp_path: Path) -> None:
+    CompileCache(None, "engine").compile("add", lower)  # JAX has it now
+    folder = tmp_path / "ours"
+    compile_all([Program("add", lower)], CompileCache(folder, "engine"), show_progress=False)
+    found = CompileCache(folder, "engine").load("add")
+    assert found is not None
+    assert found(np.ones(3, np.float32)).tolist() == [2, 2, 2]
 
 
 def test_what_programs_are_traced_from_is_in_the_key() -> None:
