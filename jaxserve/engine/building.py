@@ -61,16 +61,18 @@ def build_runner(
     """Load the weights and compile every program, with progress on stderr.
 
     Without a checkpoint (load_format "dummy") the weights are random.  Replicas share `weights`, so that one of them
-    alone reads the checkpoint.  Raises ConfigError if memory does not suffice, CheckpointError if the weights are not
-    the model's.
+    alone reads the checkpoint, and what is kept of programs, so that one of them alone compiles.  Raises ConfigError if
+    memory does not suffice, CheckpointError if the weights are not the model's.
     """
     layout = settings.layout
     with timed("list of programs"):
         # Where nothing else is said arrays are on the first device, and uncommitted: the shortest way into a program.
-        named = None if tuple(devices) == tuple(jax.devices()[:1]) else devices
-        _, abstract = abstract_on_devices(layout, jnp.dtype(settings.dtype), named)
+        # The programs of replicas are alike, so the first one's are not to be of that kind.
+        is_alone = weights is None and tuple(devices) == tuple(jax.devices()[:1])
+        _, abstract = abstract_on_devices(layout, jnp.dtype(settings.dtype), None if is_alone else devices)
         book, tower_book = make_books(settings, abstract)
-        cache = CompileCache(default_folder(config.compile_cache_dir), _cache_context(settings), devices)
+        context = _cache_context(settings), is_alone
+        cache = CompileCache(default_folder(config.compile_cache_dir), context, devices)
 
     def read() -> nnx.State:
         if checkpoint is None:

@@ -189,18 +189,26 @@ def build_client(
     model: ModelConfig,
     grammars: GrammarCompiler | None = None,
     processor: ImageProcessorConfig | None = None,
-    *,
-    devices: Sequence[Device] | None = None,
-    weights: SharedWeights | None = None,
 ) -> InProcessClient:
     """Load the weights and compile every program, with progress on stderr.  The client is not started.
 
     Without a checkpoint (load_format "dummy") the weights are random.  Without `grammars`, no request may have one.
-    `devices` are those that the engine has to itself, as many as the config says; by default the first of all.  A model
-    that sees needs a `processor`.  Replicas share `weights`, so that one of them alone reads the checkpoint.
+    A model that sees needs a `processor`.
     Raises ConfigError if the model does not fit, CheckpointError if the weights are not the model's.
     """
-    settings, devices = settle_engine(config, model, processor, devices)
+    settings, devices = settle_engine(config, model, processor)
+    return build_settled(config, checkpoint, settings, devices, grammars)
+
+
+def build_settled(
+    config: EngineConfig,
+    checkpoint: AnyCheckpoint | None,
+    settings: Settings,
+    devices: Sequence[Device],
+    grammars: GrammarCompiler | None = None,
+    weights: SharedWeights | None = None,
+) -> InProcessClient:
+    """The same with settings that are made, on these devices; replicas share `weights`, see build_runner."""
     runner = build_runner(config, checkpoint, settings, devices, weights)
     core, info = make_core(config, settings, runner, grammars)
     return InProcessClient(core, info, forbid_recompile=config.forbid_recompile, grammars=grammars)

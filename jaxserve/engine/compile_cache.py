@@ -2,7 +2,7 @@
 
 JAX's own compilation cache is keyed by the traced program, and tracing a whole model takes longer than loading what it
 compiles to.  Here the key is everything that goes into the trace: the sources, the model's and engine's numbers, the
-versions, the flags and the processor.
+versions, the flags, the processor, and of devices how many there are and of what kind.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
-from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
+from jaxserve.engine.stored_program import from_bytes, place, to_bytes
 from jaxserve.engine.xla_options import compiler_options
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class CompileCache:
     """A folder of serialised executables; `None` as folder keeps nothing."""
 
     def __init__(self, folder: Path | None, context: object, devices: Sequence[Device] | None = None) -> None:
-        """`context` is what the programs depend on beside sources, versions and device; its repr must tell.
+        """`context` is what the programs depend on beside sources, versions and devices; its repr must tell.
 
         `devices` are those that the programs span; by default the first there is.
         """
@@ -58,8 +58,7 @@ class CompileCache:
         # Programs are traced one by one, as the interpreter's lock would have it anyway: side by side they would all be
         # traced before the first one compiles.
         self._tracing = threading.Lock()
-        ids = [device.id for device in self._devices]  # which a program is loaded for
-        self._prefix = _environment_digest(repr((context, ids))) if folder else ""
+        self._prefix = _environment_digest(repr(context), self._devices) if folder else ""
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -85,9 +84,9 @@ class CompileCache:
         if path is None or not path.exists():
             return None
         try:
-            stored = pickle.loads(path.read_bytes())
-            return serialize_executable.deserialize_and_load(*stored, execution_devices=self._devices)
-        except (OSError, pickle.UnpicklingError, EOFError, ValueError, jax.errors.JaxRuntimeError):
+            return from_bytes(path.read_bytes(), self._devices)
+        except (OSError, pickle.UnpicklingError, EOFError, ValueError, jax.errors.JaxRuntimeError) as error:
+            logger.info("stored program %s is of no use, and compiled again: %s", name, error)
             return None
 
     def compile(
@@ -104,7 +103,7 @@ class CompileCache:
         path = self._path(name)
         if path is not None:
             try:
-                _write(path, pickle.dumps(serialize_executable.serialize(compiled)))
+                _write(path, to_bytes(compiled, self._devices))
             except OSError as error:
                 logger.warning("compiled program %s cannot be kept for the next start: %s", name, error)
         return compiled
@@ -133,15 +132,13 @@ def _write(path: Path, content: bytes) -> None:
             raise
 
 
-def _environment_digest(context: str) -> str:
-    device = jax.devices()[0]
+def _environment_digest(context: str, devices: Sequence[Device]) -> str:
     parts = [
         context,
         jax.__version__,
         *(_version(package) for package in _PACKAGES),
-        device.platform,
-        device.device_kind,
-        str(getattr(device.client, "platform_version", "")),
+        repr(place(devices)),
+        str(getattr(devices[0].client, "platform_version", "")),
         os.environ.get("XLA_FLAGS", ""),
         repr([getattr(jax.config, name, None) for name in _JAX_SETTINGS]),
         _cpu_features(),

@@ -151,9 +151,8 @@ def available_bytes(config: EngineConfig, device: Device) -> int | None:
     """What the engine may use of a device; None if that is unknown and kv_cache_memory makes it unnecessary to know."""
     if device.platform == "cpu":
         free = free_memory()
-        pool = device_bytes = (
-            None if free is None else free // config.tensor_parallel_size
-        )  # which they share
+        sharing = config.tensor_parallel_size * config.data_parallel_size
+        pool = device_bytes = None if free is None else free // sharing
     else:
         pool = (device.memory_stats() or {}).get("bytes_limit")
         device_bytes = None if pool is None else pool / pool_share()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
@@ -136,6 +136,11 @@ def settle(
         ),
         tower=tower,
     )
+
+
+def with_pages(settings: Settings, num_pages: int) -> Settings:
+    """The same with as many KV pages as fit everywhere: programs are of an exact number."""
+    return replace(settings, memory=replace(settings.memory, num_pages=num_pages))
 
 
 def _token_budget(device: Device) -> int:

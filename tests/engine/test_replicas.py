@@ -16,13 +16,16 @@ from tests.engine.tiny_engine import TINY, tiny_config
 from tests.pretend_devices import run_on_devices
 
 
-def test_two_engines_of_two_devices_each_answer_like_a_dense_pass_and_read_the_checkpoint_once(
+def test_two_engines_answer_like_a_dense_pass_and_the_second_neither_reads_nor_compiles_again(
     tmp_path: Path,
 ) -> None:
     convert(str(write_directory(tmp_path / "source")), tmp_path / "converted", progress=False)
     printed = run_on_devices(4, "tests.engine.replicas_on_four_devices", str(tmp_path / "converted"))
     found = json.loads(printed)
     assert found["num_reads"] == 1
+    *once, last = found["num_compiles"]
+    assert set(once) == {1}
+    assert last == 2, "what cannot be loaded is compiled"
     assert found["device"] == "2 engines of 2 x cpu"
     assert found["free"][0] == found["free"][1]
 

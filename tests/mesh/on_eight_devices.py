@@ -20,7 +20,8 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxserve.engine import core, settle
-from jaxserve.engine.client import build_client
+from jaxserve.engine.building import settle_engine
+from jaxserve.engine.client import build_settled
 from jaxserve.engine.compile_cache import CompileCache
 from jaxserve.engine.lattice import Lattice, build_lattice
 from jaxserve.engine.pace import Pace
@@ -117,7 +118,7 @@ def answers(family: str, *, copies: int, num_devices: int, expert_parallel: bool
 
 
 def restart() -> dict[str, Any]:
-    """A whole engine on the second and third device, started twice, with bursts; the second start compiles nothing."""
+    """A whole engine with bursts on two devices, started on them again and on two others: the first start compiles."""
 
     class Hurried(Pace):
         def observe(self, worked: float, waited: float) -> None:
@@ -125,11 +126,12 @@ def restart() -> dict[str, Any]:
 
     found: dict[str, Any] = {"tokens": [], "compiles": [], "device": ""}
 
-    def run(folder: str) -> None:
+    def run(folder: str, devices: Sequence[Any]) -> None:
         config = tiny_config(
             folder, max_num_seqs=1, max_num_batched_tokens=16, tensor_parallel_size=2, forbid_recompile=True
         )
-        client, collector = build_client(config, None, TINY, devices=jax.devices()[1:3]), Collector()
+        settings, devices = settle_engine(config, TINY, devices=devices)
+        client, collector = build_settled(config, None, settings, devices), Collector()
         client.start(collector.on_outputs, collector.on_dead)
         client.submit([request("a", range(20), max_tokens=12)])
         collector.wait("a")
@@ -140,9 +142,11 @@ def restart() -> dict[str, Any]:
         found["device"] = client.info.device
 
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(core, "Pace", Hurried):
-        run(folder)
+        own, others = jax.devices()[1:3], jax.devices()[6:4:-1]
+        run(folder, own)
         with mock.patch.object(CompileCache, "compile", side_effect=AssertionError("compiled again")):
-            run(folder)
+            run(folder, own)
+            run(folder, others)
     return found
 
 

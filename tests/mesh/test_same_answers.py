@@ -17,9 +17,12 @@ from tests.pretend_devices import run_on_devices
 
 def _cases(family: str) -> list[str]:
     experts = TEXT[family].experts if family in TEXT else None
-    return [f"{family}:{devices}" for devices in ("2", "2x2", "4", "8")] + (
-        [f"{family}:4:experts"] if experts is not None else []
-    )
+    cases = [f"{family}:{devices}" for devices in ("2", "2x2", "4", "8")]
+    if family == "llama":
+        cases.append("llama:2x1")  # without a mesh
+    if experts is not None:
+        cases.append(f"{family}:4:experts")
+    return cases
 
 
 CASES = [case for family in FAMILIES for case in _cases(family)]
@@ -56,7 +59,8 @@ def test_a_mesh_answers_as_one_device_does(answers: dict[str, Any], case: str) -
     family, devices, *_ = case.split(":")
     found = answers[case]
     copies, _, num_devices = devices.rpartition("x")
-    assert found["device"] == (f"{copies} engines of " if copies else "") + f"{num_devices} x cpu"
+    device = "cpu" if num_devices == "1" else f"{num_devices} x cpu"
+    assert found["device"] == (f"{copies} engines of " if copies else "") + device
     assert found["num_engines"] == int(copies or 1), "each has some of the requests"
     expected, found = answers[f"{family}:1"]["requests"], found["requests"]
     assert expected.keys() == found.keys()
@@ -80,11 +84,13 @@ def test_what_a_model_that_sees_answers_is_transformers_own(answers: dict[str, A
     assert found[:NUM_GENERATED] == goldens()[family]["odd sizes"]["token_ids"]
 
 
-def test_an_engine_over_some_of_the_devices_finds_its_programs_again(answers: dict[str, Any]) -> None:
+def test_an_engine_over_some_of_the_devices_finds_its_programs_again_also_over_others(
+    answers: dict[str, Any],
+) -> None:
     found = answers["restart"]
     assert found["device"] == "2 x cpu"
-    assert found["compiles"] == [0, 0]
-    assert found["tokens"] == [DenseModel(seed=3).greedy(range(20), 12)] * 2
+    assert found["compiles"] == [0, 0, 0]
+    assert found["tokens"] == [DenseModel(seed=3).greedy(range(20), 12)] * 3
 
 
 def test_the_largest_of_equal_logits_is_the_first_on_any_device(answers: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from jaxserve.engine.building import build_runner, settle_engine
 from jaxserve.engine.hosts.follower import Follower
 from jaxserve.engine.hosts.joining import JOIN_SECONDS, connect_to_leader, listen_for_followers
 from jaxserve.engine.hosts.leader import Followers
-from jaxserve.engine.settle import Settings
+from jaxserve.engine.settle import Settings, with_pages
 from jaxserve.errors import JaxserveError
 from jaxserve.loading.checkpoint import AnyCheckpoint
 from jaxserve.loading.sameness import weights_digest
@@ -65,7 +65,7 @@ def agree_with_followers(
     Raises ConfigError for a host that is about to build something else.
     """
     facts = _facts(config, checkpoint, settings)
-    return _with_pages(settings, followers.agree(facts, settings.memory.num_pages))
+    return with_pages(settings, followers.agree(facts, settings.memory.num_pages))
 
 
 def follow(
@@ -83,7 +83,7 @@ def follow(
         follower.wait()
         settings, devices = settle_engine(config, model, processor)
         facts = _facts(config, checkpoint, settings)
-        settings = _with_pages(settings, follower.agree(facts, settings.memory.num_pages))
+        settings = with_pages(settings, follower.agree(facts, settings.memory.num_pages))
         runner = build_runner(config, checkpoint, settings, devices)
         _outlive_the_first_host()
         logger.info("node_rank %d is ready", config.node_rank)
@@ -105,10 +105,6 @@ def end_process(error: BaseException) -> NoReturn:
     logger.critical("%s; this process ends", _reason(error), exc_info=unexpected)
     logging.shutdown()
     os._exit(1)
-
-
-def _with_pages(settings: Settings, num_pages: int) -> Settings:
-    return replace(settings, memory=replace(settings.memory, num_pages=num_pages))
 
 
 def _facts(config: EngineConfig, checkpoint: AnyCheckpoint | None, settings: Settings) -> dict[str, str]:
