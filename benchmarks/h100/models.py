@@ -85,6 +85,20 @@ HF_CONFIGS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
         "rope_scaling": _llama3_rope(8.0),
     },
+    "8b-half": _LLAMA  # over two devices, each has what each of four has of 8b; only what they exchange is two's
+    | {
+        "vocab_size": 64128,
+        "bos_token_id": 64000,
+        "eos_token_id": 64001,
+        "num_hidden_layers": 32,
+        "hidden_size": 4096,
+        "intermediate_size": 7168,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "tie_word_embeddings": False,
+        "rope_scaling": _llama3_rope(8.0),
+    },
     "1b": _LLAMA  # meta-llama/Llama-3.2-1B
     | {
         "num_hidden_layers": 16,
@@ -228,7 +242,10 @@ IMAGE_PROCESSOR: dict[str, Any] = {
 
 
 TEXT_MODELS = tuple(name for name, config in HF_CONFIGS.items() if "vision_config" not in config)
-CUT = {"mixtral": "16 of its 32 layers"}  # what tables must say of a model that is not whole
+CUT = {
+    "mixtral": "16 of its 32 layers",
+    "8b-half": "half of 8b's heads, MLP and vocabulary",
+}  # what tables must say of a model that is not whole
 
 
 def title_of(model: str) -> str:

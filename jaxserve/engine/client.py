@@ -124,6 +124,7 @@ class InProcessClient:
 
     def _run(self) -> None:
         self._guard.start()
+        self._core.start(self._guard.watch)
         try:
             while not self._stopping and self._error is None:
                 self._take_orders(wait=not self._core.has_work)
@@ -136,6 +137,7 @@ class InProcessClient:
             # A panic in a native library is no Exception.
             self.fail(error if isinstance(error, Exception) else EngineDeadError(repr(error)))
         finally:
+            self._core.stop()
             self._guard.stop()
 
     def _take_orders(self, *, wait: bool) -> None:

@@ -98,17 +98,21 @@ def _step_bytes(program: jax.stages.Compiled) -> int:
 
 
 class CompileGuard:
-    """Watches one thread for compilations: after "ready" each one is a bug, counted and on request refused."""
+    """Watches an engine's threads for compilations: after "ready" each one is a bug, counted and on request refused."""
 
     def __init__(self, *, forbid: bool) -> None:
         self.count = 0
         self._forbid = forbid
-        self._thread: int | None = None
+        self._threads: set[int] = set()
 
     def start(self) -> None:
         """Watch the calling thread from now on."""
-        self._thread = threading.get_ident()
+        self.watch()
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+    def watch(self) -> None:
+        """Watch the calling thread as well."""
+        self._threads.add(threading.get_ident())
 
     def stop(self) -> None:
         """Watch no longer."""
@@ -118,7 +122,7 @@ class CompileGuard:
 
     def _on_event(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         del kwargs
-        if event != _BACKEND_COMPILE or threading.get_ident() != self._thread:
+        if event != _BACKEND_COMPILE or threading.get_ident() not in self._threads:
             return
         self.count += 1
         logger.error(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
 import jax
 import numpy as np
 
+from jaxserve.engine.calls import Call, CallThread
 from jaxserve.engine.constraints import MaskMaker
 from jaxserve.engine.pace import Pace
 from jaxserve.engine.pending_step import PendingStep
@@ -52,7 +53,10 @@ class AnyRunner(Protocol):
 
 
 class EngineCore:
-    """Scheduler and runner in one loop; single-threaded, never waits for anything but the device."""
+    """Scheduler and runner in one loop, which never waits for anything but the device.
+
+    Between `start` and `stop` one thread steps it; a second one makes the calls that it decides on.
+    """
 
     def __init__(
         self, scheduler: Scheduler, runner: AnyRunner, grammars: GrammarCompiler | None = None
@@ -61,9 +65,18 @@ class EngineCore:
         self._runner = runner
         self._grammars = grammars
         self._mask_maker = None if grammars is None else MaskMaker(grammars.vocab_size)
-        self._in_flight: deque[PendingStep] = deque()
+        self._calls: CallThread
+        self._in_flight: deque[Call] = deque()
         self._pace = Pace()
         self._resumed_at = 0.0  # when the last step had come back; 0 after a pause
+
+    def start(self, prepare: Callable[[], None]) -> None:
+        """Start the thread that makes calls, which does `prepare` first."""
+        self._calls = CallThread(self._runner, prepare)
+
+    def stop(self) -> None:
+        """End it, once what it was told to call has been called."""
+        self._calls.stop()
 
     @property
     def has_work(self) -> bool:
@@ -101,12 +114,12 @@ class EngineCore:
             if constrained := self._scheduler.constrained(plan):
                 self._dispatch_constrained(plan, constrained, outputs)
             else:
-                self._in_flight.append(self._runner.dispatch(plan))
+                self._in_flight.append(self._calls.dispatch(plan))
         if self._in_flight and (plan is None or len(self._in_flight) >= _STEPS_IN_FLIGHT):
-            pending = self._in_flight.popleft()
-            result = self._fetch(pending)
-            forced = self._advance(pending.plan, result, outputs)
-            outputs += self._scheduler.commit(pending.plan, result, forced)
+            oldest = self._in_flight.popleft()
+            result = self._fetch(oldest)
+            forced = self._advance(oldest.plan, result, outputs)
+            outputs += self._scheduler.commit(oldest.plan, result, forced)
         return outputs
 
     def _constraint(self, request: CoreRequest, compiled: CompiledGrammar | None) -> TokenConstraint | None:
@@ -125,15 +138,16 @@ class EngineCore:
         Where a mask depends on a token in flight, the step ahead is fetched while the device runs this one's forward
         pass, and committed once this one's sampler is queued.
         """
+        self._calls.settle()
         hidden = self._runner.start(plan)
         ahead: tuple[StepPlan, StepResult, dict[int, list[int]]] | None = None
         gone_on: set[int] = set()  # sequences that have the token that they would sample here
         if any(plan.entries[row].token_ids[-1] == ON_DEVICE for row in constrained):
-            pending = self._in_flight.popleft()
+            oldest = self._in_flight.popleft()
             assert not self._in_flight, "a step with constraints waits for the one ahead"
-            result = self._fetch(pending)
-            ahead = pending.plan, result, self._advance(pending.plan, result, outputs)
-            gone_on = {pending.plan.entries[index].seq_id for index in ahead[2]}
+            result = self._fetch(oldest)
+            ahead = oldest.plan, result, self._advance(oldest.plan, result, outputs)
+            gone_on = {oldest.plan.entries[index].seq_id for index in ahead[2]}
         rows = {row: seq for row, seq in constrained.items() if seq.seq_id not in gone_on}
         masks, complete = self._make_masks(rows, outputs)
         entries = tuple(
@@ -141,7 +155,7 @@ class EngineCore:
             for row, entry in enumerate(plan.entries)
         )
         pending = self._runner.finish(replace(plan, entries=entries), hidden, masks)
-        self._in_flight.append(pending)
+        self._in_flight.append(Call.of(pending))
         if ahead is not None:
             outputs += self._scheduler.commit(*ahead)  # which ends those that are complete
         for row in (*pending.stuck, *complete):
@@ -181,13 +195,15 @@ class EngineCore:
         if self._scheduler.abort(request_id):
             outputs.append(_own_fault(request_id, error))
 
-    def _fetch(self, pending: PendingStep) -> StepResult:
+    def _fetch(self, call: Call) -> StepResult:
         """Wait for a step, and note who had to wait for whom."""
         asked_at = time.monotonic()
-        result = self._runner.fetch(pending)
+        result = self._runner.fetch(call.made.result())
         now = time.monotonic()
-        if self._resumed_at and self._in_flight:  # the device has the next step to go on with
-            self._pace.observe(worked=asked_at - self._resumed_at, waited=now - asked_at)
+        if self._resumed_at and self._in_flight:
+            # The host is at work until the device has the next step to go on with.
+            ready_at = min(max(asked_at, self._in_flight[-1].made_at), now)
+            self._pace.observe(call.plan.num_steps, ready_at - self._resumed_at, now - ready_at)
             self._scheduler.burst_steps = self._pace.steps
         self._resumed_at = now if self._in_flight else 0.0
         return result
@@ -199,6 +215,8 @@ class EngineCore:
         prefix cache, where the plan's other sequences may have found them.
         """
         failed_slots = set()
+        if plan.admissions:
+            self._calls.settle()
         for admission in plan.admissions:
             request_id = admission.request.request_id
             try:

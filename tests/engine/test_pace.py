@@ -9,7 +9,7 @@ WORKED = 0.007
 
 def turns(pace: Pace, times: int, waited: float) -> None:
     for _ in range(times):
-        pace.observe(WORKED, waited)
+        pace.observe(pace.steps, WORKED, waited)
 
 
 def test_a_few_hurried_plans_are_no_reason() -> None:
@@ -42,6 +42,19 @@ def test_each_burst_settles() -> None:
     pace = Pace()
     lengths = []
     for _ in range(200):
-        pace.observe(WORKED, max(0.0, 1.2 * WORKED * pace.steps - WORKED))
+        pace.observe(pace.steps, WORKED, max(0.0, 1.2 * WORKED * pace.steps - WORKED))
         lengths.append(pace.steps)
     assert set(lengths[-150:]) == {2}
+
+
+def test_calls_that_last_as_long_as_the_device_is_busy() -> None:
+    """Whether bursts are worth their while then shows in what single steps took the host."""
+    for device, wanted in ((0.9 * WORKED, MAX_BURST), (3 * WORKED, 1)):
+        pace = Pace()
+        turns(pace, 100, waited=0.0)
+        for _ in range(200):
+            if pace.steps == MAX_BURST:  # one program
+                pace.observe(MAX_BURST, device * MAX_BURST, 0.0)
+            else:
+                pace.observe(pace.steps, WORKED, max(0.0, device * pace.steps - WORKED))
+        assert pace.steps == wanted
