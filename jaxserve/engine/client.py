@@ -245,7 +245,8 @@ def make_core(
         else f"{settings.layout.num_devices} x {settings.device_kind}",
         images=_image_info(settings),
     )
-    return EngineCore(scheduler, runner, grammars), info
+    core = EngineCore(scheduler, runner, grammars, has_slow_calls=settings.layout.num_devices > 1)
+    return core, info
 
 
 def _image_planner(tower: TowerSettings) -> ImagePlanner:

@@ -12,7 +12,7 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from jaxserve.engine.calls import Call, CallThread
+from jaxserve.engine.calls import Call, Calls, CallThread
 from jaxserve.engine.constraints import MaskMaker
 from jaxserve.engine.pace import Pace
 from jaxserve.engine.pending_step import PendingStep
@@ -55,27 +55,34 @@ class AnyRunner(Protocol):
 class EngineCore:
     """Scheduler and runner in one loop, which never waits for anything but the device.
 
-    Between `start` and `stop` one thread steps it; a second one makes the calls that it decides on.
+    Between `start` and `stop` one thread steps it; over several devices a second one makes the calls.
     """
 
     def __init__(
-        self, scheduler: Scheduler, runner: AnyRunner, grammars: GrammarCompiler | None = None
+        self,
+        scheduler: Scheduler,
+        runner: AnyRunner,
+        grammars: GrammarCompiler | None = None,
+        *,
+        has_slow_calls: bool = False,
     ) -> None:
+        """`has_slow_calls`: a program's call may last as long as the program."""
         self._scheduler = scheduler
         self._runner = runner
         self._grammars = grammars
         self._mask_maker = None if grammars is None else MaskMaker(grammars.vocab_size)
-        self._calls: CallThread
+        self._has_slow_calls = has_slow_calls
+        self._calls: Calls
         self._in_flight: deque[Call] = deque()
         self._pace = Pace()
         self._resumed_at = 0.0  # when the last step had come back; 0 after a pause
 
     def start(self, prepare: Callable[[], None]) -> None:
-        """Start the thread that makes calls, which does `prepare` first."""
-        self._calls = CallThread(self._runner, prepare)
+        """Be ready for steps from the calling thread.  A second thread, if there is one, does `prepare` first."""
+        self._calls = CallThread(self._runner, prepare) if self._has_slow_calls else Calls(self._runner)
 
     def stop(self) -> None:
-        """End it, once what it was told to call has been called."""
+        """Make no more calls."""
         self._calls.stop()
 
     @property

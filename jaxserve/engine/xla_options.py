@@ -39,8 +39,15 @@ _OPTIONS = (
     # Many programs compile at once, so splitting each over threads only costs (3.6 s of processor time become 2.5
     # for one forward pass of a 30-layer model: 2 cores, jax 0.10.2, 2026-11-23).
     _Option("xla_cpu_parallel_codegen_split_count", "1", "cpu"),
-    # A decode step on one device is one graph by default.  On several every all-reduce would cut it.
-    _Option("xla_gpu_enable_command_buffer", ",".join((*_GRAPH_DEFAULT, "COLLECTIVES")), "gpu", True),
+    # A decode step on one device is one graph by default.  On several every all-reduce would cut it.  That of many rows
+    # stays outside: all-reduces of 4 MB in a graph ended in illegal addresses (devices.py).
+    _Option(
+        "xla_gpu_enable_command_buffer",
+        ",".join((*_GRAPH_DEFAULT, "COLLECTIVES")),
+        "gpu",
+        True,
+        most_rows=NCCL_ROWS,
+    ),
     _Option("xla_gpu_graph_min_graph_size", "1", "gpu", True),
     _Option(
         "xla_gpu_experimental_use_collective_kernels", "", "gpu", True, most_rows=NCCL_ROWS, since=(0, 11, 2)

@@ -19,8 +19,9 @@ def test_xla_takes_the_options(platform: str, num_devices: int, rows: int) -> No
     assert compiled(np.ones(3, np.float32)).tolist() == [2, 2, 2]
 
 
-def test_graphs_hold_collectives_only_where_there_are_any() -> None:
-    assert "COLLECTIVES" in str(compiler_options("gpu", 8)["xla_gpu_enable_command_buffer"])
+def test_graphs_hold_collectives_only_where_there_are_small_ones() -> None:
+    assert "COLLECTIVES" in str(compiler_options("gpu", 8, NCCL_ROWS)["xla_gpu_enable_command_buffer"])
+    assert "xla_gpu_enable_command_buffer" not in compiler_options("gpu", 8, NCCL_ROWS + 1)
     assert "xla_gpu_enable_command_buffer" not in compiler_options("gpu", 1)
     assert compiler_options("cpu", 1)
 
