@@ -124,8 +124,8 @@ class InProcessClient:
 
     def _run(self) -> None:
         self._guard.start()
-        self._core.start(self._guard.watch)
         try:
+            self._core.start(self._guard.watch)
             while not self._stopping and self._error is None:
                 self._take_orders(wait=not self._core.has_work)
                 if self._core.has_work:

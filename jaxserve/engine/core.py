@@ -66,20 +66,21 @@ class EngineCore:
         *,
         has_slow_calls: bool = False,
     ) -> None:
-        """`has_slow_calls`: a program's call may last as long as the program."""
+        """`has_slow_calls`: a call may last about as long as the program that it calls, as over several GPUs."""
         self._scheduler = scheduler
         self._runner = runner
         self._grammars = grammars
         self._mask_maker = None if grammars is None else MaskMaker(grammars.vocab_size)
         self._has_slow_calls = has_slow_calls
-        self._calls: Calls
+        self._calls = Calls(runner)
         self._in_flight: deque[Call] = deque()
         self._pace = Pace()
         self._resumed_at = 0.0  # when the last step had come back; 0 after a pause
 
     def start(self, prepare: Callable[[], None]) -> None:
         """Be ready for steps from the calling thread.  A second thread, if there is one, does `prepare` first."""
-        self._calls = CallThread(self._runner, prepare) if self._has_slow_calls else Calls(self._runner)
+        if self._has_slow_calls:
+            self._calls = CallThread(self._runner, prepare)
 
     def stop(self) -> None:
         """Make no more calls."""

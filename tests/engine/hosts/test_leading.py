@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -112,6 +113,12 @@ class HangingCore:
 
     def __init__(self) -> None:
         self.is_stepping, self.may_end, self.has_broken = (threading.Event() for _ in range(3))
+
+    def start(self, prepare: Callable[[], None]) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
 
     def step(self) -> list[Any]:
         self.is_stepping.set()
