@@ -11,6 +11,8 @@ from tests.quick_compile import QUICK
 
 _FLAGS = " ".join(f"--{name}={int(value)}" for name, value in QUICK.items())
 
+_LONGEST_SECONDS = 900  # as the whole suite: processes that wait for each other may do so for ever
+
 
 def run_on_devices(num_devices: int, module: str, *arguments: str, **environment: str) -> str:
     """What `python -m module` prints, with so many devices and what `environment` adds; AssertionError if it fails."""
@@ -23,6 +25,7 @@ def run_on_devices(num_devices: int, module: str, *arguments: str, **environment
         capture_output=True,
         text=True,
         check=False,
+        timeout=_LONGEST_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

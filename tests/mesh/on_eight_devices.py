@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from jaxserve.config import EngineConfig, ImageProcessorConfig
 from jaxserve.engine import core, settle
 from jaxserve.engine.building import settle_engine
 from jaxserve.engine.client import build_settled
@@ -66,6 +67,11 @@ def requests(family: str) -> list[CoreRequest]:
     ]
 
 
+def processor(family: str) -> ImageProcessorConfig | None:
+    """How images are prepared for a family that sees."""
+    return PROCESSOR if family in SEEING else None
+
+
 def few_shapes(**options: Any) -> Lattice:
     """Only the largest buckets, which do for every step: compiling is most of the time."""
     lattice = build_lattice(**options)
@@ -76,18 +82,20 @@ def few_shapes(**options: Any) -> Lattice:
     )
 
 
-def answers(family: str, *, copies: int, num_devices: int, expert_parallel: bool) -> dict[str, Any]:
-    """What a whole engine, or several, say to each request: tokens, log-probabilities, those of the prompt."""
-    config = tiny_config(
-        "",
+def engine_config(cache_dir: str = "", **options: Any) -> EngineConfig:
+    """Of an engine that answers `requests`."""
+    return tiny_config(
+        cache_dir,
         max_model_len=128,
         max_num_seqs=3,
         max_num_batched_tokens=16,
-        data_parallel_size=copies,
-        tensor_parallel_size=num_devices,
-        enable_expert_parallel=expert_parallel,
         forbid_recompile=True,
+        **options,
     )
+
+
+def answers(family: str, config: EngineConfig) -> dict[str, Any]:
+    """What a whole engine, or several, say to each request: tokens, log-probabilities, those of the prompt."""
     stored, asked = checkpoint(family), requests(family)
     collector, engines = Collector(), set[int]()
 
@@ -96,9 +104,7 @@ def answers(family: str, *, copies: int, num_devices: int, expert_parallel: bool
         collector.on_outputs(batch)
 
     with mock.patch.object(settle, "build_lattice", few_shapes):
-        client = build_replicas(
-            config, stored, stored.config, processor=PROCESSOR if family in SEEING else None
-        )
+        client = build_replicas(config, stored, stored.config, processor=processor(family))
     client.start(on_outputs, collector.on_dead)
     try:
         client.submit(asked)
@@ -179,9 +185,12 @@ def answers_of(case: str) -> Any:
         return _OTHERS[case]()
     family, devices, *parallel = case.split(":")
     copies, _, num_devices = devices.rpartition("x")
-    return answers(
-        family, copies=int(copies or 1), num_devices=int(num_devices), expert_parallel=bool(parallel)
+    config = engine_config(
+        data_parallel_size=int(copies or 1),
+        tensor_parallel_size=int(num_devices),
+        enable_expert_parallel=bool(parallel),
     )
+    return answers(family, config)
 
 
 _OTHERS: dict[str, Callable[[], Any]] = {"restart": restart, "shards": shards}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -28,6 +30,7 @@ def _cases(family: str) -> list[str]:
 CASES = [case for family in FAMILIES for case in _cases(family)]
 # Of one process each.  Those whose samplers are alike are together: what is compiled for one serves the next.
 PROCESSES = (("llama", "qwen2", *SEEING), ("mistral", "qwen3", "mixtral", "qwen3_moe"))
+OVER_HOSTS = ("qwen2_5_vl:hosts", "mixtral:hosts:experts")
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +53,33 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return {line["case"]: line["answers"] for lines in pool.map(run, cases) for line in lines}
 
 
+@pytest.fixture(scope="session")
+def answers_over_hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """By case, from two processes with a device each, of which one plans and answers."""
+    arguments = str(_free_ports(1 + len(OVER_HOSTS))), str(tmp_path_factory.mktemp("xla")), *OVER_HOSTS
+
+    def run(rank: int) -> str:
+        return run_on_devices(1, "tests.mesh.on_two_hosts", str(rank), *arguments)
+
+    with ThreadPoolExecutor(2) as pool:
+        printed, _ = pool.map(run, (0, 1))
+    lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]  # others are Gloo's
+    return {line["case"]: line["answers"] for line in lines}
+
+
+def _free_ports(count: int) -> int:
+    """The first of so many in a row."""
+    while True:
+        with ExitStack() as stack:
+            port = stack.enter_context(socket.create_server(("", 0))).getsockname()[1]
+            try:
+                for offset in range(1, count):
+                    stack.enter_context(socket.create_server(("", port + offset)))
+            except (OSError, OverflowError):
+                continue
+        return port
+
+
 def test_every_family_is_among_them() -> None:
     assert {family for families in PROCESSES for family in families} == FAMILIES.keys()
 
@@ -62,7 +92,19 @@ def test_a_mesh_answers_as_one_device_does(answers: dict[str, Any], case: str) -
     device = "cpu" if num_devices == "1" else f"{num_devices} x cpu"
     assert found["device"] == (f"{copies} engines of " if copies else "") + device
     assert found["num_engines"] == int(copies or 1), "each has some of the requests"
-    expected, found = answers[f"{family}:1"]["requests"], found["requests"]
+    _assert_same(answers[f"{family}:1"]["requests"], found["requests"])
+
+
+@pytest.mark.parametrize("case", OVER_HOSTS)
+def test_two_hosts_answer_as_one_device_does(
+    answers: dict[str, Any], answers_over_hosts: dict[str, Any], case: str
+) -> None:
+    found = answers_over_hosts[case]
+    assert found["device"] == "2 x cpu"
+    _assert_same(answers[f"{case.partition(':')[0]}:1"]["requests"], found["requests"])
+
+
+def _assert_same(expected: dict[str, Any], found: dict[str, Any]) -> None:
     assert expected.keys() == found.keys()
     for name, answer in expected.items():
         assert found[name]["tokens"] == answer["tokens"], name
