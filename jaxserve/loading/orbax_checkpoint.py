@@ -45,9 +45,10 @@ class OrbaxCheckpoint:
         self._manifest = read_manifest(directory)
         self._scratch = threading.local()
         for name, record in self._manifest.files.items():
-            _check_size(directory / name, record.num_bytes)
-            if not name.startswith(f"{STATE}/"):
-                self._check_file(name, record)
+            if name.startswith(f"{STATE}/"):
+                _check_size(directory / name, record.num_bytes)
+            else:
+                _check_text(directory / name, record)
         for name, layout in self.layouts.items():
             for index in layout.chunks():
                 _check_size(directory / chunk_path(name, index), layout.chunk_bytes)
@@ -179,6 +180,18 @@ class _CheckedFile:
                 filled += count
             self._crc32 = zlib.crc32(block, self._crc32)
             self._num_bytes += len(block)
+
+
+def _check_text(path: Path, record: FileRecord) -> None:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if FileRecord.of(data) != record:
+        raise CheckpointError(
+            f"{path}: damaged or edited: it is not as jaxserve convert wrote it; copy the file once more, or edit the "
+            "original and convert that"
+        )
 
 
 def _check_size(path: Path, expected: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -97,6 +98,7 @@ def test_four_gpus_add_up_twice_a_layer_and_for_the_embedding() -> None:
         step = programs["forward_decode_4"].lower().as_text()
         greedy = programs["sample_greedy_4"].lower().as_text()
         sampled = programs["sample_full_4"].lower().as_text()
+        told = programs["sample_full_logprobs_4"].lower().as_text()
     # Layers that are alike are one function, the last may be another.
     calls = step.count("call @_run_layer")
     assert calls == NUM_LAYERS
@@ -107,6 +109,12 @@ def test_four_gpus_add_up_twice_a_layer_and_for_the_embedding() -> None:
     assert greedy.count("stablehlo.all_gather") == 1
     assert "stablehlo.all_to_all" not in greedy
     assert sampled.count("stablehlo.all_to_all") == 1
+    # What is gathered is a number or a few of each row, never its logits.
+    sizes = [
+        re.findall(r"\d+", shape) for shape in re.findall(r"all_gather.*?-> tensor<([\dx]*)", sampled + told)
+    ]
+    assert len(sizes) == sampled.count("stablehlo.all_gather") + told.count("stablehlo.all_gather")
+    assert max(int(size) for shape in sizes for size in shape) < MODEL.vocab_size // 4
 
 
 @pytest.mark.parametrize(
