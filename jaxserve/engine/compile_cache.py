@@ -58,6 +58,7 @@ class CompileCache:
         # Programs are traced one by one, as the interpreter's lock would have it anyway: side by side they would all be
         # traced before the first one compiles.
         self._tracing = threading.Lock()
+        self._has_told = False  # that one cannot be loaded
         self._prefix = _environment_digest(repr(context), self._devices) if folder else ""
 
     @contextmanager
@@ -86,7 +87,9 @@ class CompileCache:
         try:
             return from_bytes(path.read_bytes(), self._devices)
         except (OSError, pickle.UnpicklingError, EOFError, ValueError, jax.errors.JaxRuntimeError) as error:
-            logger.info("stored program %s is of no use, and compiled again: %s", name, error)
+            if not self._has_told:  # others are likely to be of no use either
+                self._has_told = True
+                logger.info("program %s cannot be loaded, and is compiled again: %s", name, error)
             return None
 
     def compile(
