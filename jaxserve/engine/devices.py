@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from jaxlib._jax import Device  # jax.Device, as type checkers can see it
 
 
-_PRETEND = "XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+# With fewer threads than programs that wait for each other on them, pretend devices may never go on.
+_PRETEND = "XLA_FLAGS=--xla_force_host_platform_device_count={count} NPROC={threads}"
 
 # What JAX's allocator may take of an accelerator: the second name is the older one, both at once are an error.
 _POOL_SHARES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
@@ -73,7 +74,8 @@ def missing_devices(found: Sequence[Device], wanted: int) -> str:
     """What to say where there are fewer than `wanted` devices."""
     there_are = f"there {'is' if len(found) == 1 else 'are'} {len(found)} ({found[0].device_kind})"
     if found[0].platform == "cpu":
-        return f"{there_are}; for {wanted} pretend ones, to try it out, set {_PRETEND.format(count=wanted)}"
+        pretend = _PRETEND.format(count=wanted, threads=2 * wanted)
+        return f"{there_are}; for {wanted} pretend ones, to try it out, set {pretend}"
     return f"{there_are}; lower it to at most {len(found)}"
 
 

@@ -34,4 +34,4 @@ def test_too_few_are_counted() -> None:
     with devices(1, "cpu", "cpu"), pytest.raises(ConfigError) as error:
         engine_devices(config)
     assert "there is 1 (cpu)" in str(error.value)
-    assert "XLA_FLAGS=--xla_force_host_platform_device_count=4" in str(error.value)
+    assert "XLA_FLAGS=--xla_force_host_platform_device_count=4 NPROC=8" in str(error.value)
