@@ -263,7 +263,7 @@ class EngineConfig:
     master_addr: str | None = None  # where host 0 is, as the others see it
     master_port: int = 29501  # of JAX's coordinator there; plans take the next one
     max_num_queued_reqs: int | None = None  # waiting requests beyond which new ones get 429
-    max_queued_image_bytes: int = 2 * 2**30  # decoded ones of waiting requests; beyond it new ones get 429
+    max_queued_image_bytes: int = 2 * 2**30  # those of waiting requests; beyond it new ones get 429
     generation_config: str = "auto"  # auto: the model's own sampling defaults, vllm: none, or a directory
     # Sampling defaults over those, in the names of generation_config.json, e.g. {"temperature": 0.6}.
     override_generation_config: Mapping[str, Any] = field(default_factory=dict, hash=False)

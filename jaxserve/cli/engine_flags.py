@@ -161,7 +161,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         type=num_bytes,
         default=2 * 2**30,
         metavar="BYTES",
-        help="decoded images of waiting requests beyond which new ones get 429 (default: 2G)",
+        help="images of waiting requests, as files and then as pixels, beyond which new ones get 429 (default: 2G)",
     )
     add(
         "--generation-config",

@@ -27,7 +27,7 @@ from jaxserve.media.patches import (
     size_below,
     with_bounds,
 )
-from jaxserve.media.pixel_budget import PixelBudget
+from jaxserve.media.pixel_budget import PixelBudget, PixelHold
 from jaxserve.media.policy import MediaPolicy
 from jaxserve.media.refusal import refused
 from jaxserve.media.urls import read_url
@@ -96,7 +96,7 @@ class ImageLoader:
         """The images in the order of `sources`, with the bounds that a request sets (mm_processor_kwargs).
 
         No image is decoded before it is known from the heads of all that they fit into a prompt, and, if the request
-        `is_queued`, among those of others that wait.
+        `is_queued`, among those of others that wait.  Files count, too, until there are pixels.
 
         Raises RequestError naming the field and the image at fault, QueueFullError where too much waits.
         """
@@ -114,6 +114,17 @@ class ImageLoader:
             )
         if not sources:  # texts do not wait for other requests' images
             return []
+        hold = self._budget.hold() if is_queued else None
+        try:
+            return await self._loaded(sources, processor, hold)
+        except BaseException:
+            if hold is not None:
+                hold.release()
+            raise
+
+    async def _loaded(
+        self, sources: Sequence[ImageSource], processor: ImageProcessorConfig, hold: PixelHold | None
+    ) -> list[ProcessedImage]:
         loop = asyncio.get_running_loop()
         # What comes several times is fetched once, and prepared once.
         keys = [_key(source) for source in sources]
@@ -121,7 +132,7 @@ class ImageLoader:
         firsts = dict(zip(reversed(keys), reversed(sources), strict=True))
         places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
         sources = [firsts[key] for key in places]
-        opened = await self._open_all(sources)
+        opened, num_file_bytes = await self._open_all(sources, hold)
         self._check_pixels(opened, sources)
         sizes = [
             self._fitted(image, processor, source.where)
@@ -137,22 +148,23 @@ class ImageLoader:
                 f"{self._max_prompt_tokens} tokens, prompt and answer together. Send fewer or smaller ones, or a lower "
                 "max_pixels in mm_processor_kwargs",
             )
-        hold = self._budget.hold(sum(tokens) * side**2 * 3) if is_queued else None
-        try:
-            processed = await _all_of(
-                [
-                    loop.run_in_executor(self._threads, _processed, image, size, processor, source)
-                    for image, size, source in zip(opened, sizes, sources, strict=True)
-                ]
-            )
-        except BaseException:
-            if hold is not None:
-                hold.release()
-            raise
+        if hold is not None:
+            hold.add(sum(tokens) * side**2 * 3)
+        processed = await _all_of(
+            [
+                loop.run_in_executor(self._threads, _processed, image, size, processor, source)
+                for image, size, source in zip(opened, sizes, sources, strict=True)
+            ]
+        )
+        if hold is not None:
+            hold.give_back(num_file_bytes)
         processed = [replace(image, hold=hold) for image in processed]
         return [processed[places[key]] for key in keys]
 
-    async def _open_all(self, sources: Sequence[ImageSource]) -> list[Image.Image]:
+    async def _open_all(
+        self, sources: Sequence[ImageSource], hold: PixelHold | None
+    ) -> tuple[list[Image.Image], int]:
+        """The images, and the bytes of their files together."""
         limit = self.policy.max_total_bytes
         turns = asyncio.Semaphore(_FETCHES)
         loop = asyncio.get_running_loop()
@@ -171,9 +183,11 @@ class ImageLoader:
                     source.where,
                     f"makes all images larger than this server's limit of {limit} bytes together",
                 )
+            if hold is not None:
+                hold.add(len(data))
             return await loop.run_in_executor(self._threads, open_image, data, source.where)
 
-        return await _all_of([opened(source) for source in sources])
+        return await _all_of([opened(source) for source in sources]), num_bytes
 
     def _check_pixels(self, opened: Sequence[Image.Image], sources: Sequence[ImageSource]) -> None:
         limit, total = self.policy.max_total_pixels, 0

@@ -31,7 +31,7 @@ class MediaPolicy:
     )  # likewise: an empty image of the largest kind is a file of 8 KiB, and takes a second
     fetch_seconds: float = 5.0  # for one image, name look-up and redirects included
     is_allowed_address: Callable[[str], bool] = is_public
-    max_queued_bytes: int = 2048 * MIB  # of all decoded images that wait for the engine
+    max_queued_bytes: int = 2048 * MIB  # of all images that wait for the engine
 
     @classmethod
     def of(cls, config: EngineConfig) -> MediaPolicy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,9 @@ async def test_a_full_server_fetches_nothing() -> None:
 
 
 async def test_decoded_images_of_waiting_requests_have_a_limit() -> None:
-    in_red = 6 * 28 * 28 * 3
+    in_red, in_file = 6 * 28 * 28 * 3, len(file_of(RED))
     one, two = user(part(RED)), user(part(RED), part(RED), part(BLUE))  # of what comes twice one is held
-    media = MediaPolicy(max_queued_bytes=2 * in_red)
+    media = MediaPolicy(max_queued_bytes=2 * in_red + in_file)
     with seeing({"max_num_seqs": 4}, media=media, engine={"stalled": True}) as served:
 
         async def waits(*messages: Any, **fields: Any) -> asyncio.Task[Answer]:
@@ -131,7 +132,9 @@ async def test_decoded_images_of_waiting_requests_have_a_limit() -> None:
         assert shown.status == 200  # and is held no longer
         answered = await served.chat(messages=[two])
         assert (answered.status, answered.error["type"]) == (429, "RateLimitError")
-        assert "max_queued_image_bytes is 28224; try again later" in answered.error["message"]
+        assert (
+            f"max_queued_image_bytes is {2 * in_red + in_file}; try again later" in answered.error["message"]
+        )
         assert answered.headers["retry-after"] == "1"
         second = await waits(one, n=2)
         assert (await served.chat(messages=[one])).status == 429
@@ -173,22 +176,50 @@ async def test_of_a_refused_request_nothing_is_held(fields: dict[str, Any]) -> N
         gc.enable()
 
 
-async def test_who_brings_no_image_waits_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, go_on = threading.Event(), threading.Event()
+@dataclass
+class Preparing:
+    """A stop in the preparing of images."""
+
+    begun: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
+
+
+@pytest.fixture
+def preparing(monkeypatch: pytest.MonkeyPatch) -> Preparing:
+    stop = Preparing()
 
     def prepared(*arguments: Any) -> Any:
-        begun.set()
-        assert go_on.wait(5)
+        stop.begun.set()
+        assert stop.go_on.wait(5)
         return _processed(*arguments)
 
     monkeypatch.setattr("jaxserve.media.loader._processed", prepared)
+    return stop
+
+
+async def test_who_brings_no_image_waits_for_none(preparing: Preparing) -> None:
     with seeing() as served:
         pictures = [part(picture(1, 1, colour)) for colour in ("red", "green", "blue", "white", "black")]
         busy = asyncio.create_task(served.chat(messages=[user(*pictures)]))
-        await asyncio.to_thread(begun.wait)
+        await asyncio.to_thread(preparing.begun.wait)
         assert (await served.chat()).status == 200
-        go_on.set()
+        preparing.go_on.set()
         assert (await busy).status == 200
+
+
+async def test_files_count_until_there_are_pixels(preparing: Preparing) -> None:
+    large = user(part(file_of(RED) + bytes(50_000)))
+    with seeing(media=MediaPolicy(max_queued_bytes=90_000), engine={"stalled": True}) as served:
+        busy = asyncio.create_task(served.chat(messages=[large]))
+        await asyncio.to_thread(preparing.begun.wait)
+        refused = await served.chat(messages=[large])
+        assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+        preparing.go_on.set()
+        await asyncio.to_thread(served.engine.wait_until, lambda: served.engine.num_unfinished == 1)
+        after = asyncio.create_task(served.chat(messages=[large]))
+        await asyncio.to_thread(served.engine.wait_until, lambda: served.engine.num_unfinished == 2)
+        served.engine.resume()
+        assert [(await task).status for task in (busy, after)] == [200, 200]
 
 
 async def test_number_and_size_of_images() -> None:
