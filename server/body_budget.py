@@ -37,7 +37,7 @@ class BodyBudget:
             try:
                 await app({**scope, _SHARE: share}, receive, send)
             finally:
-                share.give_back(share.num_bytes)
+                share.release()
                 self._freed.after(share.num_bytes)
 
         return with_share
@@ -66,14 +66,27 @@ class BodyShare:
         self._held = 0
         self.num_bytes = 0
 
+    def expect(self, num_bytes: int) -> None:
+        """Make room for a body of so many bytes: of many that come together, some must have it until their ends.
+
+        Raises ApiError 503 where all are too large together, and this one is not small.
+        """
+        more = num_bytes - self._held
+        if more > 0:
+            self._budget._take(more, is_small=num_bytes <= SMALL_BODY)
+            self._held += more
+
     def add(self, num_bytes: int) -> None:
-        """More of the body has come.  Raises ApiError 503 where all are too large together, and this one not small."""
-        self._budget._take(num_bytes, is_small=self.num_bytes + num_bytes <= SMALL_BODY)
-        self._held += num_bytes
+        """More of the body has come.  Raises ApiError 503 as `expect` does, where it was not expected."""
         self.num_bytes += num_bytes
+        self.expect(self.num_bytes)
+
+    def release(self) -> None:
+        """Nothing is left of the body."""
+        self.give_back(self._held)
 
     def give_back(self, num_bytes: int) -> None:
-        """So much of the body has been let go of, or whatever it still has."""
+        """So much of the body has been let go of."""
         num_bytes = min(num_bytes, self._held)
         self._held -= num_bytes
         self._budget._give_back(num_bytes)

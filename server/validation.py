@@ -54,7 +54,10 @@ async def read_body(request: Request, receive_timeout: float, share: BodyShare) 
             headers={"Accept-Encoding": "identity"},
         )
     parts: list[bytes] = []
-    limit = current_app.config["MAX_CONTENT_LENGTH"]
+    limit, expected = current_app.config["MAX_CONTENT_LENGTH"], request.content_length or 0
+    if expected > limit:
+        raise RequestEntityTooLarge
+    share.expect(expected)
     try:
         async with asyncio.timeout(receive_timeout):
             async for part in request.body:

@@ -51,6 +51,32 @@ async def test_a_body_counts_until_the_end_of_the_answer(stream: bool):
         assert (await served.complete(**LARGE)).status == 200
 
 
+async def test_of_many_that_come_together_some_are_answered():
+    """Each has room for its whole body or is refused at its beginning: not all of them in the middle."""
+    body = json.dumps(LARGE).encode()
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    )
+    with serving(max_total_body_bytes=3 * ONE, max_body_bytes=ONE) as served:
+        async with listening(served) as url:
+            clients = [
+                await asyncio.open_connection(*url.removeprefix("http://").split(":")) for _ in range(9)
+            ]
+            for _, writer in clients:
+                writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body[:10])
+            answers = [asyncio.ensure_future(reader.readuntil(b"\r\n")) for reader, _ in clients]
+            refused = set[asyncio.Future[bytes]]()
+            while len(refused) < 5:
+                done, _ = await asyncio.wait({*answers} - refused, timeout=60, return_when="FIRST_COMPLETED")
+                assert done
+                refused |= done
+            for _, writer in clients:
+                writer.write(body[10:])
+            assert sorted([(await answer)[9:12] for answer in answers]) == [b"200"] * 4 + [b"503"] * 5
+            for _, writer in clients:
+                writer.close()
+
+
 async def test_images_count_until_they_are_loaded():
     """What they take then is counted elsewhere (test_bad_images.py)."""
     noise = Image.frombytes("RGB", (224, 224), random.Random(0).randbytes(224 * 224 * 3))
