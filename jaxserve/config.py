@@ -327,6 +327,12 @@ class EngineConfig:
                 "data_parallel_size",
                 "an engine over several hosts has no replicas beside it; start several servers",
             )
+        if self.enable_expert_parallel and self.data_parallel_size > 1 and self.tensor_parallel_size == 1:
+            refuse(
+                "enable_expert_parallel",
+                "experts are dealt out to the devices of one engine, and each of "
+                f"data_parallel_size={self.data_parallel_size} has one; set tensor_parallel_size, or leave it out",
+            )
         if not 0 < self.gpu_memory_utilization <= 1:
             refuse("gpu_memory_utilization", "must be above 0 and at most 1")
         if self.max_logprobs < 0 or self.max_logprobs > 64:

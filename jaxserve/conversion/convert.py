@@ -61,8 +61,8 @@ def convert(
     """Convert anything that can be served into the directory `destination`; dtype None keeps the float types.
 
     Beside the process itself this takes the memory of the largest parameter as it is read, or twice that of the
-    largest as it is written, whichever is more.  Interrupted at any point, it goes on when it is called again with the
-    same arguments, and until it is done nothing loads the directory.
+    largest as it is written, whichever is more, and of a chunk for each of a few threads.  Interrupted at any point, it
+    goes on when it is called again with the same arguments, and until it is done nothing loads the directory.
 
     Raises CheckpointError if the model cannot be read, or the directory not be written or holds something else.
     """

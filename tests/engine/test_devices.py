@@ -35,3 +35,11 @@ def test_too_few_are_counted() -> None:
         engine_devices(config)
     assert "there is 1 (cpu)" in str(error.value)
     assert "XLA_FLAGS=--xla_force_host_platform_device_count=4 NPROC=8" in str(error.value)
+
+
+def test_replicas_of_one_device_have_no_experts_to_deal_out() -> None:
+    tiny_config("", data_parallel_size=2, tensor_parallel_size=2, enable_expert_parallel=True)
+    with pytest.raises(
+        ConfigError, match=r"enable_expert_parallel=True: .* data_parallel_size=2 has one; set tensor_"
+    ):
+        tiny_config("", data_parallel_size=2, enable_expert_parallel=True)
