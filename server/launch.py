@@ -18,6 +18,7 @@ from quart import Quart
 from jaxserve.async_llm import AsyncLLM
 from jaxserve.errors import ConfigError
 from jaxserve.server.connection import Connection
+from jaxserve.server.freed_memory import give_back
 from jaxserve.server.listen import address_of, bind_socket
 from jaxserve.server.settings import ServerSettings
 
@@ -84,6 +85,7 @@ class HttpServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say so."""
+        await asyncio.to_thread(give_back)  # what loading and compiling had: hundreds of megabytes
         await super().startup(sockets)
         _log.info("listening on %s", self._address)
         if self._on_ready is not None:
