@@ -238,7 +238,8 @@ class AsyncLLM:
             return encode_texts(texts, self.tokenizer, limit, add_special_tokens, param=param)
 
         if num_characters > LONG_TEXT:
-            return await self.on_thread(encoded, num_characters, is_bounded=must_fit)
+            # Several are tokenized on all cores: more than one huge batch at a time takes memory and saves no time.
+            return await self.on_thread(encoded, num_characters, is_bounded=must_fit and len(texts) == 1)
         return encoded()
 
     async def on_thread(self, work: Callable[[], T], num_characters: int, *, is_bounded: bool) -> T:

@@ -71,7 +71,7 @@ class TokenizedPrompt:
 AnyPrompt = Prompt | TokenizedPrompt
 
 _TOGETHER = 2**18  # characters of texts that are tokenized before a look at what they became
-_MOST_TOGETHER = 2**21  # likewise, where they are so long that fewer would not keep every core busy
+_MOST_TOGETHER = 2**20  # likewise, where they are so long that fewer would not keep every core busy
 
 
 class ChatOptions(TypedDict, total=False):

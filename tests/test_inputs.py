@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import threading
+from typing import Any
 
 import pytest
 
-from jaxserve import inputs
+from jaxserve import async_llm, inputs
+from jaxserve.async_llm import AsyncLLM
 from jaxserve.errors import ContextLengthError
 from jaxserve.inputs import encode_texts, tokenize_texts
+from jaxserve.loading.checkpoint import GenerationDefaults
+from tests.scripted import ScriptedClient, scripted_info
 from tests.tiny import byte_tokenizer
 
 
@@ -53,6 +58,41 @@ def test_the_rest_is_not_tokenized_behind_one_that_is_too_long(together: list[li
     with pytest.raises(ContextLengthError, match="has 60 tokens"):
         encode_texts(["a" * 60] * 50, byte_tokenizer(), 50)
     assert together == [[60] * 3]
+
+
+@pytest.mark.parametrize(
+    ("texts", "must_fit", "is_alone"),
+    [
+        (["a" * 2000], True, False),
+        (["a" * 1000] * 2, True, True),
+        (["a" * 2000], False, True),
+        (["a"] * 9, True, False),
+    ],
+)
+async def test_huge_texts_go_one_at_a_time(
+    texts: list[str], must_fit: bool, is_alone: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """All but a single one that has to fit: most of what does not is never tokenized."""
+    threads: list[str] = []
+
+    tokenizer = byte_tokenizer()
+    encode_batch = tokenizer.encode_batch
+
+    def noticed(*arguments: Any, **options: Any) -> list[list[int]]:
+        threads.append(threading.current_thread().name)
+        return encode_batch(*arguments, **options)
+
+    monkeypatch.setattr(tokenizer, "encode_batch", noticed)
+    monkeypatch.setattr(async_llm, "LONG_TEXT", 5)
+    monkeypatch.setattr(async_llm, "HUGE_TEXT", 1500)
+    llm = AsyncLLM(
+        ScriptedClient(info=scripted_info(max_model_len=5000)), tokenizer, GenerationDefaults((), {})
+    )
+    try:
+        assert await llm.encode_batch(texts, must_fit=must_fit) == [[97] * len(text) for text in texts]
+    finally:
+        llm.shutdown()
+    assert [name.startswith("jaxserve-huge-texts") for name in threads] == [is_alone]
 
 
 def test_prompts_of_all_kinds_with_one_that_is_wrong(together: list[list[int]]):
