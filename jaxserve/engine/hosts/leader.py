@@ -128,11 +128,8 @@ class Followers:
     def end(self, error: str = "") -> None:
         """Let the followers go."""
         self._is_ending = True
+        self._dismiss(error)
         for link in self._links.values():
-            try:
-                link.send(End(error))
-            except LinkLostError:
-                pass  # it has gone by itself
             link.close()
         self._listener.close()
 
@@ -196,7 +193,16 @@ class Followers:
         logger.error("%s", error)
         if on_lost is not None:
             on_lost(error)
+        self._dismiss(str(error))
         return error
+
+    def _dismiss(self, why: str) -> None:
+        """Tell whoever is still there that this is the end."""
+        for link in self._links.values():
+            try:
+                link.send(End(why))
+            except LinkLostError:
+                pass  # it has gone by itself
 
 
 def _differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:

@@ -165,6 +165,7 @@ def test_a_lost_follower_is_named_at_once_and_nothing_more_is_dispatched() -> No
         hosts[1].link.close()
         error = lost.get(timeout=10)
         assert str(error) == "lost node_rank 2 of 3 (at 127.0.0.1): it closed the connection"
+        assert str(hosts[0].lost.get(timeout=10)) == f"node_rank 0 ended: {error}"
         runner = LeadingRunner(NotingRunner(), followers)  # type: ignore[arg-type]  # as above
         with pytest.raises(EngineDeadError, match="node_rank 2"):
             runner.dispatch(plan(0))
