@@ -198,7 +198,7 @@ class Followers:
 
     def _dismiss(self, why: str) -> None:
         """Tell whoever is still there that this is the end."""
-        for link in self._links.values():
+        for link in list(self._links.values()):  # others may be coming
             try:
                 link.send(End(why))
             except LinkLostError:
