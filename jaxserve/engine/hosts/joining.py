@@ -26,8 +26,10 @@ def plan_port(config: EngineConfig) -> int:
 def listen_for_followers(config: EngineConfig) -> socket.socket:
     """The first host's socket.  Raises ConfigError if its port is taken."""
     port = plan_port(config)
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
     try:
-        return socket.create_server(("", port), backlog=config.nnodes)
+        return socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=config.nnodes)
     except OSError as error:
         raise ConfigError(
             f"master_port={config.master_port}: the port behind it, {port}, cannot be had: {error.strerror}"

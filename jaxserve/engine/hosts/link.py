@@ -33,7 +33,7 @@ class Link:
         self._arrivals = select.poll()
         self._arrivals.register(sock, select.POLLIN)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.peer = str(sock.getpeername()[0])  # address of the other side
+        self.peer = str(sock.getpeername()[0]).removeprefix("::ffff:")  # address of the other side
         self._socket = sock
         self._sending = threading.Lock()
         self._closed = threading.Event()

@@ -27,10 +27,11 @@ def join_hosts(config: EngineConfig) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It would catch SIGTERM, and do nothing about it.
     jax.config.update("jax_enable_preemption_service", False)
-    logger.info("joining %d hosts at %s:%d", config.nnodes, config.master_addr, config.master_port)
+    host = f"[{config.master_addr}]" if ":" in str(config.master_addr) else config.master_addr
+    logger.info("joining %d hosts at %s:%d", config.nnodes, host, config.master_port)
     try:
         jax.distributed.initialize(
-            f"{config.master_addr}:{config.master_port}",
+            f"{host}:{config.master_port}",
             config.nnodes,
             config.node_rank,
             cluster_detection_method="deactivate",
