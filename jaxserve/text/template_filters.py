@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from jinja2 import filters, pass_eval_context
+from jinja2 import Environment, filters, pass_environment, pass_eval_context
 from jinja2.nodes import EvalContext
 from markupsafe import soft_str
 
@@ -89,6 +89,24 @@ def _round(value: float, precision: int = 0, method: Any = "common") -> float:
     return filters.do_round(value, precision, method)
 
 
+@pass_environment
+def _sum(
+    environment: Environment, value: Iterable[Any], attribute: str | int | None = None, start: Any = 0
+) -> Any:
+    """jinja2's `sum`, also of lists, of which Python's would make a new one for each."""
+    if attribute is not None:
+        value = map(filters.make_attrgetter(environment, attribute), value)
+    if not isinstance(start, list | tuple):
+        return sum(value, start)
+    kind, total = type(start), list(start)
+    for item in value:
+        if not isinstance(item, kind):
+            raise TypeError(f"can only add {kind.__name__}s to a {kind.__name__}, not {type(item).__name__}")
+        check_size(len(total) + len(item))
+        total += item
+    return kind(total)
+
+
 def _check_filling(filling: int | str | None) -> None:
     size = len(filling) if isinstance(filling, str) else abs(filling or 0)
     if size > _MAX_FILLING:
@@ -105,6 +123,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "round": _round,
     "slice": _slice,
     "string": _string,
+    "sum": _sum,
     "tojson": _to_json,
 }
 """What replaces jinja2's filters of the same names."""

@@ -35,9 +35,12 @@ _TICK = 1024  # steps between two looks at the clock, which is a system call
 # The budget travels in the rendering's variables under a name that no template can write.
 _BUDGET = "work budget"
 _COUNTED = "counted items"
+_EACH = "items counted one by one"
 _STEP = "one step"
 _JOINED = "joined texts"
 _NESTED = "checked literal"
+
+_LOOPING = ("map", "select", "reject", "selectattr", "rejectattr")  # filters that call others for each item
 
 
 @dataclass(slots=True)
@@ -102,6 +105,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         )
         self.filters = {name: f for name, f in self.filters.items() if name not in REMOVED} | FILTERS
         self.filters[_COUNTED] = _counted
+        self.filters[_EACH] = _each
         self.filters[_STEP] = _step
         self.filters[_JOINED] = checked_join
         self.filters[_NESTED] = check_nesting
@@ -140,13 +144,19 @@ class _GenerationTag(Extension):
 
 
 class _Limits(NodeTransformer):
-    """Makes a template's loops count, and what it writes as `~` and as literals check sizes."""
+    """Makes a template's loops and filters that loop count, and what it writes as `~` and as literals check sizes."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
         node.iter = _filtered(node.iter, _COUNTED)
         # In the body too: a recursive loop's calls of itself bring their own items, and steps take time.
         node.body.insert(0, nodes.ExprStmt(_filtered(nodes.Const(1), _STEP), lineno=node.lineno))
+        return node
+
+    def visit_Filter(self, node: nodes.Filter) -> nodes.Filter:
+        self.generic_visit(node)
+        if node.name in _LOOPING and node.node is not None:
+            node.node = _filtered(node.node, _EACH)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
@@ -181,6 +191,11 @@ def _counted(context: Context, items: Iterable[Any]) -> Iterable[Any]:
         budget.spend(len(items))
         return items
     return _counting(items, budget)
+
+
+@jinja2.pass_context
+def _each(context: Context, items: Iterable[Any]) -> Iterable[Any]:
+    return _counting(items, context.parent[_BUDGET]) if items else items
 
 
 def _counting(items: Iterable[Any], budget: WorkBudget) -> Iterator[Any]:

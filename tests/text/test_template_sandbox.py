@@ -103,6 +103,9 @@ RUNNING_AWAY = [
         "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
         "steps",
     ),
+    ("{{ ([{}] * 99999)|selectattr('a')|list }}", "40,000 steps"),
+    ("{{ ([1] * 99999)|map('abs')|list|length }}", "40,000 steps"),
+    ("{{ ([r] * 99999)|sum(start=[])|length }}", "makes a value of"),
     ("{% for i in r %}{{ long }}{% endfor %}", "writes more than 16,000,000 characters"),
     ("{% set x %}{% for i in r %}{{ long }}{% endfor %}{% endset %}", "makes a value of 200,000,000"),
     ("{% macro m() %}{% for i in r %}{{ long }}{% endfor %}{% endmacro %}{{ m() }}", "makes a value of"),
@@ -184,3 +187,15 @@ def test_every_rendering_has_a_budget_of_its_own() -> None:
 def test_raise_exception_raises() -> None:
     with pytest.raises(jinja2.TemplateError, match="not like this"):
         rendered("{{ raise_exception('not like this') }}")
+
+
+def test_sums() -> None:
+    assert rendered("{{ [1, 2.5]|sum }} {{ [{'a': 1}, {'a': 2}]|sum('a', 3) }}") == "3.5 6"
+    assert (
+        rendered("{{ [[1], [2, 3]]|sum(start=[0]) }} {{ [(1,), (2,)]|sum(start=()) }}")
+        == "[0, 1, 2, 3] (1, 2)"
+    )
+    assert rendered("{{ []|sum(start=[]) }} {{ [{'a': [1]}]|sum('a', []) }}") == "[] [1]"
+    for wrong in ("{{ ['a', 'b']|sum }}", "{{ [1, [2]]|sum(start=[]) }}", "{{ [[1]]|sum }}"):
+        with pytest.raises(TypeError):
+            rendered(wrong)
