@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_POLL_SECONDS = 1.0
 _LAST_SECONDS = 2.0  # for the thread of an engine that has failed, which may never get away from its step
 
 
@@ -94,23 +95,23 @@ class InProcessClient:
 
     def reset_prefix_cache(self) -> bool:
         """Forget cached prefixes, between two steps; False while any page is in use."""
-        if self._thread is None or not self._thread.is_alive():
-            return False
         done: Future[bool] = Future()
         self._orders.put(lambda: done.set_result(self._core.reset_prefix_cache()))
-        while True:
+        while self._is_running:
             try:
-                return done.result(timeout=1)
+                return done.result(timeout=_POLL_SECONDS)
             except TimeoutError:
-                if not self._thread.is_alive():  # it died with the order still queued
-                    return False
+                pass  # a step runs, or the engine has ended with the order still queued
+        return False
 
     def shutdown(self) -> None:
         """Stop after the step that runs; what was in flight is dropped."""
         self._stopping = True
         self._orders.put(lambda: None)
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(_LAST_SECONDS if self._error is not None else None)
+            while self._is_running:  # it may fail meanwhile
+                self._thread.join(_POLL_SECONDS)
+            self._thread.join(_LAST_SECONDS)
             gc.unfreeze()  # a front end and its client refer to each other: weights would never be let go
 
     def fail(self, error: Exception) -> None:
@@ -121,6 +122,11 @@ class InProcessClient:
             self._error = error
         self._on_dead(error)
         self._orders.put(lambda: None)
+
+    @property
+    def _is_running(self) -> bool:
+        """Whether the thread takes orders, or will when its step is over; that of an engine which failed may hang."""
+        return self._error is None and self._thread is not None and self._thread.is_alive()
 
     def _run(self) -> None:
         self._guard.start()

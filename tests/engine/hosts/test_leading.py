@@ -17,6 +17,7 @@ from jaxserve.cli.main import parse
 from jaxserve.config import EngineConfig
 from jaxserve.engine import client as client_module
 from jaxserve.engine import devices as devices_module
+from jaxserve.engine.client import InProcessClient
 from jaxserve.engine.devices import engine_devices
 from jaxserve.engine.hosts.joining import listen_for_followers
 from jaxserve.engine.hosts.leader import Followers, LeadingRunner
@@ -163,3 +164,30 @@ def test_a_lost_follower_ends_the_engine_and_is_named(
     core.may_end.set()
     client._thread.join(10)
     assert deaths == ["lost node_rank 1 of 2 (at 127.0.0.1): it closed the connection"]
+
+
+@pytest.mark.parametrize("ask", [InProcessClient.shutdown, InProcessClient.reset_prefix_cache])
+def test_who_waits_for_a_step_is_let_go_when_the_engine_fails(
+    ask: Callable[[InProcessClient], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that is lost while the engine drains: its step never ends."""
+    monkeypatch.setattr(client_module, "_LAST_SECONDS", 0.05)
+    monkeypatch.setattr(client_module, "_POLL_SECONDS", 0.05)
+    core, collector = HangingCore(), Collector()
+    client = InProcessClient(
+        core,  # type: ignore[arg-type]  # as much of a core as is needed
+        scripted_info(),
+        forbid_recompile=False,
+    )
+    client.start(collector.on_outputs, collector.on_dead)
+    assert core.is_stepping.wait(10)
+    asking = threading.Thread(target=ask, args=(client,), daemon=True)
+    asking.start()
+    asking.join(0.2)
+    assert asking.is_alive(), "the step is not over"
+    client.fail(EngineDeadError("lost node_rank 1"))
+    asking.join(10)
+    is_let_go = not asking.is_alive()
+    core.may_end.set()
+    client.shutdown()
+    assert is_let_go
