@@ -7,7 +7,7 @@ import socket
 import time
 
 from jaxserve.config import EngineConfig
-from jaxserve.engine.hosts.link import Link
+from jaxserve.engine.hosts.link import Link, LinkLostError
 from jaxserve.engine.hosts.messages import Hello
 from jaxserve.errors import ConfigError
 
@@ -44,8 +44,8 @@ def connect_to_leader(config: EngineConfig) -> Link:
     deadline, reminder = time.monotonic() + JOIN_SECONDS, time.monotonic() + REMINDER_SECONDS
     while True:
         try:
-            link = Link(socket.create_connection(address, timeout=_RETRY_SECONDS))
-        except OSError as error:
+            return _greet(address, Hello(config.node_rank, config.nnodes))
+        except (OSError, LinkLostError) as error:
             why = f"node_rank 0 does not answer at {address[0]}:{address[1]}: {error}"
             if time.monotonic() > deadline:
                 raise ConfigError(why) from error
@@ -53,6 +53,14 @@ def connect_to_leader(config: EngineConfig) -> Link:
                 logger.info("%s; still trying", why)
                 reminder += REMINDER_SECONDS
             time.sleep(_RETRY_SECONDS)
-        else:
-            link.send(Hello(config.node_rank, config.nnodes))
-            return link
+
+
+def _greet(address: tuple[str, int], hello: Hello) -> Link:
+    """A connection on which `hello` was said.  Raises OSError and LinkLostError."""
+    link = Link(socket.create_connection(address, timeout=_RETRY_SECONDS))
+    try:
+        link.send(hello)
+    except LinkLostError:
+        link.close()
+        raise
+    return link

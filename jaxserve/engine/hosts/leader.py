@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 import jax
@@ -72,7 +73,11 @@ class Followers:
                 sock, _ = self._listener.accept()
             except TimeoutError:
                 continue
-            self._take_in(Link(sock))
+            try:
+                link = Link(sock)
+            except OSError:
+                continue  # it looked whether anybody listens
+            self._take_in(link)
         self._listener.close()  # who comes now is one too many
         self.tell(Welcome())
 
@@ -143,7 +148,8 @@ class Followers:
             return
         problem = self._problem(hello)
         if problem is not None:
-            link.send(End(problem))
+            with suppress(LinkLostError):  # then it has gone by itself
+                link.send(End(problem))
             link.close()
             raise ConfigError(problem)
         assert isinstance(hello, Hello)
@@ -199,10 +205,8 @@ class Followers:
     def _dismiss(self, why: str) -> None:
         """Tell whoever is still there that this is the end."""
         for link in list(self._links.values()):  # others may be coming
-            try:
+            with suppress(LinkLostError):  # then it has gone by itself
                 link.send(End(why))
-            except LinkLostError:
-                pass  # it has gone by itself
 
 
 def _differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:

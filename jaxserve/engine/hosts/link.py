@@ -28,12 +28,17 @@ class Link:
     """Messages over TCP, in order.  Sends from any thread; one thread receives."""
 
     def __init__(self, sock: socket.socket) -> None:
+        """Raises OSError if the other side is gone already; the socket is closed then."""
         self._patience = LOST_SECONDS
         sock.settimeout(LOST_SECONDS)
         self._arrivals = select.poll()
         self._arrivals.register(sock, select.POLLIN)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.peer = str(sock.getpeername()[0]).removeprefix("::ffff:")  # address of the other side
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.peer = str(sock.getpeername()[0]).removeprefix("::ffff:")  # address of the other side
+        except OSError:
+            sock.close()
+            raise
         self._socket = sock
         self._sending = threading.Lock()
         self._closed = threading.Event()

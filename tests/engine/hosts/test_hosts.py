@@ -6,6 +6,7 @@ import contextlib
 import queue
 import random
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,11 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxserve.config import EngineConfig
+from jaxserve.engine.hosts import joining
 from jaxserve.engine.hosts import link as link_module
 from jaxserve.engine.hosts.follower import Follower
+from jaxserve.engine.hosts.joining import connect_to_leader
 from jaxserve.engine.hosts.leader import Followers, LeadingRunner
-from jaxserve.engine.hosts.link import Link
-from jaxserve.engine.hosts.messages import Hello
+from jaxserve.engine.hosts.link import Link, LinkLostError
+from jaxserve.engine.hosts.messages import Hello, Message
 from jaxserve.engine.plan import Admission, PlanEntry, StepPlan
 from jaxserve.errors import ConfigError, EngineDeadError
 from tests.engine.tiny_engine import request
@@ -274,6 +278,37 @@ def test_a_follower_that_cannot_go_on_says_why() -> None:
         with pytest.raises(EngineDeadError, match=r"lost node_rank 1 of 2 .*: max_model_len=9: too long"):
             followers.agree(FACTS, 50)
     assert lost.empty(), "it has left by itself"
+
+
+def test_a_probe_that_hangs_up_at_once_is_nobody() -> None:
+    with leader(1) as (followers, port):
+        probe = socket.create_connection(("127.0.0.1", port))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # with a reset
+        probe.close()
+        host = FollowingHost(port, 1)
+        assert meet(followers) == 41
+        followers.end()
+        assert host.end.get(timeout=10) is None
+
+
+def test_a_follower_tries_again_where_a_proxy_hangs_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "_RETRY_SECONDS", 0.05)
+    with leader(1) as (followers, port):
+        config = EngineConfig(
+            "m", nnodes=2, node_rank=1, tensor_parallel_size=2, master_addr="127.0.0.1", master_port=port - 1
+        )
+        honest, num_calls = Link.send, iter(range(3))
+
+        def send(link: Link, message: Message) -> None:
+            if next(num_calls, None) is not None:
+                raise LinkLostError("the connection is broken (Connection reset by peer)")
+            honest(link, message)
+
+        monkeypatch.setattr(Link, "send", send)
+        link = connect_to_leader(config)
+        assert next(num_calls, None) is None
+        followers.gather(10)
+        link.close()
 
 
 def test_a_stranger_is_turned_away_and_who_is_missing_is_named() -> None:
