@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 # What a program is traced from.  Folders count whole, since which of their files matter is too easily mistaken.
 _SOURCES = ("engine", "models", "kernels_pallas", "config.py", "sampling_params.py")
 _PACKAGES = ("jaxlib", "flax", "numba")  # numba's machine code is called by programs, where there is numba
+_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # of the environment
 _JAX_SETTINGS = (  # that change what is traced or compiled
     "jax_default_matmul_precision",
     "jax_enable_x64",
@@ -82,9 +83,9 @@ class CompileCache:
     def load(self, name: str) -> jax.stages.Compiled | None:
         """The program compiled under this name before, or None; a file that cannot be read is as good as absent."""
         path = self._path(name)
-        if path is None or not path.exists():
-            return None
         try:
+            if path is None or not path.exists():  # which raises in a folder that may not be looked at
+                return None
             return from_bytes(path.read_bytes(), self._devices)
         except (OSError, pickle.UnpicklingError, EOFError, ValueError, jax.errors.JaxRuntimeError) as error:
             if not self._has_told:  # others are likely to be of no use either
@@ -142,7 +143,7 @@ def _environment_digest(context: str, devices: Sequence[Device]) -> str:
         *(_version(package) for package in _PACKAGES),
         repr(place(devices)),
         str(getattr(devices[0].client, "platform_version", "")),
-        os.environ.get("XLA_FLAGS", ""),
+        *(os.environ.get(name, "") for name in _FLAGS),
         repr([getattr(jax.config, name, None) for name in _JAX_SETTINGS]),
         _cpu_features(),
         _source_digest(),

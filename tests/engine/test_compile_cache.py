@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,10 @@ def test_a_folder_that_cannot_be_written_is_only_a_warning(
     assert "cannot be kept" in caplog.text
 
 
+def test_nor_is_one_that_cannot_be_looked_at(tmp_path: Path) -> None:
+    assert CompileCache(tmp_path / ("x" * 300), "engine").load("add") is None
+
+
 @pytest.fixture
 def jax_cache(tmp_path: Path) -> Iterator[None]:
     """JAX's own cache, of everything that is compiled."""
@@ -81,6 +86,15 @@ def test_what_is_kept_does_not_come_from_the_cache_of_jax(tmp_path: Path) -> Non
 def test_what_programs_are_traced_from_is_in_the_key() -> None:
     names = {path.name for path in source_files()}
     assert {"programs.py", "sampling_params.py", "config.py", "decoder.py", "reference.py"} <= names
+
+
+@pytest.mark.parametrize("name", ["XLA_FLAGS", "LIBTPU_INIT_ARGS"])
+def test_flags_are_in_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    CompileCache(tmp_path, "engine").compile("add", lower)
+    monkeypatch.setenv(name, f"{os.environ.get(name, '')} --xla_one_more=true")
+    assert CompileCache(tmp_path, "engine").load("add") is None
+    monkeypatch.undo()
+    assert CompileCache(tmp_path, "engine").load("add") is not None
 
 
 def test_settings_of_jax_are_in_the_key(tmp_path: Path) -> None:
