@@ -210,8 +210,10 @@ class EngineCore:
         now = time.monotonic()
         if self._resumed_at and self._in_flight:
             # The host is at work until the device has the next step to go on with.
-            ready_at = min(max(asked_at, self._in_flight[-1].made_at), now)
-            self._pace.observe(call.plan.num_steps, ready_at - self._resumed_at, now - ready_at)
+            following = self._in_flight[-1]
+            ready_at = min(max(asked_at, following.made_at), now)
+            worked, waited = ready_at - self._resumed_at, now - ready_at
+            self._pace.observe(call.plan.num_steps, worked, waited, is_single=following.plan.is_single)
             self._scheduler.burst_steps = self._pace.steps
         self._resumed_at = now if self._in_flight else 0.0
         return result

@@ -25,17 +25,17 @@ class Pace:
 
     def __init__(self) -> None:
         self.steps = 1
-        self._single = math.inf  # the host's work for a plan of one step, about
+        self._single = math.inf  # the host's work for one decode step, about
         self._hurried = 0
         self._idle = 0
 
-    def observe(self, num_steps: int, worked: float, waited: float) -> None:
+    def observe(self, num_steps: int, worked: float, waited: float, *, is_single: bool) -> None:
         """One plan's turn: its steps, and the host's seconds, of planning and calling and of waiting for the device.
 
         The call of a burst may return only as the burst ends, which looks like work: so its length is also judged by
-        the host's work for single steps, when there last were some.
+        the host's work for single steps, when there last were some.  `is_single`: the host worked for one, decoding.
         """
-        if num_steps == 1:
+        if is_single:
             self._single = min(worked, _FORGET * self._single)
         is_slow = worked + waited > _SLOW_DEVICE * num_steps * self._single
         self._hurried = self._hurried + 1 if waited < _GROW_BELOW * worked else 0

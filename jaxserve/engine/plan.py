@@ -87,6 +87,11 @@ class StepPlan:
         return sum(len(entry.token_ids) for entry in self.entries)
 
     @property
+    def is_single(self) -> bool:
+        """Whether this is one decode step."""
+        return self.num_steps == 1 and len(self.entries[-1].token_ids) == 1
+
+    @property
     def scores_prompts(self) -> bool:
         """Whether prompt log-probabilities are wanted, for which hidden states of all tokens must be kept."""
         return any(entry.prompt_targets for entry in self.entries)

@@ -73,7 +73,7 @@ def test_bursts_give_the_same_tokens_and_logprobs(
     engine: Engine, cache_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Hurried(Pace):
-        def observe(self, num_steps: int, worked: float, waited: float) -> None:
+        def observe(self, num_steps: int, worked: float, waited: float, *, is_single: bool) -> None:
             self.steps = self.steps % 8 + 1
 
     monkeypatch.setattr(core, "Pace", Hurried)
@@ -101,7 +101,7 @@ def test_bursts_as_one_program_give_the_same_tokens(
     engine: Engine, cache_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Hurried(Pace):
-        def observe(self, num_steps: int, worked: float, waited: float) -> None:
+        def observe(self, num_steps: int, worked: float, waited: float, *, is_single: bool) -> None:
             self.steps = MAX_BURST
 
     def with_bursts(**arguments: Any) -> Lattice:

@@ -7,9 +7,14 @@ from jaxserve.engine.pace import MAX_BURST, Pace
 WORKED = 0.007
 
 
+def turn(pace: Pace, worked: float, waited: float) -> None:
+    """Plans as long as the pace says follow each other."""
+    pace.observe(pace.steps, worked, waited, is_single=pace.steps == 1)
+
+
 def turns(pace: Pace, times: int, waited: float) -> None:
     for _ in range(times):
-        pace.observe(pace.steps, WORKED, waited)
+        turn(pace, WORKED, waited)
 
 
 def test_a_few_hurried_plans_are_no_reason() -> None:
@@ -42,7 +47,7 @@ def test_each_burst_settles() -> None:
     pace = Pace()
     lengths = []
     for _ in range(200):
-        pace.observe(pace.steps, WORKED, max(0.0, 1.2 * WORKED * pace.steps - WORKED))
+        turn(pace, WORKED, max(0.0, 1.2 * WORKED * pace.steps - WORKED))
         lengths.append(pace.steps)
     assert set(lengths[-150:]) == {2}
 
@@ -54,7 +59,20 @@ def test_calls_that_last_as_long_as_the_device_is_busy() -> None:
         turns(pace, 100, waited=0.0)
         for _ in range(200):
             if pace.steps == MAX_BURST:  # one program
-                pace.observe(MAX_BURST, device * MAX_BURST, 0.0)
+                turn(pace, device * MAX_BURST, 0.0)
             else:
-                pace.observe(pace.steps, WORKED, max(0.0, device * pace.steps - WORKED))
+                turn(pace, WORKED, max(0.0, device * pace.steps - WORKED))
         assert pace.steps == wanted
+
+
+def test_calls_of_prompts_say_nothing_of_single_decode_steps() -> None:
+    """Theirs may be quick: of many rows nothing is recorded anew."""
+    pace = Pace()
+    turns(pace, 100, waited=0.0)
+    lengths = set()
+    for _ in range(50):
+        pace.observe(1, 0.1 * WORKED, 4 * WORKED, is_single=False)
+        for _ in range(40):
+            turn(pace, 0.9 * WORKED * pace.steps, 0.0)
+            lengths.add(pace.steps)
+    assert lengths == {MAX_BURST}

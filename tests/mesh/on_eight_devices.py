@@ -127,7 +127,7 @@ def restart() -> dict[str, Any]:
     """A whole engine with bursts on two devices, started on them again and on two others: the first start compiles."""
 
     class Hurried(Pace):
-        def observe(self, num_steps: int, worked: float, waited: float) -> None:
+        def observe(self, num_steps: int, worked: float, waited: float, *, is_single: bool) -> None:
             self.steps = 4
 
     found: dict[str, Any] = {"tokens": [], "compiles": [], "device": ""}
