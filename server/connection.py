@@ -14,6 +14,7 @@ from jaxserve.server.http_versions import AnyVersion
 
 MAX_HEAD_BYTES = 64 * 1024  # of the request line and the headers
 MAX_HEADERS = 256
+MAX_PIPELINED = 512  # requests that wait for those before them; each takes some kilobytes
 LINGER_SECONDS = 5.0  # that a client may go on sending after it has its answer
 STALL_SECONDS = 300.0  # in which nothing of an answer is taken; the system, too, holds some megabytes of it
 
@@ -33,8 +34,10 @@ class Connection(AnyVersion):
         self._linger: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None  # runs while much of an answer is unread
         self._is_in_head = False  # a head has begun and is not complete
-        self._num_fragment_bytes = 0  # of the head, in reads that did not complete it
-        self._num_new_bytes = 0  # of the latest read, unless a request ended in it
+        self._num_fragment_bytes = (
+            0  # of the head, or between parts of the body, in reads that completed nothing
+        )
+        self._num_new_bytes = 0  # of the latest read, unless it completed something
         self._num_field_bytes = 0  # of the head's complete fields
         self._refusal: ApiError | None = None
         self._is_refused = False
@@ -61,11 +64,16 @@ class Connection(AnyVersion):
         super().data_received(data)
         if self._is_refused or self.transport.is_closing():
             return
-        if self._is_in_head:
+        if self._is_in_head or (self.cycle is not None and self.cycle.more_body):
             self._num_fragment_bytes += self._num_new_bytes
             if self._num_fragment_bytes > MAX_HEAD_BYTES:
                 self._refuse(_too_long())
-        elif self._timer is None and (self.cycle is None or self.cycle.response_complete):
+                return
+        if (
+            self._timer is None
+            and not self._is_in_head
+            and (self.cycle is None or self.cycle.response_complete)
+        ):
             self._await_head()  # line ends between requests, which the parser skips
 
     def on_message_begin(self) -> None:
@@ -89,7 +97,10 @@ class Connection(AnyVersion):
             raise ValueError(self._refusal.message)
 
     def on_headers_complete(self) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise ValueError(f"more than {MAX_PIPELINED} requests wait for those before them")
         self._is_in_head = False
+        self._num_new_bytes = self._num_fragment_bytes = 0
         self._stop_waiting()
         super().on_headers_complete()
         if self._offers_upgrade:
@@ -100,9 +111,15 @@ class Connection(AnyVersion):
         if not self.cycle.keep_alive:
             self._close_gently(self.cycle)
 
+    def on_body(self, body: bytes) -> None:
+        self._num_new_bytes = self._num_fragment_bytes = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         self._num_new_bytes = 0
         super().on_message_complete()
+        if not self._offers_upgrade:
+            self.cycle.more_body = False  # also behind its answer, where uvicorn leaves it
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -117,6 +117,32 @@ async def test_a_body_that_breaks_off(broken: bytes):
         assert await is_well(url)
 
 
+@pytest.mark.parametrize("between", [b"0\r\nX-Trailer: ", b"5;extension="], ids=["trailer", "extension"])
+async def test_what_never_ends_beside_a_body(between: bytes):
+    async with connected() as (served, url):
+        head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON + b"Transfer-Encoding: chunked\r\n\r\n"
+        answer = await ask(url, head, b"2\r\n{}\r\n" + between, *[b"a" * 200_000] * 9)
+        assert answer[0] == 431
+        assert error_of(answer)["param"] == "headers"
+        assert served.engine.submitted == []
+        assert await is_well(url)
+
+
+async def test_a_body_that_comes_behind_its_answer(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connection, "LINGER_SECONDS", 0.1)
+    async with connected() as (_, url):
+        reader, writer = await open_connection(url)
+        writer.write(b"POST /nothing HTTP/1.1\r\n" + HOST + b"Content-Length: 4\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 404")
+        await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+        writer.write(b"late")
+        await asyncio.sleep(0.2)  # longer than the connection is kept for a body
+        writer.write(b"GET /health HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
 async def test_a_body_that_breaks_off_behind_another_request():
     with serving(say("abc"), engine={"stalled": True}) as served:
         async with listening(served) as url:
@@ -175,6 +201,20 @@ async def test_many_requests_at_once_are_no_long_head():
             writer.write(asked[500:])
             await reader.readuntil(b"\r\n\r\n")
         writer.close()
+
+
+async def test_requests_that_wait_for_one_have_a_limit():
+    with serving(say("abc"), engine={"stalled": True}) as served:
+        async with listening(served) as url:
+            reader, writer = await open_connection(url)
+            body = b'{"prompt": "a", "max_tokens": 3}'
+            head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON
+            writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            await asyncio.to_thread(served.engine.wait_until, lambda: len(served.engine.submitted) == 1)
+            writer.write(b"GET /health HTTP/1.1\r\n\r\n" * (connection.MAX_PIPELINED + 1))
+            assert await reader.read() == b""
+            writer.close()
+            await asyncio.to_thread(served.engine.wait_until, lambda: served.engine.num_unfinished == 0)
 
 
 OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
