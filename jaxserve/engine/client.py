@@ -108,7 +108,8 @@ class InProcessClient:
         """Stop after the step that runs; what was in flight is dropped."""
         self._stopping = True
         self._orders.put(lambda: None)
-        if self._thread is not None and self._thread is not threading.current_thread():
+        # Its own threads, on which a front end may be collected as garbage, cannot wait for each other.
+        if self._thread is not None and not self._guard.is_watching:
             while self._is_running:  # it may fail meanwhile
                 self._thread.join(_POLL_SECONDS)
             self._thread.join(_LAST_SECONDS)

@@ -114,8 +114,14 @@ class CompileGuard:
         """Watch the calling thread as well."""
         self._threads.add(threading.get_ident())
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether the calling thread is one of them."""
+        return threading.get_ident() in self._threads
+
     def stop(self) -> None:
         """Watch no longer."""
+        self._threads.clear()
         from jax._src import monitoring  # the public module can register but not unregister
 
         monitoring.unregister_event_duration_listener(self._on_event)

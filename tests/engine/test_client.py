@@ -298,6 +298,29 @@ def test_nothing_compiles_after_ready(engine: Engine) -> None:
     assert engine[0].stats().compiles_after_ready == before == 0
 
 
+@pytest.mark.parametrize("has_slow_calls", [False, True])
+def test_an_engine_may_be_shut_down_by_a_thread_of_its_own(
+    cache_dir: str, monkeypatch: pytest.MonkeyPatch, has_slow_calls: bool
+) -> None:
+    """As when the last that knows of an LLM is garbage, and is collected there."""
+    client, collector = build_tiny(cache_dir), Collector()
+    monkeypatch.setattr(client._core, "_has_slow_calls", has_slow_calls)
+    honest = Runner.dispatch
+
+    def dispatch(self: Runner, plan: Any) -> Any:
+        client.shutdown()
+        return honest(self, plan)
+
+    monkeypatch.setattr(Runner, "dispatch", dispatch)
+    client.start(collector.on_outputs, collector.on_dead)
+    client.submit([request("a", [1])])
+    assert client._thread is not None
+    client._thread.join(60)
+    assert not client._thread.is_alive()
+    assert collector.error is None
+    client.shutdown()  # from here, so that what it froze is garbage again
+
+
 class Panic(BaseException):
     """What a native library raises that has come to its wits' end: no Exception."""
 
