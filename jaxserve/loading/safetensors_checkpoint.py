@@ -51,7 +51,9 @@ class SafetensorsCheckpoint:
         self.path = directory
         self.config, self.defaults = read_hf_config(directory)
         self._place_of: dict[str, tuple[SafetensorsFile, str]] = {}  # the file, and the name there
-        for file in _open_files(directory):
+        opened = _open_files(directory)
+        self.files = [file.path for file in opened]  # that tensors are read from; others may lie beside them
+        for file in opened:
             for stored in file.tensors:
                 name = stored if self.config.vision is None else published_name(stored)
                 if name in self._place_of:

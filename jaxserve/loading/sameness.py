@@ -10,6 +10,7 @@ from pathlib import Path
 from jaxserve.errors import CheckpointError
 from jaxserve.loading.checkpoint import AnyCheckpoint
 from jaxserve.loading.orbax_format import is_converted, read_manifest
+from jaxserve.loading.safetensors_checkpoint import SafetensorsCheckpoint
 
 _NUM_SAMPLES = 64  # of a file
 _SAMPLE_BYTES = 4096
@@ -22,16 +23,18 @@ def weights_digest(checkpoint: AnyCheckpoint) -> str:
     looked at.
     """
     digest = hashlib.sha256()
-    for part in _parts(checkpoint.path):
+    for part in _parts(checkpoint):
         digest.update(part)
     return digest.hexdigest()[:16]
 
 
-def _parts(path: Path) -> Iterator[bytes]:
+def _parts(checkpoint: AnyCheckpoint) -> Iterator[bytes]:
+    path = checkpoint.path
     if is_converted(path):
         yield repr(sorted(read_manifest(path).checksums.items())).encode()
         return
-    for file in [path] if path.is_file() else sorted(path.glob("*.safetensors")):
+    is_directory = isinstance(checkpoint, SafetensorsCheckpoint)
+    for file in checkpoint.files if is_directory else [path] if path.is_file() else []:
         try:
             yield from _samples(file)
         except OSError as error:

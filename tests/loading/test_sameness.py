@@ -27,6 +27,7 @@ def test_one_tensor_of_other_values_makes_another_checkpoint(
     write_hf_directory(tmp_path / "base", tensors, num_shards)
     write_hf_directory(tmp_path / "tuned", tensors | {name: tensors[name] * 1.01}, num_shards)
     shutil.copytree(tmp_path / "base", tmp_path / "copy")
+    (tmp_path / "copy" / "consolidated.safetensors").write_bytes(b"of no use here")
     assert digest(tmp_path / "copy") == digest(tmp_path / "base") != digest(tmp_path / "tuned")
 
 
