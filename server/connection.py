@@ -32,11 +32,9 @@ class Connection(AnyVersion):
         self._receive_timeout = receive_timeout
         self._timer: asyncio.TimerHandle | None = None  # runs while a head is awaited
         self._linger: asyncio.TimerHandle | None = None
-        self._stall: asyncio.TimerHandle | None = None  # runs while much of an answer is unread
+        self._stall: asyncio.TimerHandle | None = None  # runs while much is unread, or any behind the end
         self._is_in_head = False  # a head has begun and is not complete
-        self._num_fragment_bytes = (
-            0  # of the head, or between parts of the body, in reads that completed nothing
-        )
+        self._num_fragment_bytes = 0  # in reads that neither completed a head nor had any of a body
         self._num_new_bytes = 0  # of the latest read, unless it completed something
         self._num_field_bytes = 0  # of the head's complete fields
         self._refusal: ApiError | None = None
@@ -123,13 +121,11 @@ class Connection(AnyVersion):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.transport.is_closing():
+            self._close()
+            return
         cycle = self.cycle
-        if (
-            self._linger is None
-            and cycle.response_complete
-            and cycle.more_body
-            and not self.transport.is_closing()
-        ):
+        if self._linger is None and cycle.response_complete and cycle.more_body:
             self._linger = self.loop.call_later(LINGER_SECONDS, self._end_linger, cycle)
 
     def pause_writing(self) -> None:
@@ -138,8 +134,13 @@ class Connection(AnyVersion):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._stall is not None:
+        if self._stall is not None and not self.transport.is_closing():
             self._stall.cancel()
+            self._stall = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        """uvicorn's name for the end of a connection without requests."""
+        self._close()
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's name for the end of a connection whose bytes the parser, or a callback of ours, refused."""
@@ -164,17 +165,24 @@ class Connection(AnyVersion):
         if self._is_in_head:
             self._refuse(ApiError(408, "The request's head did not arrive in time.", param="headers"))
         else:
-            self.transport.close()
+            self._close()
 
     def _await_reader(self, num_unread: int) -> None:
         self._stall = self.loop.call_later(STALL_SECONDS, self._end_stall, num_unread)
 
     def _end_stall(self, num_before: int) -> None:
-        num_unread = self.transport.get_write_buffer_size()  # nothing is added while it is so large
+        # Nothing is added while it is so large, or behind the end.
+        num_unread = self.transport.get_write_buffer_size()
         if num_unread < num_before:
             self._await_reader(num_unread)
         else:
             self.transport.abort()
+
+    def _close(self) -> None:
+        """Close as soon as all is read, or nothing more of it.  Closing twice is fine."""
+        self.transport.close()
+        if self._stall is None and (num_unread := self.transport.get_write_buffer_size()):
+            self._await_reader(num_unread)
 
     def _close_gently(self, cycle: RequestResponseCycle) -> None:
         """Let an answer behind which the connection ends be read by a client that still sends."""
@@ -195,17 +203,20 @@ class Connection(AnyVersion):
     def _end_linger(self, cycle: Any) -> None:
         self._linger = None
         if self._is_refused or (self.cycle is cycle and cycle.more_body):
-            self.transport.close()
+            self._close()
 
     def _refuse(self, error: ApiError) -> None:
         """Say why and close; in the middle of an answer, only close."""
         self._is_refused, self._is_in_head = True, False
         self._stop_waiting()
         cycle = self.cycle
+        if cycle is not None and cycle.response_complete and cycle.more_body:
+            self._hang_up()  # it has its answer
+            return
         if cycle is not None and not cycle.response_complete:
             # A body that breaks off has no answer yet, unless it waits for that of a request before it.
             if cycle.response_started or not cycle.more_body or self.pipeline:
-                self.transport.close()
+                self._close()
                 return
             cycle.disconnected = True  # to the application the client is gone
             cycle.message_event.set()
@@ -223,7 +234,7 @@ class Connection(AnyVersion):
         """Nothing more is said or listened to."""
         self._is_refused = True
         if not self.transport.can_write_eof():  # TLS has no half-closed connections
-            self.transport.close()
+            self._close()
             return
         # Closing while the client still sends would reset the connection before it has read all.
         self.transport.write_eof()

@@ -8,9 +8,13 @@ import socket
 
 import pytest
 
-from jaxserve.server import connection
+from jaxserve.server import connection, launch
 from jaxserve.server.connection import Connection
 from tests.server.connecting import HOST, JSON, ask, connected, error_of
+
+ROOM = 100_000  # bytes that the systems hold on either side: or much of an answer would be on its way
+PROMPT = json.dumps({"prompt": "a" * 1_000_000, "return_token_strs": True}).encode()
+MILLION_TOKENS = HOST + JSON + b"Content-Length: %d\r\n\r\n" % len(PROMPT) + PROMPT
 
 
 @pytest.mark.parametrize(("path", "status"), [(b"/nothing", 404), (b"/v1/completions", 413)])
@@ -24,15 +28,15 @@ async def test_who_sends_on_can_read_why_there_is_no_need(path: bytes, status: i
         assert error_of(answer)["message"]
 
 
-@pytest.mark.parametrize("reads", [False, True])
-async def test_an_answer_that_is_read_slowly_or_never(reads: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(connection, "STALL_SECONDS", 1.0 if reads else 0.1)
+@pytest.fixture
+def lost(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set when a server has lost a connection; its system holds little of answers."""
     lost = asyncio.Event()
     connection_made, connection_lost = Connection.connection_made, Connection.connection_lost
 
     def shortened(self: Connection, transport: asyncio.Transport) -> None:
         connection_made(self, transport)
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100_000)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
 
     def noticed(self: Connection, exc: Exception | None) -> None:
         connection_lost(self, exc)
@@ -40,15 +44,26 @@ async def test_an_answer_that_is_read_slowly_or_never(reads: bool, monkeypatch: 
 
     monkeypatch.setattr(Connection, "connection_made", shortened)
     monkeypatch.setattr(Connection, "connection_lost", noticed)
-    body = json.dumps({"prompt": "a" * 1_000_000, "return_token_strs": True}).encode()
+    return lost
+
+
+async def open_short_connection(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection of whose answers the client's system, too, holds little."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ROOM)
+    await asyncio.to_thread(client.connect, ("127.0.0.1", int(url.rpartition(":")[2])))
+    client.setblocking(False)
+    return await asyncio.open_connection(sock=client)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+async def test_an_answer_that_is_read_slowly_or_never(
+    reads: bool, lost: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(connection, "STALL_SECONDS", 1.0 if reads else 0.1)
     async with connected() as (_, url):
-        client = socket.socket()
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100_000)  # or much of it would be on its way
-        await asyncio.to_thread(client.connect, ("127.0.0.1", int(url.rpartition(":")[2])))
-        client.setblocking(False)
-        reader, writer = await asyncio.open_connection(sock=client)
-        head = b"POST /tokenize HTTP/1.1\r\n" + HOST + JSON
-        writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        reader, writer = await open_short_connection(url)
+        writer.write(b"POST /tokenize HTTP/1.1\r\n" + MILLION_TOKENS)
         if reads:
             answer = await reader.readuntil(b"\r\n\r\n")
             left = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
@@ -59,4 +74,20 @@ async def test_an_answer_that_is_read_slowly_or_never(reads: bool, monkeypatch: 
             assert not lost.is_set()
         else:
             await asyncio.wait_for(lost.wait(), 60)
+        writer.close()
+
+
+@pytest.mark.parametrize("keep_alive", [False, True])
+async def test_what_little_is_left_is_never_read(
+    keep_alive: bool, lost: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+):
+    """Nobody waits for it to become less but the connection's end."""
+    monkeypatch.setattr(connection, "STALL_SECONDS", 0.1)
+    monkeypatch.setattr(launch, "KEEP_ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr(Connection, "pause_writing", lambda self: None)  # as if it were little
+    async with connected() as (_, url):
+        _, writer = await open_short_connection(url)
+        head = b"POST /tokenize HTTP/1.1\r\n" + (b"" if keep_alive else b"Connection: close\r\n")
+        writer.write(head + MILLION_TOKENS)
+        await asyncio.wait_for(lost.wait(), 60)
         writer.close()
