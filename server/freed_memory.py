@@ -13,7 +13,10 @@ _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def give_back() -> None:
-    """Give back what is free now.  Takes some milliseconds; does nothing without glibc."""
+    """Give back what is free now; does nothing without glibc.
+
+    Takes a millisecond for each ten megabytes, once, in which threads that allocate beside it may have to wait.
+    """
     if _trim is not None:
         _trim(0)
 
