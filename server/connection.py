@@ -47,6 +47,7 @@ class Connection(AnyVersion):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._unset_keepalive_if_required()  # uvicorn does so behind clean ends
         for timer in (self._linger, self._stall):
             if timer is not None:
                 timer.cancel()
@@ -179,8 +180,9 @@ class Connection(AnyVersion):
             self.transport.abort()
 
     def _close(self) -> None:
-        """Close as soon as all is read, or nothing more of it.  Closing twice is fine."""
-        self.transport.close()
+        """Close as soon as all is read, or nothing more of it."""
+        if not self.transport.is_closing():
+            self.transport.close()  # behind a second call, TLS could no longer be aborted
         if self._stall is None and (num_unread := self.transport.get_write_buffer_size()):
             self._await_reader(num_unread)
 

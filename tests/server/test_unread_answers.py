@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
+from typing import Any
 
 import pytest
 
 from jaxserve.server import connection, launch
 from jaxserve.server.connection import Connection
 from tests.server.connecting import HOST, JSON, ask, connected, error_of
+from tests.server.test_listening import CERTIFICATE, KEY
 
 ROOM = 100_000  # bytes that the systems hold on either side: or much of an answer would be on its way
 PROMPT = json.dumps({"prompt": "a" * 1_000_000, "return_token_strs": True}).encode()
@@ -47,13 +50,15 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     return lost
 
 
-async def open_short_connection(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def open_short_connection(
+    url: str, **options: Any
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection of whose answers the client's system, too, holds little."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ROOM)
     await asyncio.to_thread(client.connect, ("127.0.0.1", int(url.rpartition(":")[2])))
     client.setblocking(False)
-    return await asyncio.open_connection(sock=client)
+    return await asyncio.open_connection(sock=client, **options)
 
 
 @pytest.mark.parametrize("reads", [False, True])
@@ -78,16 +83,20 @@ async def test_an_answer_that_is_read_slowly_or_never(
 
 
 @pytest.mark.parametrize("keep_alive", [False, True])
+@pytest.mark.parametrize("has_tls", [False, True])
 async def test_what_little_is_left_is_never_read(
-    keep_alive: bool, lost: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+    keep_alive: bool, has_tls: bool, lost: asyncio.Event, monkeypatch: pytest.MonkeyPatch
 ):
     """Nobody waits for it to become less but the connection's end."""
     monkeypatch.setattr(connection, "STALL_SECONDS", 0.1)
     monkeypatch.setattr(launch, "KEEP_ALIVE_SECONDS", 0.1)
     monkeypatch.setattr(Connection, "pause_writing", lambda self: None)  # as if it were little
-    async with connected() as (_, url):
-        _, writer = await open_short_connection(url)
+    files: dict[str, Any] = {"ssl_keyfile": KEY, "ssl_certfile": CERTIFICATE} if has_tls else {}
+    trusting = ssl.create_default_context(cafile=CERTIFICATE)
+    options = {"ssl": trusting, "server_hostname": "127.0.0.1"} if has_tls else {}
+    async with connected(**files) as (_, url):
+        _, writer = await open_short_connection(url, **options)
         head = b"POST /tokenize HTTP/1.1\r\n" + (b"" if keep_alive else b"Connection: close\r\n")
         writer.write(head + MILLION_TOKENS)
-        await asyncio.wait_for(lost.wait(), 60)
-        writer.close()
+        await asyncio.wait_for(lost.wait(), 20)
+        writer.transport.abort()
