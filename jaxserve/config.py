@@ -313,7 +313,8 @@ class EngineConfig:
             if value is not None and value < 1:
                 refuse(name, "must be at least 1")
         if not 0 <= self.node_rank < self.nnodes:
-            refuse("node_rank", f"must be from 0 to {self.nnodes - 1}, with nnodes={self.nnodes}")
+            missing = "" if self.nnodes > 1 else "; say how many hosts there are with that"
+            refuse("node_rank", f"must be from 0 to {self.nnodes - 1}, with nnodes={self.nnodes}{missing}")
         if self.nnodes > 1 and not self.master_addr:
             refuse("master_addr", "several hosts need it: the address of the host with node_rank 0")
         if not 0 < self.master_port < 65535:

@@ -1,12 +1,18 @@
-"""The progress bar of LLM.generate: requests done, tokens per second."""
+"""Progress bars: whether anybody sees them, and that of LLM.generate, with requests done and tokens per second."""
 
 from __future__ import annotations
 
+import sys
 import time
 
 from tqdm.auto import tqdm
 
 REFRESH_SECONDS = 0.25  # often enough to look alive, seldom enough to cost nothing
+
+
+def are_bars_seen() -> bool:
+    """Whether stderr is a terminal or a notebook's; in a file every refresh of a bar would stay."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 class TokenBar:

@@ -8,7 +8,13 @@ import sys
 from typing import Any
 
 from jaxserve.cli.config_file import add_config_flag
-from jaxserve.cli.engine_flags import add_engine_flags, add_model_argument, engine_config, given_engine_flags
+from jaxserve.cli.engine_flags import (
+    MODEL_HELP,
+    add_engine_flags,
+    add_model_argument,
+    engine_config,
+    given_engine_flags,
+)
 from jaxserve.cli.sampling_flags import add_sampling_flags, sampling_fields
 from jaxserve.errors import ConfigError
 
@@ -51,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         if args.api_key:
             raise ConfigError("--api-key: has no effect without --url")
+        if args.model is None:
+            raise ConfigError(f"MODEL is missing: give a {MODEL_HELP}, or --url of a running server")
         print("loading the model …", file=sys.stderr, flush=True)
         backend = LocalBackend(engine_config(args), sampling=sampling)
     try:

@@ -54,7 +54,12 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of KV pages: fp8 (fp8_e4m3) holds twice the tokens of bfloat16 (default: the model's dtype)",
     )
-    add("--max-model-len", type=positive, metavar="TOKENS", help="prompt + answer, for example 8192 or 8K")
+    add(
+        "--max-model-len",
+        type=positive,
+        metavar="TOKENS",
+        help="prompt + answer, for example 8192 or 8K (default: what the model was made for)",
+    )
     add(
         "--page-size",
         "--block-size",
@@ -62,8 +67,18 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="tokens of a KV page (default: 64 on GPUs, 16 elsewhere)",
     )
-    add("--max-num-seqs", type=positive, metavar="N", help="sequences in one step")
-    add("--max-num-batched-tokens", type=positive, metavar="TOKENS", help="token budget of one step")
+    add(
+        "--max-num-seqs",
+        type=positive,
+        metavar="N",
+        help="sequences in one step (default: 32 on CPU, else 256)",
+    )
+    add(
+        "--max-num-batched-tokens",
+        type=positive,
+        metavar="TOKENS",
+        help="token budget of one step (default: 256 on CPU, 64 for each multiprocessor of a large GPU, else 8192)",
+    )
     add(
         "--data-parallel-size",
         "-dp",
@@ -154,7 +169,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         "--max-num-queued-reqs",
         type=positive,
         metavar="N",
-        help="waiting requests beyond which new ones get 429",
+        help="waiting requests beyond which new ones get 429 (default: no limit)",
     )
     add(
         "--max-queued-image-bytes",

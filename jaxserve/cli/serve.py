@@ -54,6 +54,7 @@ def _serve(config: EngineConfig, settings: ServerSettings) -> int:
     with bind_socket(settings) as sock:
         from jaxserve.async_llm import AsyncLLM
         from jaxserve.cli.banner import banner
+        from jaxserve.engine.start_clock import process_age
         from jaxserve.server.app import create_app
         from jaxserve.server.launch import serve
 
@@ -63,7 +64,8 @@ def _serve(config: EngineConfig, settings: ServerSettings) -> int:
         llm = AsyncLLM.from_engine_config(config)
         try:
             app = create_app(llm, settings)
-            seconds = time.monotonic() - start
+            age = process_age()
+            seconds = time.monotonic() - start if age is None else age  # as the lines of the parts count
             print(f"ready after {seconds:.1f} s", file=sys.stderr, flush=True)
             if llm.defaults.sampling:
                 told = ", ".join(f"{name} {value:g}" for name, value in llm.defaults.sampling.items())
@@ -94,6 +96,7 @@ def _follow(config: EngineConfig) -> int:
         f"loading {config.model} as host {config.node_rank} of {config.nnodes} …", file=sys.stderr, flush=True
     )
     follow(config)
+    _log.info("stopped, since node_rank 0 was")
     return 0
 
 

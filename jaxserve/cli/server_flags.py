@@ -28,7 +28,7 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="NAME",
-        help="names that requests may ask for",
+        help="names that requests may ask for (default: MODEL)",
     )
     add(
         "--api-key",
@@ -131,7 +131,11 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="requests may bring a chat template of their own",
     )
-    add("--metrics-prefix", default="jaxserve:", help="of metric names; vllm: suits vLLM's dashboards")
+    add(
+        "--metrics-prefix",
+        default="jaxserve:",
+        help="of metric names; vllm: suits vLLM's dashboards (default: %(default)s)",
+    )
     log = parser.add_mutually_exclusive_group()
     log.add_argument(
         "--enable-log-requests",

@@ -72,7 +72,9 @@ def _check(subject: Subject, samples: Sequence[Sample], *, seed: int, is_shown: 
     from jaxserve.server.toolcheck.report import report
 
     total = num_planned(subject, samples)
-    with tqdm(total=total, desc=subject.name, unit=" replays", leave=False, disable=not is_shown) as bar:
+    with tqdm(
+        total=total, desc=subject.name, unit=" replays", leave=False, disable=None if is_shown else True
+    ) as bar:
         findings = check(subject, samples, seed, bar.update)
     if findings.divergence is not None:
         print(report(subject.name, findings.divergence))

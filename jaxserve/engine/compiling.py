@@ -48,6 +48,8 @@ def compile_all(
     total = len(todo) + sum(map(len, waiting.values()))
     workers = max(2, num_processors())  # two at least: reading files and compiling leave the lock
     compiled: dict[str, jax.stages.Compiled] = {}
+    if not show_progress:
+        logger.info("%d programs to compile, or to read from the cache on disk", total)
     with (
         cache.alone(),
         ThreadPoolExecutor(workers, thread_name_prefix="compile") as pool,

@@ -207,6 +207,8 @@ def test_a_refused_switch_needs_no_value(capsys: pytest.CaptureFixture[str]) -> 
     ("argv", "message"),
     [
         (["plan"], "MODEL is missing"),
+        (["chat"], "or --url of a running server"),
+        (["plan", "m", "--node-rank", "1"], "with nnodes=1; say how many hosts there are with that"),
         (["plan", "m", "--page-size", "12"], "page_size=12"),
         (
             ["plan", "m", "--max-num-seq", "3"],
