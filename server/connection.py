@@ -107,6 +107,8 @@ class Connection(AnyVersion):
         while self._cycles and self._cycles[0].response_complete:
             self._cycles.popleft()
         self._cycles.append(self.cycle)
+        if not self.parser.should_keep_alive():
+            self.cycle.keep_alive = False  # to older uvicorns, too, which see it later or not at all
         if not self.cycle.keep_alive:
             self._close_gently(self.cycle)
 
