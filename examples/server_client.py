@@ -21,7 +21,9 @@ def connected(base_url: str, *, start_it: str = "make serve") -> Iterator[tuple[
     client = OpenAI(base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"))
     try:
         yield client, client.models.list().data[0].id
-    except APIConnectionError:
+    except APIConnectionError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error.__cause__):
+            sys.exit(f"The certificate of {base_url} is not trusted here: name it in SSL_CERT_FILE")
         sys.exit(f"Nobody answers at {base_url}: start the server first ({start_it})")
     except AuthenticationError:
         sys.exit(f"The server at {base_url} asks for its API key: set OPENAI_API_KEY")

@@ -30,10 +30,11 @@ def banner(url: str, settings: ServerSettings, info: EngineInfo) -> str:
     if settings.uds is not None:
         return head + f"\nTry:\n  {_curl('http://localhost', model, settings)}\n"
     reachable = _reachable(url)
+    key = " --api-key YOUR_API_KEY" if settings.api_keys else ""
     return (
         f"{head}\nTry:\n  {_curl(reachable, model, settings)}\n"
         f"\nor in Python (pip install openai):\n{_python(reachable, model, settings)}"
-        f"\nor in a terminal:\n  jaxserve chat --url {reachable}\n"
+        f"\nor in a terminal:\n  jaxserve chat --url {reachable}{key}\n"
     )
 
 

@@ -43,6 +43,7 @@ class HttpBackend:
             headers=headers,
             timeout=httpx.Timeout(None, connect=10.0),
             trust_env=False,  # a proxy has no business between a terminal and its own server
+            verify=httpx.create_ssl_context(),  # with SSL_CERT_FILE, which trust_env would leave out
         )
         self._sampling = sampling
         self.name = model or self._first_model()

@@ -54,6 +54,7 @@ def test_keys_and_names() -> None:
     settings = ServerSettings(api_keys=("secret",), served_model_names=("short", "long"))
     text = banner("http://127.0.0.1:8000", settings, INFO)
     assert "Authorization: Bearer YOUR_API_KEY" in curl_of(text)
+    assert "jaxserve chat --url http://127.0.0.1:8000 --api-key YOUR_API_KEY\n" in text
     assert "secret" not in text
     assert json.loads(curl_of(text)[-1])["model"] == "short"
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import ssl
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from jaxserve.cli.main import parse
+from jaxserve.cli.main import main, parse
 from jaxserve.cli.server_flags import server_settings
 from tests.server.serving import PARIS, QUESTION, listening, read_events, serving
 
@@ -55,6 +58,19 @@ async def test_tls():
                     await ask(client)
             async with openai_client(url, verify=trusting) as client:
                 assert await ask(client) == PARIS
+
+
+async def test_chat_trusts_ssl_cert_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    with serving(ssl_keyfile=KEY, ssl_certfile=CERTIFICATE) as served:
+        async with listening(served) as url:
+            for trusted, status in ((None, 1), (CERTIFICATE, 0)):
+                if trusted is not None:
+                    monkeypatch.setenv("SSL_CERT_FILE", trusted)
+                monkeypatch.setattr(sys, "stdin", io.StringIO(f"{QUESTION[0]['content']}\n"))
+                assert await asyncio.to_thread(main, ["chat", "--url", url, "--max-tokens", "64"]) == status
+    said = capsys.readouterr()
+    assert said.out == f"{PARIS}\n"
+    assert "CERTIFICATE_VERIFY_FAILED" in said.err
 
 
 @pytest.mark.parametrize("has_tls", [False, True])
