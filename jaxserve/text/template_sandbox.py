@@ -30,7 +30,7 @@ from jaxserve.text.template_limits import (
 MAX_STEPS = 300_000  # loop steps and calls of one rendering together
 MAX_SECONDS = 5.0  # of processor time that one rendering may take
 
-_TICK = 1024  # steps between two looks at the clock, which is a system call
+_TICK = 64  # steps between two looks at the clock, a system call; a step may go through a long list
 
 # The budget travels in the rendering's variables under a name that no template can write.
 _BUDGET = "work budget"

@@ -199,3 +199,17 @@ def test_sums() -> None:
     for wrong in ("{{ ['a', 'b']|sum }}", "{{ [1, [2]]|sum(start=[]) }}", "{{ [[1]]|sum }}"):
         with pytest.raises(TypeError):
             rendered(wrong)
+
+
+def test_long_steps_are_not_many_before_somebody_looks_at_the_clock(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(template_sandbox, "MAX_SECONDS", 0.01)
+    monkeypatch.setattr(template_sandbox, "MAX_STEPS", 5000 + 4095)
+    counted: list[int] = []
+    items = [1] * 100_000
+    with pytest.raises(TemplateLimitError, match="longer than"):
+        rendered(
+            "{% for i in range(5000) %}{% set b = items|max %}{{ note(i) }}{% endfor %}",
+            items=items,
+            note=counted.append,
+        )
+    assert len(counted) <= 100
