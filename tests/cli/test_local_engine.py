@@ -23,7 +23,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> ScriptedClient:
     """The engine that the commands get, whatever model they ask for."""
     client = ScriptedClient(saying([*b"Hello!"]))
     parts = EngineParts(client, byte_tokenizer(), GenerationDefaults(eos_token_ids=(EOS,)))
-    monkeypatch.setattr("jaxserve.assembly.assemble", lambda config: parts)
+    monkeypatch.setattr("jaxserve.llm.assemble", lambda config: parts)
     monkeypatch.setattr("jaxserve.async_llm.assemble", lambda config: parts)
     return client
 
