@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import jaxserve.llm  # noqa: F401  # so that it has the real `assemble`, which is replaced below
 from jaxserve.assembly import EngineParts
 from jaxserve.cli.main import main
 from jaxserve.loading.checkpoint import GenerationDefaults
@@ -23,7 +24,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> ScriptedClient:
     """The engine that the commands get, whatever model they ask for."""
     client = ScriptedClient(saying([*b"Hello!"]))
     parts = EngineParts(client, byte_tokenizer(), GenerationDefaults(eos_token_ids=(EOS,)))
-    monkeypatch.setattr("jaxserve.llm.assemble", lambda config: parts)
+    monkeypatch.setattr("jaxserve.assembly.assemble", lambda config: parts)
     monkeypatch.setattr("jaxserve.async_llm.assemble", lambda config: parts)
     return client
 
