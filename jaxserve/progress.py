@@ -1,18 +1,55 @@
-"""Progress bars: whether anybody sees them, and that of LLM.generate, with requests done and tokens per second."""
+"""Progress: bars on a terminal and lines in a log, and the bar of LLM.generate, with tokens per second."""
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 
+import tqdm as plain_tqdm
 from tqdm.auto import tqdm
 
 REFRESH_SECONDS = 0.25  # often enough to look alive, seldom enough to cost nothing
+_UP = "\x1b[A"  # how a bar below another one returns
+LINE_SECONDS = 10.0  # between lines where there is no bar
 
 
-def are_bars_seen() -> bool:
-    """Whether stderr is a terminal or a notebook's; in a file every refresh of a bar would stay."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+def progress_bar(
+    total: int, description: str, unit: str, *, initial: int = 0, enabled: bool = True
+) -> plain_tqdm.tqdm[None]:
+    """A bar on stderr.  In a file every refresh would stay: there it is a line now and then, of work that takes long.
+
+    Numbers of bytes (unit "B") are told in GB and MB.
+    """
+    is_seen = sys.stderr.isatty() or "ipykernel" in sys.modules
+    options = {
+        "total": total,
+        "initial": initial,
+        "desc": description,
+        "unit": unit,
+        "unit_scale": unit == "B",
+        "disable": not enabled,
+    }
+    if is_seen:
+        return plain_tqdm.tqdm(file=sys.stderr, **options)
+    suffix = "B" if unit == "B" else ""
+    form = f"{{desc}}: {{n_fmt}}{suffix} of {{total_fmt}}{suffix} after {{elapsed}}"
+    seconds = LINE_SECONDS
+    return plain_tqdm.tqdm(
+        file=_Lines(), bar_format=form, delay=seconds, mininterval=seconds, maxinterval=seconds, **options
+    )
+
+
+class _Lines(io.StringIO):
+    """Takes what a bar draws, and writes it to stderr as lines."""
+
+    def write(self, text: str) -> int:
+        if line := text.replace(_UP, "").strip():
+            sys.stderr.write(f"{line}\n")
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 class TokenBar:

@@ -1,4 +1,4 @@
-"""Where progress bars are shown."""
+"""What long work shows: a bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from jaxserve.progress import are_bars_seen
+from jaxserve import progress
+from jaxserve.progress import progress_bar
 
 
 class Terminal(io.StringIO):
@@ -18,11 +19,43 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_bars_are_for_terminals_and_notebooks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def no_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    assert are_bars_seen()
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert not are_bars_seen()
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, stderr: io.StringIO) -> str:
+    """What work of 3 GB writes there, beside other work."""
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with progress_bar(3, "programs", "prog"), progress_bar(3 * 10**9, "Loading weights", "B") as bar:
+        for _ in range(3):
+            bar.update(10**9)
+    return stderr.getvalue()
+
+
+def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "\rLoading weights: 100%|" in shown(monkeypatch, Terminal())
+
+
+def test_a_notebook_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
-    assert are_bars_seen()
+    assert "\rLoading weights: 100%|" in shown(monkeypatch, io.StringIO())
+
+
+def test_a_log_has_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    text = shown(monkeypatch, io.StringIO())
+    assert "\r" not in text
+    assert "Loading weights: 2.00GB of 3.00GB after 00:00\n" in text
+    assert "\x1b" not in text
+    assert "Loading weights: 3.00GB of 3.00GB after 00:00\n" in text
+
+
+def test_a_log_has_nothing_of_what_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(monkeypatch, io.StringIO()) == ""
+
+
+def test_a_bar_may_be_unwanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    progress_bar(3, "programs", "prog", enabled=False).update(3)
+    assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]  # a StringIO here

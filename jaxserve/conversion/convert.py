@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxserve import __version__
 from jaxserve.config import Dtype
@@ -33,6 +32,7 @@ from jaxserve.loading.orbax_format import (
     write_synced,
 )
 from jaxserve.loading.resolve import locate_tokenizer, open_checkpoint
+from jaxserve.progress import progress_bar
 
 _NUM_THREADS = 4
 
@@ -117,14 +117,7 @@ def _write_parameters(destination: Destination, sources: list[ParameterSource], 
     missing = sum(source.layout.num_bytes for source in todo)
     largest = max(source.layout.num_bytes for source in sources)
     budget = ByteBudget(max(2 * largest, *(source.num_bytes_held for source in sources)))
-    bar = tqdm(
-        total=num_bytes,
-        initial=num_bytes - missing,
-        desc="Converting weights",
-        unit="B",
-        unit_scale=True,
-        disable=not progress,
-    )
+    bar = progress_bar(num_bytes, "Converting weights", "B", initial=num_bytes - missing, enabled=progress)
     lock = threading.Lock()
 
     def advance(count: int) -> None:

@@ -29,7 +29,6 @@ from jaxserve.models.layout import Layout, plan_layout
 from jaxserve.models.on_devices import abstract_on_devices, abstract_on_mesh, dummy_on_devices
 from jaxserve.models.sharding import abstract_mesh
 from jaxserve.models.towers import split_tower
-from jaxserve.progress import are_bars_seen
 
 if TYPE_CHECKING:
     from jaxlib._jax import Device  # jax.Device, as type checkers can see it
@@ -59,7 +58,7 @@ def build_runner(
     devices: Sequence[Device],
     weights: SharedWeights | None = None,
 ) -> Runner:
-    """Load the weights and compile every program, with progress on stderr where it is seen.
+    """Load the weights and compile every program, with progress on stderr.
 
     Without a checkpoint (load_format "dummy") the weights are random.  Replicas share `weights`, so that one of them
     alone reads the checkpoint, and what is kept of programs, so that one of them alone compiles.  Raises ConfigError if
@@ -78,9 +77,7 @@ def build_runner(
     def read() -> nnx.State:
         if checkpoint is None:
             return dummy_on_devices(abstract, config.seed or 0, layout)
-        return load_state(
-            checkpoint, abstract, layout if layout.num_devices > 1 else None, progress=are_bars_seen()
-        )
+        return load_state(checkpoint, abstract, layout if layout.num_devices > 1 else None)
 
     def load() -> nnx.State:
         with timed("weights"):
@@ -108,7 +105,7 @@ def _load_while_compiling(
 
     def compile_programs() -> dict[str, jax.stages.Compiled]:
         with timed("programs"):
-            return compile_all(book, cache, show_progress=are_bars_seen(), given_up=given_up)
+            return compile_all(book, cache, show_progress=True, given_up=given_up)
 
     with ThreadPoolExecutor(1, "programs") as pool:
         programs = pool.submit(compile_programs)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 import jax
-from tqdm import tqdm
 
 from jaxserve.engine.compile_cache import CompileCache
 from jaxserve.engine.host_limits import num_processors
 from jaxserve.engine.memory_plan import MemoryPlan
 from jaxserve.engine.programs import Program
 from jaxserve.errors import RecompileError
+from jaxserve.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +47,10 @@ def compile_all(
     total = len(todo) + sum(map(len, waiting.values()))
     workers = max(2, num_processors())  # two at least: reading files and compiling leave the lock
     compiled: dict[str, jax.stages.Compiled] = {}
-    if not show_progress:
-        logger.info("%d programs to compile, or to read from the cache on disk", total)
     with (
         cache.alone(),
         ThreadPoolExecutor(workers, thread_name_prefix="compile") as pool,
-        tqdm(total=total, desc="programs", unit="prog", disable=not show_progress, file=sys.stderr) as bar,
+        progress_bar(total, "programs", "prog", enabled=show_progress) as bar,
     ):
         tasks = {pool.submit(_load_or_compile, program, cache): program for program in todo}
         while tasks:

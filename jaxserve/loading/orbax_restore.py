@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from jaxserve.loading.boxes import (
     Piece,
@@ -26,6 +25,7 @@ from jaxserve.loading.boxes import (
 from jaxserve.loading.byte_budget import ByteBudget
 from jaxserve.loading.orbax_format import ChunkIndex, ParameterLayout
 from jaxserve.models.layout import Box, Move
+from jaxserve.progress import progress_bar
 
 if TYPE_CHECKING:
     from jaxserve.loading.orbax_checkpoint import OrbaxCheckpoint
@@ -118,13 +118,8 @@ class _Restoring:
         self._buffers = _Buffers()
         self._lock = threading.Lock()
         self._arrays: dict[str, jax.Array] = {}
-        self._bar = tqdm(
-            total=sum(len(p.chunks) * p.layout.chunk_bytes for p in parameters),
-            desc="Loading weights",
-            unit="B",
-            unit_scale=True,
-            disable=not progress,
-        )
+        total = sum(len(p.chunks) * p.layout.chunk_bytes for p in parameters)
+        self._bar = progress_bar(total, "Loading weights", "B", enabled=progress)
 
     def run(self) -> dict[str, jax.Array]:
         with self._bar, ThreadPoolExecutor(num_threads(), "weights") as pool:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
 
 from jaxserve.errors import CheckpointError
 from jaxserve.loading.boxes import plan_shards
@@ -19,6 +18,7 @@ from jaxserve.models.layout import Layout, Move
 from jaxserve.models.parameters import abstract_model, parameter_name
 from jaxserve.models.registry import family_of
 from jaxserve.models.weight_table import ParameterPath, WeightRow, WeightTable
+from jaxserve.progress import progress_bar
 
 # Reading, dequantising and copying leave the GIL most of the time; each holds one parameter's bytes.
 _NUM_THREADS = 4
@@ -107,7 +107,7 @@ def load_weights(
     total = sum(_num_bytes(parameter) for parameter in parameters.values())
     # The largest first, so that no thread is left alone with one at the end.
     rows = sorted(table.rows, key=lambda row: -_num_bytes(parameters[row.parameter]))
-    bar = tqdm(total=total, desc="Loading weights", unit="B", unit_scale=True, disable=not progress)
+    bar = progress_bar(total, "Loading weights", "B", enabled=progress)
     with bar, ThreadPoolExecutor(_NUM_THREADS, "weights") as pool:
         try:
             for future in as_completed([pool.submit(fill, row) for row in rows]):
