@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, cast
 
+from jaxserve.engine.host_limits import num_processors
 from jaxserve.errors import ContextLengthError, RequestError
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def encode_texts(
         return tokenizer.encode_batch(texts, add_special_tokens, param=param)
     encoded: list[list[int]] = []
     together: list[str] = []
-    num_characters, num_cores = 0, os.cpu_count() or 1
+    num_characters, num_cores = 0, _num_cores()
     for i, text in enumerate(texts):
         least = tokenizer.least_tokens(text, limit)
         if least >= limit:
@@ -144,6 +145,11 @@ def encode_texts(
             encoded.append(token_ids)
         together, num_characters = [], 0
     return encoded
+
+
+@cache
+def _num_cores() -> int:
+    return num_processors()  # which asks the system
 
 
 def tokenize_texts(prompts: Sequence[AnyPrompt], tokenizer: Tokenizer, limit: int) -> list[AnyPrompt]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import Any
 
@@ -29,7 +28,7 @@ def together(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
         return encode_batch(self, texts, *arguments, **options)
 
     monkeypatch.setattr(tokenizer, "encode_batch", recorded)
-    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(inputs, "_num_cores", lambda: 3)
     monkeypatch.setattr(inputs, "_TOGETHER", 100)
     monkeypatch.setattr(inputs, "_MOST_TOGETHER", 1000)
     return calls

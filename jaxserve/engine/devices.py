@@ -33,13 +33,12 @@ _POOL_SHARE_OF_SEVERAL = 0.9  # of the share otherwise
 # NCCL by itself registers the buffers of all-reduces in a CUDA graph, the larger ones, and XLA records its graphs anew
 # with each call: soon a device reads what is no longer registered, and the process dies of an illegal address.  Seen
 # with all-reduces of 4 MB in graphs over two GPUs, not without registration (2 x H200, jax 0.11.2, 2026-11-26).
-_NCCL_DEFAULTS = {"NCCL_GRAPH_REGISTER": "0"}
+_GRAPH_REGISTER = "NCCL_GRAPH_REGISTER"
 
 
 def find_devices(config: EngineConfig) -> list[Device]:
     """All devices there are.  To be asked first of all: it decides what JAX's allocator takes of them."""
-    for name, value in _NCCL_DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault(_GRAPH_REGISTER, "0")
     _reserve_device_memory(config)
     join_hosts(config)
     return jax.devices()

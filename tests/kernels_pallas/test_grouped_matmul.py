@@ -15,7 +15,8 @@ from jaxserve.kernels_pallas.matmul import from_rows, has_numba, to_rows
 from jaxserve.kernels_pallas.metadata import Backend
 
 on_cpu = pytest.mark.skipif(
-    jax.default_backend() != "cpu" or not has_numba(), reason="XLA calls this kernel on CPUs only"
+    jax.default_backend() != "cpu" or not has_numba(),
+    reason="XLA calls this kernel on CPUs only, and numba makes it",
 )
 BACKENDS = [pytest.param("cpu", marks=on_cpu), "xla"]
 NUM_ROWS = 53

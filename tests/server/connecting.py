@@ -12,6 +12,7 @@ from tests.server.serving import Serving, listening, serving
 
 HOST = b"Host: x\r\n"
 JSON = b"Content-Type: application/json\r\n"
+POST = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON  # the head, but for the length and its end
 
 
 @asynccontextmanager
@@ -57,3 +58,8 @@ async def is_well(url: str) -> bool:
     """Whether somebody else is served as usual."""
     status, _, body = await ask(url, b"GET /health HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
     return (status, body) == (200, b"")
+
+
+def completion(body: bytes) -> bytes:
+    """The whole request of a completion."""
+    return POST + b"Content-Length: %d\r\n\r\n" % len(body) + body

@@ -8,7 +8,17 @@ import json
 import pytest
 
 from jaxserve.server import connection
-from tests.server.connecting import HOST, JSON, ask, connected, error_of, is_well, open_connection
+from tests.server.connecting import (
+    HOST,
+    JSON,
+    POST,
+    ask,
+    completion,
+    connected,
+    error_of,
+    is_well,
+    open_connection,
+)
 from tests.server.serving import listening, read_events, say, serving
 
 
@@ -85,7 +95,7 @@ async def test_line_ends_do_not_hold_a_connection():
 async def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(connection, "LINGER_SECONDS", 0.05)
     async with connected(receive_timeout=0.1) as (served, url):
-        head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON + b"Content-Length: 30\r\n\r\n"
+        head = POST + b"Content-Length: 30\r\n\r\n"
         answer = await ask(url, head, b'{"prompt"')
         assert answer[0] == 408
         assert error_of(answer)["param"] == "body"
@@ -98,7 +108,7 @@ async def test_a_body_that_never_ends(is_chunked: bool, monkeypatch: pytest.Monk
     monkeypatch.setattr(connection, "LINGER_SECONDS", 0.05)
     async with connected(max_body_bytes=4096) as (_, url):
         length = b"Transfer-Encoding: chunked\r\n" if is_chunked else b"Content-Length: 99999999999\r\n"
-        head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON + length + b"\r\n"
+        head = POST + length + b"\r\n"
         piece = b"1000\r\n" + b"a" * 4096 + b"\r\n" if is_chunked else b"a" * 4096
         answer = await ask(url, head, *[piece] * 10)  # and then it waits for more
         assert answer[0] == 413
@@ -109,7 +119,7 @@ async def test_a_body_that_never_ends(is_chunked: bool, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("broken", [b"xyz\r\n", b"5\r\nabcdefgh\r\n"], ids=["length", "longer than it says"])
 async def test_a_body_that_breaks_off(broken: bytes):
     async with connected() as (served, url):
-        head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON + b"Transfer-Encoding: chunked\r\n\r\n"
+        head = POST + b"Transfer-Encoding: chunked\r\n\r\n"
         answer = await ask(url, head, b'9\r\n{"prompt"\r\n', broken)
         assert answer[0] == 400
         assert error_of(answer)["type"] == "BadRequestError"
@@ -120,7 +130,7 @@ async def test_a_body_that_breaks_off(broken: bytes):
 @pytest.mark.parametrize("between", [b"0\r\nX-Trailer: ", b"5;extension="], ids=["trailer", "extension"])
 async def test_what_never_ends_beside_a_body(between: bytes):
     async with connected() as (served, url):
-        head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON + b"Transfer-Encoding: chunked\r\n\r\n"
+        head = POST + b"Transfer-Encoding: chunked\r\n\r\n"
         answer = await ask(url, head, b"2\r\n{}\r\n" + between, *[b"a" * 200_000] * 9)
         assert answer[0] == 431
         assert error_of(answer)["param"] == "headers"
@@ -147,10 +157,8 @@ async def test_a_body_that_breaks_off_behind_another_request():
     with serving(say("abc"), engine={"stalled": True}) as served:
         async with listening(served) as url:
             reader, writer = await open_connection(url)
-            body = b'{"prompt": "a", "max_tokens": 3}'
-            head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON
-            writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-            writer.write(head + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n")
+            writer.write(completion(b'{"prompt": "a", "max_tokens": 3}'))
+            writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n")
             assert await reader.read() == b""  # nothing that could be taken for the first one's answer
             writer.close()
             await asyncio.to_thread(served.engine.wait_until, lambda: served.engine.num_unfinished == 0)
@@ -161,9 +169,7 @@ async def test_hanging_up_ends_the_first_of_several_requests():
     with serving(say("abc"), engine={"stalled": True}) as served:
         async with listening(served) as url:
             _, writer = await open_connection(url)
-            body = b'{"prompt": "a", "max_tokens": 3}'
-            head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON
-            writer.write((head + b"Content-Length: %d\r\n\r\n" % len(body) + body) * 2)
+            writer.write(completion(b'{"prompt": "a", "max_tokens": 3}') * 2)
             await asyncio.to_thread(served.engine.wait_until, lambda: len(served.engine.submitted) == 1)
             writer.close()
             await asyncio.to_thread(served.engine.wait_until, lambda: served.engine.num_unfinished == 0)
@@ -173,7 +179,7 @@ async def test_a_connection_is_used_again_and_again():
     async with connected() as (_, url):
         reader, writer = await open_connection(url)
         body = b'{"prompt": "a", "max_tokens": 2}'
-        head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON + b"Content-Length: %d\r\n\r\n" % len(body)
+        head = POST + b"Content-Length: %d\r\n\r\n" % len(body)
         for _ in range(3):
             for part in (head[:20], head[20:] + body[:5], body[5:]):
                 writer.write(part)
@@ -207,9 +213,7 @@ async def test_requests_that_wait_for_one_have_a_limit():
     with serving(say("abc"), engine={"stalled": True}) as served:
         async with listening(served) as url:
             reader, writer = await open_connection(url)
-            body = b'{"prompt": "a", "max_tokens": 3}'
-            head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON
-            writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            writer.write(completion(b'{"prompt": "a", "max_tokens": 3}'))
             await asyncio.to_thread(served.engine.wait_until, lambda: len(served.engine.submitted) == 1)
             writer.write(b"GET /health HTTP/1.1\r\n\r\n" * (connection.MAX_PIPELINED + 1))
             assert await reader.read() == b""
@@ -228,11 +232,10 @@ ABC = b'{"prompt": "a", "max_tokens": 3}'
 @pytest.mark.parametrize("is_chunked", [False, True])
 async def test_an_offer_to_change_the_protocol_is_not_taken(offer: bytes, cut: int | None, is_chunked: bool):
     async with connected() as (_, url):
-        head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON
         body = b"%x\r\n" % len(ABC) + ABC + b"\r\n0\r\n\r\n" if is_chunked else ABC
         length = b"Transfer-Encoding: chunked\r\n" if is_chunked else b"Content-Length: %d\r\n" % len(ABC)
-        first = head + offer + length + b"\r\n" + body
-        last = head + b"Connection: close\r\n" + length + b"\r\n" + body
+        first = POST + offer + length + b"\r\n" + body
+        last = POST + b"Connection: close\r\n" + length + b"\r\n" + body
         reader, writer = await open_connection(url)
         writer.write(first[:cut])
         await asyncio.sleep(0.01)
@@ -260,7 +263,7 @@ async def test_many_offers_on_one_connection():
 async def test_an_offer_of_one_who_leaves_after_it():
     async with connected() as (_, url):
         offer = OFFER.replace(b"Upgrade,", b"close, Upgrade,", 1)
-        head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON + b"Content-Length: %d\r\n" % len(ABC)
+        head = POST + b"Content-Length: %d\r\n" % len(ABC)
         status, _, answer = await ask(url, head + offer + b"\r\n", ABC)
         assert status == 200
         assert json.loads(answer)["choices"][0]["text"] == "The"
@@ -284,9 +287,7 @@ async def test_nonsense_in_the_middle_of_an_answer_ends_it():
     with serving(say("a" * 200), engine={"stalled": True}) as served:
         async with listening(served) as url:
             reader, writer = await open_connection(url)
-            body = b'{"prompt": "a", "stream": true, "max_tokens": 100}'
-            head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON
-            writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            writer.write(completion(b'{"prompt": "a", "stream": true, "max_tokens": 100}'))
             await asyncio.to_thread(served.engine.wait_until, lambda: len(served.engine.submitted) == 1)
             await asyncio.to_thread(served.engine.step, 2)
             await reader.readuntil(b'"text":"a')

@@ -178,9 +178,15 @@ def test_a_lost_follower_is_named_at_once_and_nothing_more_is_dispatched() -> No
         assert lost.empty()
 
 
-def test_a_follower_that_hangs_is_lost_too(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts say that they are there ten times a second, and are lost soon."""
     monkeypatch.setattr(link_module, "LOST_SECONDS", 0.3)
     monkeypatch.setattr(link_module, "BEAT_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_a_follower_that_hangs_is_lost_too(monkeypatch: pytest.MonkeyPatch) -> None:
     lost: queue.SimpleQueue[EngineDeadError] = queue.SimpleQueue()
     with leader(1) as (followers, port):
         host = FollowingHost(port, 1)
@@ -193,11 +199,10 @@ def test_a_follower_that_hangs_is_lost_too(monkeypatch: pytest.MonkeyPatch) -> N
         assert "node_rank 1 of 2 (at 127.0.0.1): it has said nothing for 0.3 s" in str(lost.get(timeout=10))
 
 
+@pytest.mark.usefixtures("short_waits")
 def test_a_follower_that_hangs_when_serving_begins_is_not_waited_for_any_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(link_module, "LOST_SECONDS", 0.3)
-    monkeypatch.setattr(link_module, "BEAT_SECONDS", 0.1)
     lost: queue.SimpleQueue[EngineDeadError] = queue.SimpleQueue()
     with leader(1) as (followers, port):
         host = FollowingHost(port, 1)
