@@ -12,20 +12,25 @@ from jaxserve.async_llm import AsyncLLM
 from jaxserve.errors import ContextLengthError
 from jaxserve.inputs import encode_texts, tokenize_texts
 from jaxserve.loading.checkpoint import GenerationDefaults
+from jaxserve.text.tokenizer import Tokenizer
 from tests.scripted import ScriptedClient, scripted_info
 from tests.tiny import byte_tokenizer
 
 
 @pytest.fixture
-def together(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+def tokenizer() -> Tokenizer:
+    return byte_tokenizer()
+
+
+@pytest.fixture
+def together(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The lengths of the texts of every call of the tokenizer, on a machine of three cores with small limits."""
     calls: list[list[int]] = []
-    tokenizer = type(byte_tokenizer())
     encode_batch = tokenizer.encode_batch
 
-    def recorded(self, texts, *arguments, **options):
+    def recorded(texts: list[str], *arguments: Any, **options: Any) -> list[list[int]]:
         calls.append([len(text) for text in texts])
-        return encode_batch(self, texts, *arguments, **options)
+        return encode_batch(texts, *arguments, **options)
 
     monkeypatch.setattr(tokenizer, "encode_batch", recorded)
     monkeypatch.setattr(inputs, "_num_cores", lambda: 3)
@@ -45,17 +50,19 @@ def together(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     ],
 )
 def test_long_texts_keep_every_core_busy(
-    together: list[list[int]], lengths: list[int], calls: list[list[int]]
+    tokenizer: Tokenizer, together: list[list[int]], lengths: list[int], calls: list[list[int]]
 ):
     texts = [chr(97 + i) * length for i, length in enumerate(lengths)]
-    encoded = encode_texts(texts, byte_tokenizer(), 10_000)
+    encoded = encode_texts(texts, tokenizer, 10_000)
     assert [bytes(token_ids).decode() for token_ids in encoded] == texts
     assert together == calls
 
 
-def test_the_rest_is_not_tokenized_behind_one_that_is_too_long(together: list[list[int]]):
+def test_the_rest_is_not_tokenized_behind_one_that_is_too_long(
+    tokenizer: Tokenizer, together: list[list[int]]
+):
     with pytest.raises(ContextLengthError, match="has 60 tokens"):
-        encode_texts(["a" * 60] * 50, byte_tokenizer(), 50)
+        encode_texts(["a" * 60] * 50, tokenizer, 50)
     assert together == [[60] * 3]
 
 
@@ -94,9 +101,9 @@ async def test_huge_texts_go_one_at_a_time(
     assert [name.startswith("jaxserve-huge-texts") for name in threads] == [is_alone]
 
 
-def test_prompts_of_all_kinds_with_one_that_is_wrong(together: list[list[int]]):
+def test_prompts_of_all_kinds_with_one_that_is_wrong(tokenizer: Tokenizer, together: list[list[int]]):
     prompts = ["abc", [1, 2], {"prompt": "x"}, "de"]
-    first, *others, last = tokenize_texts(prompts, byte_tokenizer(), 50)
+    first, *others, last = tokenize_texts(prompts, tokenizer, 50)
     assert (first, others, last) == (
         inputs.TokenizedPrompt([*b"abc"], "abc"),
         prompts[1:3],
@@ -104,4 +111,4 @@ def test_prompts_of_all_kinds_with_one_that_is_wrong(together: list[list[int]]):
     )
     assert together == [[3, 2]]
     for wrong in ("a" * 60, "\ud800"):
-        assert tokenize_texts([*prompts, wrong], byte_tokenizer(), 50) == [*prompts, wrong]
+        assert tokenize_texts([*prompts, wrong], tokenizer, 50) == [*prompts, wrong]
