@@ -137,7 +137,7 @@ async def test_tokens_whose_text_is_held_back_are_told_with_the_next_chunk():
         assert len(piece["logprobs"]["content"] if piece["logprobs"] else []) == len(token_ids)
         said += bytes(token_id for token_id in token_ids if token_id != EOS)
         if piece["delta"].get("tool_calls", [{}])[0].get("id"):
-            assert said.decode().startswith("a§call f¶")
+            assert said.startswith("a§call f¶".encode())
     assert said.decode() == "a§call f¶{}¶"
 
 
