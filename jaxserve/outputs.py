@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 FINISH_STOP = "stop"  # end token, stop token or stop string
 FINISH_LENGTH = "length"  # max_tokens or the model's context
 FINISH_ABORT = "abort"  # the caller went away
 FINISH_ERROR = "error"  # the engine gave up on this request
 
 
-@dataclass(slots=True)
-class Logprob:
+class Logprob(msgspec.Struct, gc=False):  # a long prompt has hundreds of thousands, none of them in a cycle
     """One candidate token's log-probability under the raw model distribution."""
 
     logprob: float

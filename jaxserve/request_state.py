@@ -155,6 +155,7 @@ class RequestState:
             SequenceState(i, prompt, params, tokenizer, core.arrival_time)
             for i, core in enumerate(core_requests)
         ]
+        self._untold_positions: Sequence[TokenLogprobs] | None = None  # of the prompt, until `tell_prompt`
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._num_cached_tokens = 0
         self._num_unfinished = len(core_requests)
@@ -205,8 +206,7 @@ class RequestState:
         sequence = self._sequences[index]
         self.let_pixels_go()
         if output.prompt_logprobs is not None:
-            tokenizer = self._tokenizer if self._params.detokenize else None
-            self._prompt_logprobs = prompt_logprobs(self._prompt.token_ids, output.prompt_logprobs, tokenizer)
+            self._untold_positions = output.prompt_logprobs
         if index == 0:  # the others find their siblings' pages: only the first says what was there before
             self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
         sequence.push(output)
@@ -215,6 +215,21 @@ class RequestState:
             return False
         self._num_unfinished -= 1
         return True
+
+    @property
+    def num_untold_positions(self) -> int:
+        """Positions of the prompt whose log-probabilities have come, and not been through `tell_prompt`."""
+        return len(self._untold_positions or ())
+
+    def tell_prompt(self) -> None:
+        """Give the prompt's log-probabilities the shape of outputs, as `take` does unless it is done.
+
+        On any thread: for a long prompt it takes tens of milliseconds, in which the others may `push`.
+        """
+        if self._untold_positions is not None:
+            tokenizer = self._tokenizer if self._params.detokenize else None
+            self._prompt_logprobs = prompt_logprobs(self._prompt.token_ids, self._untold_positions, tokenizer)
+            self._untold_positions = None
 
     def abort(self) -> None:
         """End what still runs, keeping its text so far."""
@@ -236,6 +251,7 @@ class RequestState:
         if not self._has_new_tokens or (kind is OutputKind.FINAL_ONLY and not finished):
             return None
         self._has_new_tokens = False
+        self.tell_prompt()
         if kind is OutputKind.DELTA:
             outputs = [sequence.take_delta() for sequence in self._sequences if sequence.has_news()]
             if not outputs:

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from jaxserve.request_state import RequestState
 
 
+# Positions of a prompt with log-probabilities beyond which giving them texts would hold up the event loop: a hundred
+# with 20 candidates each take some 2 ms.
+LONG_PROMPT = 100
+
+
 class Inbox:
     """Where a request's outputs gather until its reader takes them; whatever gathers is one output.
 
@@ -42,6 +47,9 @@ class Inbox:
         while True:
             if self._error is not None:
                 raise self._error
+            if self.state.num_untold_positions > LONG_PROMPT:
+                await asyncio.to_thread(self.state.tell_prompt)
+                continue  # what has come meanwhile may be its end
             output = self.state.take()
             if output is not None:
                 return output

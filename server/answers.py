@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Raw, UnsetType
 
 
 class PromptTokensDetails(msgspec.Struct):
@@ -47,7 +47,7 @@ class TokenLogprob(msgspec.Struct):
 class ChatLogprobs(msgspec.Struct):
     """Log-probabilities of a chat answer."""
 
-    content: list[TokenLogprob]
+    content: list[Raw]  # each a TokenLogprob
     refusal: None = None
 
 
@@ -57,7 +57,7 @@ class CompletionLogprobs(msgspec.Struct):
     text_offset: list[int]
     token_logprobs: list[float | None]
     tokens: list[str]
-    top_logprobs: list[dict[str, float] | None]
+    top_logprobs: list[Raw | None]  # each a dict[str, float]
 
 
 class PromptLogprob(msgspec.Struct):
@@ -68,7 +68,7 @@ class PromptLogprob(msgspec.Struct):
     decoded_token: str | None
 
 
-PromptLogprobs = list[dict[str, PromptLogprob] | None]
+PromptLogprobs = list[Raw | None]  # each a dict[str, PromptLogprob]
 
 
 class CalledFunction(msgspec.Struct):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from functools import partial
 
 from msgspec import UNSET
 from quart import Request, Response
 
-from jaxserve.outputs import RequestOutput
+from jaxserve.outputs import CompletionOutput, RequestOutput
 from jaxserve.server.answers import ChatChunk, ChatChunkChoice, ChatCompletion, Delta
 from jaxserve.server.chat_choices import ChatChoices
 from jaxserve.server.fan_in import Item, final_outputs, merged_outputs
@@ -17,7 +18,7 @@ from jaxserve.server.generation import Envelope, start
 from jaxserve.server.intake import name_request
 from jaxserve.server.logprobs import prompt_logprobs
 from jaxserve.server.prepared_chat import prepare_chat
-from jaxserve.server.respond import whole_response
+from jaxserve.server.respond import LONG_ANSWER, made, whole_response
 from jaxserve.server.sse import event, sse_response
 from jaxserve.server.state import ServerState
 
@@ -85,6 +86,10 @@ async def _events(
                 chunk.prompt_text = choices.told_prompt
         return event(chunk)
 
+    def told(answer: CompletionOutput) -> list[bytes]:
+        num_tokens[answer.index] += len(answer.token_ids)
+        return [data(piece) for piece in choices.pieces(answer)]
+
     async with aclosing(items):
         for index in range(choices.n):
             yield data(choices.opening(index))
@@ -94,9 +99,9 @@ async def _events(
         item: Item | None = first
         while item is not None:
             for answer in item[1].outputs:
-                num_tokens[answer.index] += len(answer.token_ids)
-                for piece in choices.pieces(answer):
-                    yield data(piece)
+                is_large = len(answer.logprobs or ()) > LONG_ANSWER
+                for written in await made(partial(told, answer), is_large=is_large):
+                    yield written
             item = await anext(items, None)
     if envelope.include_usage:
         chunk = _chunk(envelope, [])

@@ -46,6 +46,13 @@ class CompletionChoices:
         self._fields = fields
         self._tokenizer = envelope.state.llm.tokenizer
 
+    def num_positions(
+        self, answer: CompletionOutput, progress: Progress, prompt_positions: PromptPositions | None
+    ) -> int:
+        """Positions whose log-probabilities the next piece of a choice tells."""
+        of_prompt = 0 if progress.has_begun else len(prompt_positions or ())
+        return of_prompt + len(answer.logprobs or ())
+
     def choice(
         self,
         prompt_index: int,

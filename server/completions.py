@@ -5,18 +5,19 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from functools import partial
 
 from msgspec import UNSET
 from quart import Request, Response
 
-from jaxserve.outputs import RequestOutput
+from jaxserve.outputs import CompletionOutput, RequestOutput
 from jaxserve.server.answers import Completion, CompletionChoice
 from jaxserve.server.completion_choices import CompletionChoices, Progress, PromptPositions
 from jaxserve.server.fan_in import Item, final_outputs, merged_outputs
 from jaxserve.server.generation import Envelope, start
 from jaxserve.server.intake import name_request
 from jaxserve.server.prepared_completion import prepare_completion
-from jaxserve.server.respond import whole_response
+from jaxserve.server.respond import LONG_ANSWER, made, whole_response
 from jaxserve.server.sse import event, sse_response
 from jaxserve.server.state import ServerState
 
@@ -70,19 +71,28 @@ async def _events(
     envelope, prompts = choices.envelope, choices.prompts
     progress: dict[int, Progress] = {}  # by index of the choice
     num_cached = [0] * len(prompts)
+
+    def data(
+        prompt_index: int, answer: CompletionOutput, told: Progress, positions: PromptPositions | None
+    ) -> bytes:
+        choice = choices.choice(prompt_index, answer, told, positions)
+        chunk = _chunk(envelope, [choice])
+        if choice.finish_reason is not None:
+            chunk.system_fingerprint = envelope.state.system_fingerprint
+        if envelope.continuous_usage:
+            num_prompt = len(prompts[prompt_index].token_ids)
+            chunk.usage = envelope.usage(num_prompt, told.num_tokens, num_cached[prompt_index])
+        return event(chunk)
+
     async with aclosing(items):
         async for prompt_index, output, positions in _with_prompt_logprobs(choices, first, items):
             num_cached[prompt_index] = output.num_cached_tokens
             for answer in output.outputs:
                 told = progress.setdefault(prompt_index * choices.n + answer.index, Progress())
-                choice = choices.choice(prompt_index, answer, told, positions)
-                chunk = _chunk(envelope, [choice])
-                if choice.finish_reason is not None:
-                    chunk.system_fingerprint = envelope.state.system_fingerprint
-                if envelope.continuous_usage:
-                    num_prompt = len(prompts[prompt_index].token_ids)
-                    chunk.usage = envelope.usage(num_prompt, told.num_tokens, output.num_cached_tokens)
-                yield event(chunk)
+                num_positions = choices.num_positions(answer, told, positions)
+                yield await made(
+                    partial(data, prompt_index, answer, told, positions), is_large=num_positions > LONG_ANSWER
+                )
     if envelope.include_usage:
         chunk = _chunk(envelope, [])
         chunk.system_fingerprint = envelope.state.system_fingerprint

@@ -1,8 +1,15 @@
-"""Log-probabilities in the three shapes of the API: chat, plain completion, prompt."""
+"""Log-probabilities in the three shapes of the API: chat, plain completion, prompt.
+
+Each position is JSON already: all of a long text written in one call would let no other thread run meanwhile.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Raw
 
 from jaxserve.outputs import Logprob
 from jaxserve.server.answers import (
@@ -16,6 +23,8 @@ from jaxserve.server.answers import (
 from jaxserve.text.tokenizer import Tokenizer
 
 FLOOR = -9999.0  # stands for minus infinity, which JSON cannot say
+
+_encoder = msgspec.json.Encoder()
 
 Positions = Sequence[dict[int, Logprob] | None]
 
@@ -31,17 +40,16 @@ def chat_logprobs(
     for token_id, candidates in zip(token_ids, positions, strict=True):
         assert candidates is not None
         sampled = candidates[token_id]
-        content.append(
-            TokenLogprob(
-                _text(token_id, sampled, as_ids),
-                _finite(sampled.logprob),
-                list(tokenizer.token_bytes(token_id)),
-                [
-                    TopLogprob(_text(i, top, as_ids), _finite(top.logprob), list(tokenizer.token_bytes(i)))
-                    for i, top in _most_likely(candidates, num_top)
-                ],
-            )
+        told = TokenLogprob(
+            _text(token_id, sampled, as_ids),
+            _finite(sampled.logprob),
+            list(tokenizer.token_bytes(token_id)),
+            [
+                TopLogprob(_text(i, top, as_ids), _finite(top.logprob), list(tokenizer.token_bytes(i)))
+                for i, top in _most_likely(candidates, num_top)
+            ],
         )
+        content.append(_written(told))
     return ChatLogprobs(content)
 
 
@@ -71,7 +79,7 @@ def completion_logprobs(
             shown = {token_id: sampled, **dict(_most_likely(candidates, num_top))}
             result.token_logprobs.append(_finite(sampled.logprob))
             result.top_logprobs.append(
-                {_text(i, top, as_ids): _finite(top.logprob) for i, top in shown.items()}
+                _written({_text(i, top, as_ids): _finite(top.logprob) for i, top in shown.items()})
             )
         result.tokens.append(_text(token_id, sampled, as_ids))
         text_offset += len(sampled.decoded_token or "")
@@ -87,13 +95,16 @@ def prompt_logprobs(positions: Positions, num_top: int) -> PromptLogprobs:
             continue
         own = next(iter(candidates))
         shown = {own: candidates[own], **dict(_most_likely(candidates, num_top))}
-        answer.append(
-            {
-                str(i): PromptLogprob(_finite(top.logprob), top.rank, top.decoded_token)
-                for i, top in shown.items()
-            }
-        )
+        told = {
+            str(i): PromptLogprob(_finite(top.logprob), top.rank, top.decoded_token)
+            for i, top in shown.items()
+        }
+        answer.append(_written(told))
     return answer
+
+
+def _written(position: Any) -> Raw:
+    return Raw(_encoder.encode(position))
 
 
 def _most_likely(candidates: dict[int, Logprob], count: int) -> list[tuple[int, Logprob]]:

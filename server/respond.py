@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from quart import Response
@@ -12,9 +12,11 @@ from quart import Response
 from jaxserve.outputs import RequestOutput
 from jaxserve.server.errors import ApiError
 
-# Positions with log-probabilities that an answer may have before writing it would hold up the event loop: a hundred
-# with 20 candidates each take some 20 ms.
+# Positions with log-probabilities that an answer, or a piece of one, may have before writing it would hold up the
+# event loop: a hundred with 20 candidates each take some 20 ms.
 LONG_ANSWER = 100
+
+T = TypeVar("T")
 
 _encoder = msgspec.json.Encoder()
 
@@ -33,10 +35,13 @@ async def whole_response(
 
 async def made_response(make: Callable[[], Any], headers: dict[str, str], *, is_large: bool) -> Response:
     """200 with what `make` makes; if that `is_large`, making and writing it would hold up the event loop."""
-    if not is_large:
-        return json_response(make(), headers)
-    body = await asyncio.to_thread(lambda: _encoder.encode(make()))
+    body = await made(lambda: _encoder.encode(make()), is_large=is_large)
     return Response(body, 200, headers, content_type="application/json")
+
+
+async def made(make: Callable[[], T], *, is_large: bool) -> T:
+    """What `make` makes; if that `is_large`, it is made on another thread."""
+    return await asyncio.to_thread(make) if is_large else make()
 
 
 def error_response(error: ApiError) -> Response:

@@ -180,7 +180,9 @@ class TestStreams:
             (output,) = await collect(llm.generate("hi", params(OutputKind.FINAL_ONLY)))
             return output.outputs[0].text
 
+        client.stall()  # it could else end before its loop does
         left = asyncio.run(leave_one_behind())
+        client.resume()
         assert asyncio.run(ask()) == "ok"
         assert client.aborted == ["left#0"]
         del left

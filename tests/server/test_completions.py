@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import Any
 
 import pytest
 
+import jaxserve.request_state as request_state_module
+import jaxserve.server.completion_choices as choices_module
 from tests.scripted import drawing, echo
 from tests.server.serving import PARIS, say, serving
 from tests.tiny import BOS
@@ -110,6 +114,40 @@ async def test_echo_with_logprobs(stream: bool):
             assert tops[0] is None
             assert [len(top) for top in tops[1:]] == [2, 2, 2]
             assert all("prompt_logprobs" not in piece for piece in own)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(request_state_module, "prompt_logprobs"), (choices_module, "completion_logprobs")],
+    ids=["texts", "json"],
+)
+async def test_others_are_answered_while_a_long_prompt_is_told(
+    module: Any, name: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+):
+    begun, go_on = threading.Event(), threading.Event()
+    honest = getattr(module, name)
+
+    def slow(*arguments: Any, **named: Any) -> Any:
+        begun.set()
+        assert go_on.wait(10)  # as on the event loop it would not
+        return honest(*arguments, **named)
+
+    with serving(say("cd")) as served:
+
+        async def echoed(prompt: str) -> Any:
+            answer = await served.complete(prompt=prompt, echo=True, logprobs=2, max_tokens=2, stream=stream)
+            return answer.chunks[0] if stream else answer.json
+
+        short = (await echoed("ab"))["choices"][0]["logprobs"]
+        monkeypatch.setattr(module, name, slow)
+        telling = asyncio.create_task(echoed("ab" * 100))
+        await asyncio.to_thread(begun.wait)
+        assert (await served.complete()).status == 200
+        go_on.set()
+        long = (await telling)["choices"][0]["logprobs"]
+    assert [long[key][:2] for key in long] == [short[key][:2] for key in short]
+    assert {len(told) for told in long.values()} <= {201, 202}  # with the answer's first token, or both
 
 
 @pytest.mark.parametrize("stream", [False, True])
