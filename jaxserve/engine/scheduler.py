@@ -133,20 +133,19 @@ class Scheduler:
         planned: dict[int, PlanEntry] = {}  # seq_id -> entry
         admissions: list[Admission] = []
         preemptions_before = self.counters.num_preemptions
+        lacking: list[Sequence] = []  # who found too few pages
         # Decodes first: a long prompt must not stall the answers that are already streaming.
         chunks: list[Sequence] = []
         for seq in self._running.copy():
             count = min(self._num_schedulable(seq), budget)
             if count > 1:
                 chunks.append(seq)
-            elif (
-                count
-                and seq.slot >= 0
-                and self._reach(seq, seq.num_scheduled, 1)
-                and self._grow(seq, 1, planned)
-            ):
-                planned[seq.seq_id] = self._plan_entry(seq, 1)
-                budget -= 1
+            elif count and seq.slot >= 0 and self._reach(seq, seq.num_scheduled, 1):
+                if self._grow(seq, 1, planned):
+                    planned[seq.seq_id] = self._plan_entry(seq, 1)
+                    budget -= 1
+                else:
+                    lacking.append(seq)
         for seq in chunks:
             count = min(self._num_schedulable(seq), budget)
             spare = self._chunk_rows - (whole_budget - budget)
@@ -154,9 +153,12 @@ class Scheduler:
                 count = min(count, spare)  # of forced tokens: so many hold nobody up
             if count and seq.slot >= 0:
                 count = self._reach(seq, seq.num_scheduled, count)
-            if count and seq.slot >= 0 and self._grow(seq, count, planned):
-                planned[seq.seq_id] = self._plan_entry(seq, count)
-                budget -= count
+            if count and seq.slot >= 0:
+                if self._grow(seq, count, planned):
+                    planned[seq.seq_id] = self._plan_entry(seq, count)
+                    budget -= count
+                else:
+                    lacking.append(seq)
         if self.counters.num_preemptions == preemptions_before:
             # Those whose image the tower has no time for in this step; a slot is kept for each.
             set_aside: list[Sequence] = []
@@ -168,7 +170,9 @@ class Scheduler:
                     # What is planned already must fit, too; if it does not, those before it have a step first.
                     scores = True
                     budget -= self._token_budget - self._scoring_budget
-                count = self._admit(seq, budget) if budget > 0 else None
+                # Newcomers would take one by one the pages that a long prompt's next chunk needs at once.
+                is_behind = any(other.order < seq.order for other in lacking)
+                count = self._admit(seq, budget) if budget > 0 and not is_behind else None
                 if count is None:
                     heapq.heappush(self._waiting, (seq.order, seq))
                     break
@@ -300,7 +304,9 @@ class Scheduler:
             entry.rope_delta = seq.images.rope_delta(start)
         seq.num_planned_pages = len(seq.pages)
         seq.num_scheduled += count
-        self._register_pages(seq)
+        if count > 1:
+            # One that runs alone may be in a decode step, whose rows do not see what others write in it.
+            self._register_pages(seq)
         if samples:
             seq.num_in_flight += 1
         return entry

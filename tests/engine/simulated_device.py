@@ -40,23 +40,32 @@ class SimulatedDevice:
         self._last_token: dict[int, int] = {}
 
     def run(self, plan: StepPlan) -> StepResult:
-        """All writes of the step first, then all reads, as every layer does."""
+        """All writes of the step first, then all reads, as every layer does.
+
+        Where all entries have one token, one kernel may do both (gpu_decode.py): an entry then sees its own token, and
+        of the others what their pages held before.
+        """
         assert plan.num_tokens > 0
         assert len({entry.slot for entry in plan.entries}) == len(plan.entries)
         assert max(entry.num_steps for entry in plan.entries) == plan.num_steps
         if plan.num_steps > 1:
             assert all(entry.samples and len(entry.token_ids) == 1 for entry in plan.entries)
+        is_mixed = any(len(entry.token_ids) > 1 for entry in plan.entries)
+        readable = self._pages if is_mixed else dict(self._pages)
+        own: list[list[int]] = []
         for entry in plan.entries:
             row = self._rows.setdefault(entry.slot, [])
             row[entry.page_offset :] = entry.new_pages
-            for index, token in enumerate(entry.token_ids):
+            own.append([self._last_token[entry.slot] if t == ON_DEVICE else t for t in entry.token_ids])
+            for index, token in enumerate(own[-1]):
                 page, offset = divmod(entry.start + index, self._page_size)
-                self._pages[row[page], offset] = self._last_token[entry.slot] if token == ON_DEVICE else token
+                self._pages[row[page], offset] = token
         sampled, scores = [], []
-        for entry in plan.entries:
+        for entry, new in zip(plan.entries, own, strict=True):
             row = self._rows[entry.slot]
             length = entry.start + len(entry.token_ids)
-            context = [self._pages[row[p // self._page_size], p % self._page_size] for p in range(length)]
+            places = [(row[p // self._page_size], p % self._page_size) for p in range(entry.start)]
+            context = [readable.get(place, -1) for place in places] + new
             tokens = []
             for _ in range(entry.num_steps):
                 tokens.append(next_token(context))

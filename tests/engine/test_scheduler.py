@@ -197,6 +197,34 @@ def test_a_prefix_is_computed_once_even_within_one_step() -> None:
     assert (rig.scheduler.counters.prefix_cache_queries, rig.scheduler.counters.prefix_cache_hits) == (34, 16)
 
 
+def test_a_page_whose_last_token_runs_alone_is_not_found_in_that_step() -> None:
+    """A decode kernel writes and reads in one launch: no row of it may look at what another one writes."""
+    rig = Rig(budget=7)
+    prompt = list(range(8))
+    rig.scheduler.add(make_request("a", prompt, max_tokens=4))
+    rig.step()
+    rig.scheduler.add(make_request("b", [*prompt, 9], max_tokens=4, arrival=1.0))
+    plan = rig.step()
+    assert plan is not None
+    assert [len(entry.token_ids) for entry in plan.entries] == [1, 5]
+    rig.run()
+    assert rig.tokens("a") == generate_alone(prompt, 4, (), (), MAX_LEN)
+    assert rig.tokens("b") == generate_alone([*prompt, 9], 4, (), (), MAX_LEN)
+
+
+def test_newcomers_take_no_pages_that_a_running_prompt_waits_for() -> None:
+    rig = Rig(num_pages=17, max_num_seqs=6, budget=32)
+    sizes = [9] * 6 + [60] + [9] * 100
+    for index, size in enumerate(sizes):
+        max_tokens = 1 if size == 60 else 6 + index % 3
+        rig.scheduler.add(
+            make_request(f"r{index}", [index % 50] * size, max_tokens=max_tokens, arrival=float(index))
+        )
+    rig.run()
+    assert list(rig.outputs).index("r6") < 10
+    assert rig.tokens("r6") == generate_alone([6] * 60, 1, (), (), MAX_LEN)
+
+
 def test_the_last_prompt_token_always_runs() -> None:
     rig = Rig()
     for name in "ab":
