@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from jaxserve.server import connection
+from jaxserve.server import connection, connection_end
 from tests.server.connecting import (
     HOST,
     JSON,
@@ -93,7 +93,7 @@ async def test_line_ends_do_not_hold_a_connection():
 
 
 async def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(connection, "LINGER_SECONDS", 0.05)
+    monkeypatch.setattr(connection_end, "LINGER_SECONDS", 0.05)
     async with connected(receive_timeout=0.1) as (served, url):
         head = POST + b"Content-Length: 30\r\n\r\n"
         answer = await ask(url, head, b'{"prompt"')
@@ -105,7 +105,7 @@ async def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("is_chunked", [False, True])
 async def test_a_body_that_never_ends(is_chunked: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(connection, "LINGER_SECONDS", 0.05)
+    monkeypatch.setattr(connection_end, "LINGER_SECONDS", 0.05)
     async with connected(max_body_bytes=4096) as (_, url):
         length = b"Transfer-Encoding: chunked\r\n" if is_chunked else b"Content-Length: 99999999999\r\n"
         head = POST + length + b"\r\n"
@@ -139,7 +139,7 @@ async def test_what_never_ends_beside_a_body(between: bytes):
 
 
 async def test_a_body_that_comes_behind_its_answer(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(connection, "LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(connection_end, "LINGER_SECONDS", 0.1)
     async with connected() as (_, url):
         reader, writer = await open_connection(url)
         writer.write(b"POST /nothing HTTP/1.1\r\n" + HOST + b"Content-Length: 4\r\n\r\n")

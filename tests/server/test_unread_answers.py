@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jaxserve.server import connection, launch
+from jaxserve.server import connection_end, launch
 from jaxserve.server.connection import Connection
 from tests.server.connecting import HOST, JSON, ask, connected, error_of
 from tests.server.test_listening import CERTIFICATE, KEY
@@ -65,7 +65,7 @@ async def open_short_connection(
 async def test_an_answer_that_is_read_slowly_or_never(
     reads: bool, lost: asyncio.Event, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(connection, "STALL_SECONDS", 1.0 if reads else 0.1)
+    monkeypatch.setattr(connection_end, "STALL_SECONDS", 1.0 if reads else 0.1)
     async with connected() as (_, url):
         reader, writer = await open_short_connection(url)
         writer.write(b"POST /tokenize HTTP/1.1\r\n" + MILLION_TOKENS)
@@ -88,7 +88,7 @@ async def test_what_little_is_left_is_never_read(
     keep_alive: bool, has_tls: bool, lost: asyncio.Event, monkeypatch: pytest.MonkeyPatch
 ):
     """Nobody waits for it to become less but the connection's end."""
-    monkeypatch.setattr(connection, "STALL_SECONDS", 0.1)
+    monkeypatch.setattr(connection_end, "STALL_SECONDS", 0.1)
     monkeypatch.setattr(launch, "KEEP_ALIVE_SECONDS", 0.1)
     monkeypatch.setattr(Connection, "pause_writing", lambda self: None)  # as if it were little
     files: dict[str, Any] = {"ssl_keyfile": KEY, "ssl_certfile": CERTIFICATE} if has_tls else {}
