@@ -10,6 +10,8 @@ from jaxserve.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 KvCacheDtype = Literal["auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"]
+# Other names of dtypes, which vLLM takes too.
+OTHER_DTYPES: Mapping[str, Dtype | None] = {"auto": None, "half": "float16", "float": "float32"}
 LoadFormat = Literal["auto", "safetensors", "gguf", "orbax", "dummy"]
 
 
@@ -242,7 +244,8 @@ class EngineConfig:
     model: str  # directory, .gguf file, or hub name
     tokenizer: str | None = None  # where to read the tokenizer from if not from the model
     load_format: LoadFormat = "auto"
-    dtype: Dtype | None = None  # float32 on CPU, bfloat16 on accelerators
+    # float32 on CPU, bfloat16 on accelerators.  OTHER_DTYPES and torch's own are taken, and become one of these.
+    dtype: Dtype | None = None
     kv_cache_dtype: KvCacheDtype = "auto"  # of KV pages; auto: the model's dtype, fp8: fp8_e4m3
     max_model_len: int | None = None  # tokens of prompt + answer
     page_size: int | None = None  # tokens of a KV page: 64 on GPUs, 16 elsewhere
@@ -286,6 +289,9 @@ class EngineConfig:
         def refuse(name: str, wants: str) -> None:
             raise ConfigError(f"{name}={getattr(self, name)!r}: {wants}")
 
+        dtype = str(self.dtype).removeprefix("torch.")
+        if self.dtype is not None:
+            object.__setattr__(self, "dtype", OTHER_DTYPES.get(dtype, dtype))
         if not self.model:
             refuse("model", "give a directory, a .gguf file or a hub name")
         for name, choices in (
@@ -296,7 +302,8 @@ class EngineConfig:
             if getattr(self, name) not in choices:
                 refuse(name, f"use one of {', '.join(filter(None, choices))}")
         page_size = self.page_size
-        if page_size is not None and (page_size < 8 or page_size & (page_size - 1)):
+        is_number = isinstance(page_size, int) and page_size >= 8
+        if page_size is not None and not (is_number and page_size & (page_size - 1) == 0):
             refuse("page_size", "use a power of two, at least 8")
         for name in (
             "max_model_len",
@@ -310,8 +317,8 @@ class EngineConfig:
             "data_parallel_size",
         ):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                refuse(name, "must be at least 1")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                refuse(name, "must be a whole number, at least 1")
         if not 0 <= self.node_rank < self.nnodes:
             missing = "" if self.nnodes > 1 else "; say how many hosts there are with that"
             refuse("node_rank", f"must be from 0 to {self.nnodes - 1}, with nnodes={self.nnodes}{missing}")
@@ -334,7 +341,8 @@ class EngineConfig:
                 "experts are dealt out to the devices of one engine, and each of "
                 f"data_parallel_size={self.data_parallel_size} has one; set tensor_parallel_size, or leave it out",
             )
-        if not 0 < self.gpu_memory_utilization <= 1:
+        share = self.gpu_memory_utilization
+        if not isinstance(share, int | float) or not 0 < share <= 1:
             refuse("gpu_memory_utilization", "must be above 0 and at most 1")
         if self.max_logprobs < 0 or self.max_logprobs > 64:
             refuse("max_logprobs", "must be from 0 to 64")

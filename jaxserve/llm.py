@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import logging
 import queue
 import threading
 import weakref
@@ -20,6 +21,7 @@ from jaxserve.output_processor import OutputProcessor
 from jaxserve.progress import TokenBar
 from jaxserve.request_state import RequestState
 from jaxserve.sampling_params import OutputKind, SamplingParams
+from jaxserve.vllm_options import engine_keyword
 
 if TYPE_CHECKING:
     from jaxserve.engine.protocol import EngineInfo, EngineStats, TokenOutput
@@ -28,6 +30,13 @@ if TYPE_CHECKING:
     from jaxserve.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
+
+_log = logging.getLogger(__name__)
+
+_VLLM_NAMES = {
+    "block_size": "page_size",
+    "kv_cache_memory_bytes": "kv_cache_memory",
+}  # of options that we have
 
 
 class LLM:
@@ -241,11 +250,31 @@ def _said_of(error: RequestError, what: str, index: int, count: int) -> RequestE
 
 
 def engine_config(model: str, options: Mapping[str, Any]) -> EngineConfig:
-    """EngineConfig from keyword options.  Raises ConfigError naming an unknown one and the nearest known."""
+    """EngineConfig from keyword options, in its own names or vLLM's; None means what it is by default.
+
+    Logs those of vLLM's that change nothing.  Raises ConfigError for those that cannot be, and for an unknown one.
+    """
     known = [f.name for f in dataclasses.fields(EngineConfig) if f.name != "model"]
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise ConfigError(f"{name}={options[name]!r}: unknown engine option; {hint}")
-    return EngineConfig(model=model, **options)
+    chosen = {}
+    for name, value in options.items():
+        own = _VLLM_NAMES.get(name, name)
+        if own not in known:
+            _see_foreign(name, value, known)
+        elif value is not None:
+            chosen[own] = value
+    return EngineConfig(model=model, **chosen)
+
+
+def _see_foreign(name: str, value: object, known: Sequence[str]) -> None:
+    option = engine_keyword(name)
+    said = f"{name}={value!r}"
+    if option is None:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        raise ConfigError(f"{said}: unknown engine option; {hint}")
+    if option.asks_for_nothing(value) or (value is False and not option.is_needless):
+        return
+    sentence = option.keyword_sentence(said)
+    if not option.is_needless:
+        raise ConfigError(sentence)
+    _log.warning("%s", sentence)

@@ -120,7 +120,7 @@ def _add_hooks(app: Quart, state: ServerState) -> None:
         add_cors_headers(request, response, settings.allowed_origins)
         route = request.url_rule.rule if request.url_rule is not None else "none"
         state.metrics.count_http(request.method, route, response.status_code)
-        if settings.log_requests:
+        if settings.log_requests and request.path not in settings.unlogged_paths:
             log_request(request, response)
         return response
 

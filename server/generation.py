@@ -42,7 +42,8 @@ class Envelope:
             created=int(time.time()),
             model=model,
             state=state,
-            include_usage=bool(options and options.include_usage),
+            include_usage=state.settings.enable_force_include_usage
+            or bool(options and options.include_usage),
             continuous_usage=bool(options and options.continuous_usage_stats),
             return_token_ids=bool(request.return_token_ids),
             tokens_as_ids=state.settings.return_tokens_as_token_ids if as_ids is None else as_ids,

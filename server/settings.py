@@ -32,6 +32,7 @@ class ServerSettings:
     receive_timeout: float = 60.0  # seconds that a request's head, and then its body, may take to arrive
     strict_params: bool = False  # unknown request fields are refused instead of named in a header
     enable_prompt_tokens_details: bool = False  # usage.prompt_tokens_details.cached_tokens
+    enable_force_include_usage: bool = False  # streams end with their usage, asked for or not
     return_tokens_as_token_ids: bool = False  # logprobs say "token_id:123" instead of the token's text
     chat_template: str | None = None  # jinja2 source, instead of the model's own
     # auto: what the template reads
@@ -46,6 +47,7 @@ class ServerSettings:
     reasoning_parser_plugin: str | None = None  # likewise, reasoning parsers
     metrics_prefix: str = "jaxserve:"
     log_requests: bool = True
+    unlogged_paths: tuple[str, ...] = ()  # requests for these get no line
 
     def __post_init__(self) -> None:
         def need(ok: bool, name: str, wants: str) -> None:

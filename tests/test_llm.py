@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from jaxserve.assembly import EngineParts
+from jaxserve.config import EngineConfig
 from jaxserve.engine.protocol import CoreRequest
 from jaxserve.errors import ConfigError, ContextLengthError, EngineDeadError, RequestError, RequestFailedError
 from jaxserve.llm import LLM, engine_config
@@ -310,6 +311,10 @@ class TestLife:
             ({"max_num_seq": 3}, "max_num_seq=3: .* did you mean max_num_seqs?"),
             ({"zzz": 1}, "zzz=1: unknown .* there are tokenizer, .*max_model_len"),
             ({"page_size": 3}, "page_size=3: use a power of two"),
+            ({"block_size": "16"}, "page_size='16': use a power of two"),
+            ({"max_model_len": "8k"}, "max_model_len='8k': must be a whole number, at least 1"),
+            ({"quantization": "awq"}, "quantization='awq': not supported; weights run in dtype"),
+            ({"enable_lora": True}, "enable_lora=True: not supported; LoRA"),
         ],
     )
     def test_wrong_options_are_refused_before_anything_loads(self, options: dict[str, Any], says: str):
@@ -319,6 +324,23 @@ class TestLife:
     def test_options_become_the_engines_config(self):
         config = engine_config("m", {"max_model_len": 9, "dtype": "float32"})
         assert (config.model, config.max_model_len, config.dtype) == ("m", 9, "float32")
+
+    def test_options_in_vllms_words(self, caplog: pytest.LogCaptureFixture):
+        said = {"block_size": 32, "kv_cache_memory_bytes": 5, "dtype": "half", "quantization": None}
+        said |= {"limit_mm_per_prompt": None, "enable_lora": False, "pipeline_parallel_size": 1}
+        config = engine_config("m", {**said, "swap_space": 4, "enable_chunked_prefill": False})
+        assert config == EngineConfig("m", page_size=32, kv_cache_memory=5, dtype="float16")
+        assert [record.getMessage().split("; ")[0] for record in caplog.records] == [
+            "swap_space=4: has no effect",
+            "enable_chunked_prefill=False: has no effect",
+        ]
+
+    @pytest.mark.parametrize(
+        ("said", "is_then"),
+        [("auto", None), (None, None), ("float", "float32"), ("torch.bfloat16", "bfloat16")],
+    )
+    def test_dtypes_have_several_names(self, said: Any, is_then: str | None):
+        assert engine_config("m", {"dtype": said}).dtype == is_then
 
 
 def test_front_ends_cost_neither_jax_nor_quart():

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from jaxserve.cli.refused_flags import Refuse
+from jaxserve.cli.vllm_flags import NEEDLESS, REFUSED, VllmFlag, told
 from jaxserve.errors import ConfigError
 
 
@@ -35,6 +35,7 @@ def apply_config_file(parser: argparse.ArgumentParser, argv: Sequence[str]) -> N
     if path is None:
         return
     actions = _actions_by_key(parser)
+    noted = argparse.Namespace()
     for key, value in _read(path).items():
         name = str(key).replace("_", "-").lstrip("-")
         action = actions.get(name)
@@ -42,10 +43,12 @@ def apply_config_file(parser: argparse.ArgumentParser, argv: Sequence[str]) -> N
             near = difflib.get_close_matches(name, actions, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"{path}: {key!r} is not a flag of this command{hint}")
-        if isinstance(action, Refuse):
-            action.refused.check(value)
+        if isinstance(action, VllmFlag):
+            said = f"{path}: {key}: {value}"
+            action.see(noted, _switched(name, value) if action.option.is_switch else value, said)
             continue
         parser.set_defaults(**{action.dest: _convert(path, name, action, value)})
+    parser.set_defaults(**{kind: told(noted, kind) for kind in (REFUSED, NEEDLESS)})
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -83,13 +86,18 @@ def _convert(path: str, name: str, action: argparse.Action, value: Any) -> Any:
         if not isinstance(value, bool):
             raise ConfigError(f"{path}: {name}: {value!r} must be true or false")
         if isinstance(action, argparse.BooleanOptionalAction):
-            return value != name.startswith("no-")  # `no-x: true` is `x: false`
+            return _switched(name, value)
         return action.const if value else not action.const  # of a store_false, const is False
     if value is None:
         return None
     if action.nargs in ("+", "*"):
         return [_one(path, name, action, item) for item in (value if isinstance(value, list) else [value])]
     return _one(path, name, action, value)
+
+
+def _switched(name: str, value: bool) -> bool:
+    """What a switch is set to: `no-x: true` is `x: false`."""
+    return value != name.startswith("no-")
 
 
 def _one(path: str, name: str, action: argparse.Action, value: Any) -> Any:

@@ -9,11 +9,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
+from jaxserve.cli.json_values import json_object
 from jaxserve.cli.quantities import num_bytes, positive
-from jaxserve.cli.refused_flags import ENGINE_FLAGS, add_refused_flags
-from jaxserve.config import Dtype, EngineConfig, KvCacheDtype, LoadFormat
+from jaxserve.cli.vllm_flags import add_vllm_flags
+from jaxserve.config import OTHER_DTYPES, Dtype, EngineConfig, KvCacheDtype, LoadFormat
 from jaxserve.errors import ConfigError
 from jaxserve.loading.fetch import FETCHABLE_MODELS
+from jaxserve.vllm_options import ENGINE_OPTIONS
 
 MODEL_HELP = f"directory, .gguf file, hub name, or {' or '.join(FETCHABLE_MODELS)} (downloaded on first use)"
 
@@ -44,9 +46,9 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--dtype",
-        choices=("auto", *get_args(Dtype)),
+        choices=(*get_args(Dtype), *OTHER_DTYPES),
         default="auto",
-        help="default: float32 on CPU, bfloat16 on accelerators",
+        help="half is float16, float is float32 (default: float32 on CPU, bfloat16 on accelerators)",
     )
     add(
         "--kv-cache-dtype",
@@ -187,21 +189,21 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--override-generation-config",
-        type=_json_object,
+        type=json_object('{"temperature": 0.6}'),
         default={},
         metavar="JSON",
         help='sampling defaults over those, e.g. \'{"temperature": 0.6, "max_new_tokens": 512}\'',
     )
     add(
         "--limit-mm-per-prompt",
-        type=_json_object,
+        type=json_object('{"image": 4}'),
         default={},
         metavar="JSON",
         help="images of a prompt, e.g. '{\"image\": 4}' (default: 999)",
     )
     add(
         "--mm-processor-kwargs",
-        type=_json_object,
+        type=json_object('{"max_pixels": 1003520}'),
         default={},
         metavar="JSON",
         help="bounds of images where a request sets none, e.g. '{\"max_pixels\": 1003520}'",
@@ -219,7 +221,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="directory that file: URLs of images may name (default: none)",
     )
-    add_refused_flags(parser, ENGINE_FLAGS)
+    add_vllm_flags(parser, ENGINE_OPTIONS)
 
 
 def engine_config(args: argparse.Namespace) -> EngineConfig:
@@ -228,7 +230,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
         model=model_from(args),
         tokenizer=args.tokenizer,
         load_format=args.load_format,
-        dtype=None if args.dtype == "auto" else args.dtype,
+        dtype=args.dtype,
         kv_cache_dtype=args.kv_cache_dtype,
         max_model_len=args.max_model_len,
         page_size=args.page_size,
@@ -290,16 +292,6 @@ def given_engine_flags(args: argparse.Namespace) -> list[str]:
 def _environment(name: str, otherwise: str | None) -> str | None:
     """A default from the environment, which argparse reads like a flag's value."""
     return os.environ.get(name) or otherwise
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f'{text!r} is not a JSON object, e.g. {{"temperature": 0.6}}')
-    return value
 
 
 class _Model(argparse.Action):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from jaxserve import __version__
 from jaxserve.cli import bench, chat, convert, generate, plan, serve, toolcheck
 from jaxserve.cli.config_file import apply_config_file
+from jaxserve.cli.vllm_flags import NEEDLESS, REFUSED, see_dotted, told
 from jaxserve.errors import ConfigError, JaxserveError
 
 EXIT_FAILED = 1
@@ -23,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         args = parse(arguments)
+        for note in told(args, NEEDLESS):
+            print(f"jaxserve: {note}", file=sys.stderr)
         return args.run(args)
     except ConfigError as error:
         return _fail(error, EXIT_USAGE)
@@ -37,14 +40,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The parsed command line, with `run` set to the chosen command's function."""
+    """The parsed command line, with `run` set to the chosen command's function.
+
+    Raises ConfigError with everything in it that cannot be, a line each.
+    """
+    argv = [_dashed(argument) for argument in argv]
     parser, commands = build_parser()
     chosen = _chosen_command(argv, commands)
     if chosen is not None:
         apply_config_file(*chosen)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise ConfigError(_unknown_message(unknown, chosen[0] if chosen else parser))
+        unknown = see_dotted(args, unknown, chosen[0] if chosen else parser)
+    wrong = told(args, REFUSED)
+    if unknown:
+        wrong = [*wrong, _unknown_message(unknown, chosen[0] if chosen else parser)]
+    if wrong:
+        raise ConfigError("\n  ".join(wrong if len(wrong) == 1 else ["this cannot be:", *wrong]))
     return args
 
 
@@ -59,6 +71,12 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     for module in (serve, chat, generate, convert, plan, bench, toolcheck):
         commands.update(module.add_parser(subparsers))
     return parser, commands
+
+
+def _dashed(argument: str) -> str:
+    """A flag as it is spelled here: --max_model_len is --max-model-len, as in vLLM."""
+    name, sign, value = argument.partition("=")
+    return name.replace("_", "-") + sign + value if name.startswith("--") else argument
 
 
 def _chosen_command(

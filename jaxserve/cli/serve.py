@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jaxserve.cli.config_file import add_config_flag
 from jaxserve.cli.engine_flags import add_engine_flags, add_model_argument, engine_config
 from jaxserve.cli.server_flags import add_server_flags, server_settings
+from jaxserve.cli.vllm_flags import environment_note
 
 if TYPE_CHECKING:
     from jaxserve.config import EngineConfig
@@ -34,6 +35,9 @@ def add_parser(subparsers: Any) -> dict[str, argparse.ArgumentParser]:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C; the exit status is 0 when all requests in flight could end."""
+    note = environment_note()
+    if note is not None:
+        print(f"jaxserve: {note}", file=sys.stderr)
     config = engine_config(args)
     settings = server_settings(args)
     if config.nnodes == 1:

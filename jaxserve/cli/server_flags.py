@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from jaxserve.cli.json_values import json_object
 from jaxserve.cli.quantities import num_bytes
-from jaxserve.cli.refused_flags import SERVER_FLAGS, add_refused_flags
+from jaxserve.cli.vllm_flags import add_vllm_flags
+from jaxserve.cli.vllm_server_options import SERVER_OPTIONS
 from jaxserve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="KEY",
-        help="requests must bring one of these keys",
+        help="requests must bring one of these keys (default: $VLLM_API_KEY, or none is asked for)",
     )
     add(
         "--chat-template",
@@ -52,7 +55,7 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--default-chat-template-kwargs",
-        type=_template_kwargs,
+        type=json_object('{"enable_thinking": false}'),
         default={},
         metavar="JSON",
         help='variables of the chat template where requests set no others, e.g. {"enable_thinking": false}',
@@ -122,6 +125,11 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
         help="usage says how many prompt tokens were cached",
     )
     add(
+        "--enable-force-include-usage",
+        action="store_true",
+        help="streams end with their usage whatever stream_options says",
+    )
+    add(
         "--return-tokens-as-token-ids",
         action="store_true",
         help='logprobs say "token_id:123" instead of text',
@@ -147,11 +155,20 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     log.add_argument(
         "--disable-log-requests",
         "--no-enable-log-requests",
+        "--disable-uvicorn-access-log",
         dest="log_requests",
         action="store_false",
         help="do not",
     )
-    add_refused_flags(parser, SERVER_FLAGS)
+    parser.add_argument(
+        "--disable-access-log-for-endpoints",
+        dest="unlogged_paths",
+        type=_paths,
+        default=(),
+        metavar="PATHS",
+        help="requests for these get no line, e.g. /health,/metrics",
+    )
+    add_vllm_flags(parser, SERVER_OPTIONS)
 
 
 def server_settings(args: argparse.Namespace) -> ServerSettings:
@@ -167,7 +184,7 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         host=args.host,
         port=args.port,
         uds=args.uds,
-        api_keys=tuple(args.api_key),
+        api_keys=tuple(args.api_key or filter(None, [os.environ.get("VLLM_API_KEY")])),
         served_model_names=tuple(args.served_model_name),
         ssl_keyfile=args.ssl_keyfile,
         ssl_certfile=args.ssl_certfile,
@@ -190,6 +207,8 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         return_tokens_as_token_ids=args.return_tokens_as_token_ids,
         trust_request_chat_template=args.trust_request_chat_template,
         metrics_prefix=args.metrics_prefix,
+        unlogged_paths=args.unlogged_paths,
+        enable_force_include_usage=args.enable_force_include_usage,
         log_requests=args.log_requests,
     )
 
@@ -206,14 +225,13 @@ def _origins(text: str) -> tuple[str, ...]:
     return tuple(origins)
 
 
-def _template_kwargs(text: str) -> dict[str, Any]:
-    try:
-        kwargs = json.loads(text)
-    except ValueError:
-        kwargs = None
-    if not isinstance(kwargs, dict):
-        raise argparse.ArgumentTypeError(f'{text!r} is not a JSON object, e.g. {{"enable_thinking": false}}')
-    return kwargs
+def _paths(text: str) -> tuple[str, ...]:
+    paths = tuple(path.strip() for path in text.split(","))
+    if not all(path.startswith("/") for path in paths):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of paths with commas, e.g. /health,/metrics"
+        )
+    return paths
 
 
 def _chat_template(given: str | None) -> str | None:

@@ -85,7 +85,7 @@ def test_subcommands_of_bench_read_it_too(tmp_path: Path) -> None:
         ("dtype: int8", "dtype: 'int8' must be one of"),
         ("port: eighty", "port: 'eighty' is not valid"),
         ("forbid-recompile: 1", "forbid-recompile: 1 must be true or false"),
-        ("lora-modules: a=b", "--lora-modules a=b: not supported"),
+        ("lora-modules: a=b", "lora-modules: a=b: not supported"),
         ("tool-call-parser: hermse", "tool_call_parser='hermse': there is no such parser; use one of "),
         ("enable-auto-tool-choice: true", "enable_auto_tool_choice=True: needs tool_call_parser"),
         ("config: other.yaml", "'config' is not a flag"),

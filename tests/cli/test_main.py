@@ -12,7 +12,6 @@ import pytest
 from jaxserve import __version__
 from jaxserve.cli.engine_flags import engine_argv, engine_config
 from jaxserve.cli.main import build_parser, main, parse
-from jaxserve.cli.refused_flags import ENGINE_FLAGS, SERVER_FLAGS
 from jaxserve.cli.server_flags import server_settings
 from jaxserve.config import EngineConfig
 from jaxserve.errors import ConfigError
@@ -120,6 +119,9 @@ def test_server_flags(tmp_path: Path) -> None:
                 "--enable-prompt-tokens-details",
                 "--return-tokens-as-token-ids",
                 "--trust-request-chat-template",
+                "--enable-force-include-usage",
+                "--disable-access-log-for-endpoints",
+                "/health, /metrics",
             ),
             *("--metrics-prefix", "vllm:", "--chat-template", str(template)),
             *("--chat-template-content-format", "openai", "--ssl-keyfile", "k", "--ssl-certfile", "c"),
@@ -140,6 +142,8 @@ def test_server_flags(tmp_path: Path) -> None:
         log_requests=False,
         enable_prompt_tokens_details=True,
         return_tokens_as_token_ids=True,
+        enable_force_include_usage=True,
+        unlogged_paths=("/health", "/metrics"),
         trust_request_chat_template=True,
         metrics_prefix="vllm:",
         chat_template="{{ messages }}",
@@ -169,38 +173,11 @@ def test_a_chat_template_may_stand_on_the_command_line() -> None:
         server_settings(parse(["serve", "m", "--chat-template", "none.jinja"]))
 
 
-@pytest.mark.parametrize("flag", [name for flag in (*ENGINE_FLAGS, *SERVER_FLAGS) for name in flag.names])
-def test_what_is_not_supported_is_refused_by_name(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "m", flag, "something"]) == 2
-    err = capsys.readouterr().err
-    [refused] = [f for f in (*ENGINE_FLAGS, *SERVER_FLAGS) if flag in f.names]
-    assert err.startswith(f"jaxserve: error: {refused.names[0]} something: not supported; ")
-    assert err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    "flag",
-    [
-        ("--tensor-parallel-size", "1"),
-        ("--tensor-parallel-size=1",),
-        ("--quantization", "none"),
-        ("--tokenizer-mode", "auto"),
-    ],
-)
-def test_what_asks_for_nothing_passes(flag: tuple[str, ...]) -> None:
-    assert engine_config(parse(["serve", "m", *flag])) == EngineConfig(model="m")
-
-
 def test_kv_pages_have_the_types_that_vllm_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert engine_config(parse(["serve", "m", "--kv-cache-dtype", "fp8"])).kv_cache_dtype == "fp8"
     with pytest.raises(SystemExit):
         parse(["serve", "m", "--kv-cache-dtype", "fp8_inc"])
     assert "--kv-cache-dtype: invalid choice: 'fp8_inc'" in capsys.readouterr().err
-
-
-def test_a_refused_switch_needs_no_value(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "m", "--enforce-eager"]) == 2
-    assert "--enforce-eager: not supported" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,12 @@ async def test_no_usage_unless_asked_for(options: Any):
         assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
 
 
+async def test_the_operator_may_have_usage_in_every_stream():
+    with serving(enable_force_include_usage=True) as served:
+        for answer in (await served.chat(stream=True), await served.complete(stream=True)):
+            assert [chunk["choices"] for chunk in answer.chunks if "usage" in chunk] == [[]]
+
+
 async def test_continuous_usage_alone():
     with serving() as served:
         for answer in (

@@ -236,6 +236,10 @@ async def test_log_line(caplog: pytest.LogCaptureFixture):
     with serving(log_requests=False) as served:
         await served.chat()
         assert "POST" not in caplog.text
+    with serving(unlogged_paths=("/health", "/metrics")) as served:
+        for path in ("/health", "/version", "/metrics"):
+            await served.request("GET", path)
+        assert [record.getMessage().split()[1] for record in caplog.records] == ["'/version'"]
 
 
 @pytest.mark.parametrize("stays", [True, False])
