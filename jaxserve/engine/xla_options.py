@@ -55,6 +55,9 @@ _OPTIONS = (
     # Without it a graph's parts may overlap; nothing in these does, and pauses are longer: 4.10 ms at 1 row, with it
     # 3.96 (both before residual.contract_share).
     _Option("xla_gpu_command_buffer_scheduling_mode", "SERIALIZE", "gpu", True, most_rows=NCCL_ROWS),
+    # Processes that share a program would tune a part of its products each and wait for one another's results.  Ours
+    # compile in an order of their own, and not at all what lies in their caches: that could wait for ever.
+    _Option("xla_gpu_shard_autotuning", False, "gpu", True),
     # XLA compiles and times dozens of Triton kernels for each product before it takes the fastest.  Of many rows each
     # try runs for milliseconds, one at a time whatever the number of cores: the 7 mixed programs of an 8B model took
     # 31 s by themselves (16 cores, H100, jax 0.11.2, 2026-11-23), and prefill is not slower without: 44,624 tokens/s

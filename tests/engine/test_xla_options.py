@@ -38,3 +38,9 @@ def test_small_sums_over_devices_go_into_the_graph() -> None:
     assert compiler_options("gpu", 2, NCCL_ROWS)[name] == "SERIALIZE"
     assert name not in compiler_options("gpu", 2, NCCL_ROWS + 1)
     assert name not in compiler_options("gpu", 1, NCCL_ROWS)
+
+
+def test_no_host_waits_for_another_to_tune_kernels() -> None:
+    name = "xla_gpu_shard_autotuning"
+    assert all(compiler_options("gpu", 2, rows)[name] is False for rows in (0, NCCL_ROWS, NCCL_ROWS + 1))
+    assert name not in compiler_options("gpu", 1)
