@@ -16,6 +16,7 @@ from jaxserve.server.completions import completions
 from jaxserve.server.cors import add_cors_headers, answer_preflight, is_preflight
 from jaxserve.server.errors import ApiError, to_api_error
 from jaxserve.server.intake import begin_request_id
+from jaxserve.server.missing import explained
 from jaxserve.server.render import render_chat, render_completion
 from jaxserve.server.respond import error_response
 from jaxserve.server.root_path import strip_root_path
@@ -134,7 +135,10 @@ def _add_hooks(app: Quart, state: ServerState) -> None:
 def _worded(error: Exception) -> ApiError:
     """The answer to an exception; routing's errors and the body limit get their details here."""
     if isinstance(error, NotFound):
-        return ApiError(404, f"There is no {request.path!r:.200} on this server.")
+        routes = [rule.rule for rule in current_app.url_map.iter_rules()]
+        return ApiError(
+            404, f"There is no {request.path!r:.200} on this server{explained(request.path, routes)}"
+        )
     if isinstance(error, MethodNotAllowed):
         allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD", "OPTIONS"}))
         message = f"{request.method} is not allowed for {request.path!r:.200}: use {allowed}."

@@ -8,6 +8,8 @@ from typing import Any
 from jaxserve.server.errors import ApiError
 
 _TEXT_ONLY = "answers are text; leave it out"
+_RENAMED = "it is an old name: send structured_outputs"
+_TRANSFER = "prefill and decode run in one engine; leave it out"
 _BEAM = "this server version does not search beams; leave it out (or send false) and use n instead"
 
 
@@ -40,8 +42,28 @@ def _modalities(value: Any) -> str | None:
 _SHARED: dict[str, Callable[[Any], str | None]] = {
     "use_beam_search": _unless(False, _BEAM),
     "length_penalty": _unless(1.0, _BEAM),
+    "early_stopping": _unless(False, _BEAM),
+    "best_of": _unless(1, "answers are not ranked; leave it out and use n"),
+    "guided_json": _always(f'{_RENAMED} {{"json": …}}, or response_format'),
+    "guided_regex": _always(f'{_RENAMED} {{"regex": …}}'),
+    "guided_choice": _always(f'{_RENAMED} {{"choice": […]}}'),
+    "guided_grammar": _always(f'{_RENAMED} {{"grammar": …}}'),
+    "guided_whitespace_pattern": _always(f'{_RENAMED} {{"json": …, "whitespace_pattern": …}}'),
+    "structural_tag": _always(f'{_RENAMED} {{"structural_tag": …}}'),
+    "logits_processors": _unless([], "use logit_bias, allowed_token_ids or bad_words"),
+    "thinking_token_budget": _unless(
+        -1, "max_tokens bounds the whole answer, reasoning included; leave it out"
+    ),
+    "repetition_detection": _always("use repetition_penalty or max_tokens; leave it out"),
+    "truncation_side": _unless("left", "it is the beginning of a prompt that truncate_prompt_tokens cuts"),
+    "stream_interval": _unless(1, "a chunk of a stream has what there is; leave it out"),
+    "vllm_xargs": _unless({}, "there are no extensions that would read it; leave it out"),
+    "watermarking": _unless(False, "answers have no watermark; leave it out"),
+    "return_token_offsets": _unless(False, "offsets of tokens are not told; leave it out"),
+    "routed_experts_prompt_start": _unless(0, "the experts of tokens are not told; leave it out"),
     "logprob_token_ids": _always("ask for top_logprobs (chat) or logprobs (completions) instead"),
-    "kv_transfer_params": _always("prefill and decode run in one engine; leave it out"),
+    "kv_transfer_params": _always(_TRANSFER),
+    "ec_transfer_params": _always(_TRANSFER),
 }
 
 CHAT_FIELDS: dict[str, Callable[[Any], str | None]] = {

@@ -218,6 +218,9 @@ CHAT = [
     ({"mm_processor_kwargs": {}}, "mm_processor_kwargs", "mm_processor_kwargs is not supported"),
     ({"media_io_kwargs": {}}, "media_io_kwargs", "media_io_kwargs is not supported"),
     ({"kv_transfer_params": {}}, "kv_transfer_params", "kv_transfer_params is not supported"),
+    ({"guided_json": {}}, "guided_json", 'an old name: send structured_outputs {"json": …}'),
+    ({"thinking_token_budget": 5}, "thinking_token_budget", "max_tokens bounds the whole answer"),
+    ({"truncation_side": "right"}, "truncation_side", "it is the beginning of a prompt"),
 ]
 
 COMPLETION = [
@@ -247,6 +250,8 @@ COMPLETION = [
     ({"suffix": "end"}, "suffix", "suffix is not supported"),
     ({"prompt_embeds": "AAAA"}, "prompt_embeds", "prompt_embeds is not supported"),
     ({"use_beam_search": True}, "use_beam_search", "use_beam_search is not supported"),
+    ({"best_of": 3}, "best_of", "leave it out and use n"),
+    ({"guided_choice": ["a"]}, "guided_choice", 'an old name: send structured_outputs {"choice": […]}'),
     ({"response_format": {"type": "json_schema"}}, "response_format", "needs response_format.json_schema"),
     ({"structured_outputs": {"regex": "a", "json": {}}}, "structured_outputs", "exactly one of json, regex"),
 ]
@@ -345,10 +350,10 @@ async def test_compressed_bodies(encoding: str):
 async def test_names_that_fill_headers_and_messages_are_cut():
     with serving() as served:
         unknown = {f"{i}" * 5000: 1 for i in range(100)}
-        answer = await served.chat(**unknown, best_of=10**9)
+        answer = await served.chat(**unknown, mirostat=10**9)
         assert answer.status == 200
         assert len(answer.headers["x-ignored-params"]) < 4096
-        assert "best_of" in (await served.chat(best_of=10**9)).headers["x-ignored-params"]
+        assert "mirostat" in (await served.chat(mirostat=10**9)).headers["x-ignored-params"]
         missing = await served.chat(model="m" * 100_000)
         assert missing.status == 404
         assert len(missing.data) < 1000
@@ -462,6 +467,26 @@ async def test_a_text_of_any_length_is_not_one_of_every_length(monkeypatch: pyte
             assert refused["param"] == param
             assert "at most 10000 are tokenized here" in refused["message"]
         assert (await served.post("/tokenize", {"prompt": text[:-1]})).json["count"] == 10_000
+
+
+@pytest.mark.parametrize(
+    ("path", "end"),
+    [
+        ("/v1/embeddings", ": this server generates text, and makes no embeddings, scores or classes."),
+        ("/v1/audio/speech", ": this server generates text, and neither hears nor speaks."),
+        ("/v1/responses", ": use /v1/chat/completions."),
+        ("/chat/completions", "; did you mean /v1/chat/completions?"),
+        ("/v1/v1/chat/completions", "; did you mean /v1/chat/completions?"),
+        ("/v1/tokenize", "; did you mean /tokenize?"),
+        ("/v1/embeddingss", "."),
+        ("/" + "a" * 5000, "."),
+    ],
+)
+async def test_a_path_that_others_serve_is_explained(path: str, end: str):
+    with serving() as served:
+        missing = await served.request("POST", path, data=b"{}")
+        assert missing.status == 404
+        assert missing.error["message"] == f"There is no {path!r:.200} on this server{end}"
 
 
 async def test_wrong_path_and_method():

@@ -328,17 +328,16 @@ async def test_cached_tokens_are_told_where_the_operator_wants_it():
 async def test_unknown_fields_are_named():
     with serving() as served:
         answer = await served.chat(
-            guided_choice=["a"], best_of=2, stream=True, stream_options={"include_obfuscation": False}
+            top_a=0.5, verbosity="low", stream=True, stream_options={"include_obfuscation": False}
         )
         assert answer.status == 200
-        assert (
-            answer.headers["x-ignored-params"] == "guided_choice, best_of, stream_options.include_obfuscation"
-        )
+        assert answer.headers["x-ignored-params"] == "top_a, verbosity, stream_options.include_obfuscation"
         answer = await served.chat(**{"a\r\nSet-Cookie: x": 1, "ü": 2})
         assert answer.headers["x-ignored-params"] == "a%0D%0ASet-Cookie%3A%20x, %C3%BC"
         known = await served.chat(
             user="me", metadata={"a": "b"}, response_format={"type": "text"}, use_beam_search=False,
-            parallel_tool_calls=True, include_reasoning=True, tool_choice="none",
+            parallel_tool_calls=True, include_reasoning=True, tool_choice="none", thinking_token_budget=-1,
+            truncation_side="left", stream_interval=1, vllm_xargs={}, best_of=1, guided_json=None,
         )  # fmt: skip
         assert known.status == 200
         assert "x-ignored-params" not in known.headers

@@ -130,9 +130,9 @@ async def test_unknown_fields_inside_tools_and_formats_are_named():
             answer.headers["x-ignored-params"] == "tools[0].x, tools[0].function.nmae, response_format.strict"
         )
         answer = await served.chat(
-            structured_outputs={"regex": "x", "backend": "y"}, guided_json={}, stream_options=None
+            structured_outputs={"regex": "x", "backend": "y"}, top_a=1, stream_options=None
         )
-        assert answer.headers["x-ignored-params"] == "guided_json, structured_outputs.backend"
+        assert answer.headers["x-ignored-params"] == "top_a, structured_outputs.backend"
     with parted("", strict_params=True) as served:
         answer = await served.chat(tools=[{"function": {"name": "f", "paramters": {}}}])
         assert answer.error["param"] == "tools[0].function.paramters"
