@@ -218,6 +218,7 @@ class Scheduler:
                 continue  # finished or aborted while the step was in flight
             if entry.prompt_targets:
                 assert seq.prompt_logprobs is not None
+                assert entry.start <= len(seq.prompt_logprobs)  # those before it are there
                 seq.prompt_logprobs[entry.start : entry.start + len(entry.prompt_targets)] = (
                     result.prompt_logprobs[index]
                 )

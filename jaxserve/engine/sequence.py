@@ -84,8 +84,10 @@ class Sequence:
         )
         self.num_told = 0  # generated tokens that the front end has been told of
         self.token_ids += self.take_forced(0, least=1)
-        missing: list[TokenLogprobs | None] = [None] * (self.num_prompt_tokens - 1)
-        self.prompt_logprobs = None if request.params.prompt_logprobs is None else missing
+        # Of the prompt's tokens from the second on, as far as steps that scored them have come back.
+        self.prompt_logprobs: list[TokenLogprobs] | None = (
+            None if request.params.prompt_logprobs is None else []
+        )
         self._hashes: list[PageHash] = []
         self.images = ImagePositions(request.images) if request.images else None
 
@@ -102,7 +104,7 @@ class Sequence:
     @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether prompt log-probabilities are still missing."""
-        return self.prompt_logprobs is not None and None in self.prompt_logprobs
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt_tokens - 1
 
     @property
     def order(self) -> tuple[int, float, int]:
@@ -129,10 +131,8 @@ class Sequence:
 
     def finished_prompt_logprobs(self) -> list[TokenLogprobs] | None:
         """All prompt log-probabilities, once every position has run."""
-        if self.prompt_logprobs is None:
-            return None
         assert not self.wants_prompt_logprobs
-        return [item for item in self.prompt_logprobs if item is not None]
+        return self.prompt_logprobs
 
     def page_hashes(self, page_size: int) -> Iterator[PageHash]:
         """Names of the full pages of the tokens known to the host, in order; computed once each."""
