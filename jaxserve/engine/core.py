@@ -34,6 +34,9 @@ _STUCK = (
     "what the answer must look like (structured_outputs, response_format or required tool calls) leaves no token to go "
     "on with: it is at odds with allowed_token_ids, bad_words, min_tokens or ignore_eos."
 )
+_NOTHING_ALLOWED = (
+    "allowed_token_ids leaves no token to go on with: it is at odds with bad_words or min_tokens."
+)
 
 
 class AnyRunner(Protocol):
@@ -99,7 +102,7 @@ class EngineCore:
         try:
             self._scheduler.add(request, self._constraint(request, compiled))
         except ConstraintError as error:
-            return [_own_fault(request.request_id, error)]
+            return [_own_fault(request.request_id, str(error), "structured_outputs")]
         except (AssertionError, OverflowError, TypeError, ValueError) as error:
             logger.exception("request %s was refused", request.request_id)
             return [failure(request.request_id, error)]
@@ -125,7 +128,7 @@ class EngineCore:
                 self._in_flight.append(self._calls.dispatch(plan))
         if self._in_flight and (plan is None or len(self._in_flight) >= _STEPS_IN_FLIGHT):
             oldest = self._in_flight.popleft()
-            result = self._fetch(oldest)
+            result = self._fetch(oldest, outputs)
             forced = self._advance(oldest.plan, result, outputs)
             outputs += self._scheduler.commit(oldest.plan, result, forced)
         return outputs
@@ -153,7 +156,7 @@ class EngineCore:
         if any(plan.entries[row].token_ids[-1] == ON_DEVICE for row in constrained):
             oldest = self._in_flight.popleft()
             assert not self._in_flight, "a step with constraints waits for the one ahead"
-            result = self._fetch(oldest)
+            result = self._fetch(oldest, outputs)
             ahead = oldest.plan, result, self._advance(oldest.plan, result, outputs)
             gone_on = {oldest.plan.entries[index].seq_id for index in ahead[2]}
         rows = {row: seq for row, seq in constrained.items() if seq.seq_id not in gone_on}
@@ -166,7 +169,7 @@ class EngineCore:
         self._in_flight.append(Call.of(pending))
         if ahead is not None:
             outputs += self._scheduler.commit(*ahead)  # which ends those that are complete
-        for row in (*pending.stuck, *complete):
+        for row in complete.union(pending.stuck) & rows.keys():
             self._fail(rows[row].request.request_id, ConstraintError(_STUCK), outputs)
 
     def _make_masks(
@@ -201,12 +204,13 @@ class EngineCore:
     def _fail(self, request_id: str, error: ConstraintError, outputs: list[TokenOutput]) -> None:
         """End a request that cannot go on, unless it has ended."""
         if self._scheduler.abort(request_id):
-            outputs.append(_own_fault(request_id, error))
+            outputs.append(_own_fault(request_id, str(error), "structured_outputs"))
 
-    def _fetch(self, call: Call) -> StepResult:
-        """Wait for a step, and note who had to wait for whom."""
+    def _fetch(self, call: Call, outputs: list[TokenOutput]) -> StepResult:
+        """Wait for a step, note who had to wait for whom, and end those to whom their parameters left no token."""
         asked_at = time.monotonic()
-        result = self._runner.fetch(call.made.result())
+        pending = call.made.result()
+        result = self._runner.fetch(pending)
         now = time.monotonic()
         if self._resumed_at and self._in_flight:
             # The host is at work until the device has the next step to go on with.
@@ -216,6 +220,10 @@ class EngineCore:
             self._pace.observe(call.plan.num_steps, worked, waited, is_single=following.plan.is_single)
             self._scheduler.burst_steps = self._pace.steps
         self._resumed_at = now if self._in_flight else 0.0
+        for row in pending.stuck:
+            request = self._scheduler.request_of(call.plan.entries[row])
+            if request is not None and self._scheduler.abort(request.request_id):
+                outputs.append(_own_fault(request.request_id, _NOTHING_ALLOWED, "allowed_token_ids"))
         return result
 
     def _admit(self, plan: StepPlan, outputs: list[TokenOutput]) -> StepPlan:
@@ -270,13 +278,9 @@ class EngineCore:
         )
 
 
-def _own_fault(request_id: str, error: ConstraintError) -> TokenOutput:
+def _own_fault(request_id: str, error: str, param: str) -> TokenOutput:
     return TokenOutput(
-        request_id=request_id,
-        token_ids=[],
-        finish_reason=FINISH_ERROR,
-        error=str(error),
-        error_param="structured_outputs",
+        request_id=request_id, token_ids=[], finish_reason=FINISH_ERROR, error=error, error_param=param
     )
 
 

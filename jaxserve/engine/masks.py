@@ -19,18 +19,21 @@ class MaskBook:
         self._requests: list[CoreRequest | None] = [None] * num_slots
         self._fixed: list[np.ndarray | None] = [None] * num_slots
         self._constrained: set[int] = set()  # slots whose request may ever need a mask
+        self._stuck: set[int] = set()  # slots whose fixed mask leaves no token
 
-    def rows(self, entries: Sequence[PlanEntry]) -> dict[int, np.ndarray]:
-        """Masks of the entries that need one in this step, by the entry's index."""
+    def rows(self, entries: Sequence[PlanEntry]) -> tuple[dict[int, np.ndarray], tuple[int, ...]]:
+        """Masks of the entries that need one in this step, by the entry's index, and those that leave no token."""
         if not self._constrained:
-            return {}
-        masks = {row: self.row(entry) for row, entry in enumerate(entries) if entry.slot in self._constrained}
-        return {row: mask for row, mask in masks.items() if mask is not None}
+            return {}, ()
+        made = {row: self.row(entry) for row, entry in enumerate(entries) if entry.slot in self._constrained}
+        masks = {row: mask for row, mask in made.items() if mask is not None}
+        return masks, tuple(row for row, mask in masks.items() if self._is_stuck(entries[row].slot, mask))
 
     def admit(self, slot: int, request: CoreRequest) -> None:
         """The slot belongs to `request` from now on."""
         self._requests[slot] = request
         self._fixed[slot] = None
+        self._stuck.discard(slot)
         params = request.params
         if params.allowed_token_ids is None and not request.bad_word_ids and not params.min_tokens:
             self._constrained.discard(slot)
@@ -46,6 +49,8 @@ class MaskBook:
             allow_only(mask, params.allowed_token_ids)
         forbid(mask, banned)
         self._fixed[slot] = mask
+        if not mask.any():
+            self._stuck.add(slot)
 
     def row(self, entry: PlanEntry) -> np.ndarray | None:
         """The mask of an entry that samples, [words] uint32; None if it may take any token."""
@@ -77,6 +82,10 @@ class MaskBook:
         for row, mask in rows.items():
             masks[row] = mask
         return masks
+
+    def _is_stuck(self, slot: int, mask: np.ndarray) -> bool:
+        """Whether a mask of the slot's leaves no token."""
+        return slot in self._stuck if mask is self._fixed[slot] else not mask.any()
 
 
 def intersect(

@@ -117,7 +117,7 @@ class Runner:
         ):
             ids = self._call_burst(burst, vector, sampler.numbers)
             ids.copy_to_host_async()
-            return self._pending(plan, ids, None)
+            return self._pending(plan, ids, None)  # nobody in it has a mask
         if plan.num_steps > 1:  # what its steps share travels once
             vector, sampler = self._put((vector, sampler))
         sampled: list[tuple[jax.Array, ...]] = []
@@ -128,7 +128,7 @@ class Runner:
             if sampler is not None:
                 sampled.append(self._sample(sampler, outputs[0], step))
         assert hidden is not None, "a plan has a step at least"
-        return self._pending(plan, sampled, hidden)
+        return self._pending(plan, sampled, hidden, () if sampler is None else sampler.stuck)
 
     def start(self, plan: StepPlan) -> tuple[jax.Array, ...]:
         """Queue a step's forward pass alone, for `finish` to go on with."""

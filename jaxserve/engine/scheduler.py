@@ -107,6 +107,11 @@ class Scheduler:
         self._finish(seq)
         return True
 
+    def request_of(self, entry: PlanEntry) -> CoreRequest | None:
+        """Whose entry it is; None if the request is not here any more."""
+        seq = self._by_seq_id.get(entry.seq_id)
+        return None if seq is None else seq.request
+
     @property
     def has_room_for_chunks(self) -> bool:
         """Whether a step of all that runs takes no longer for a chunk of a few tokens."""

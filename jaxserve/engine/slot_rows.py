@@ -40,7 +40,7 @@ class SamplerInputs:
     numbers: np.ndarray | jax.Array  # [B, NUM_INTS + NUM_FLOATS] int32
     mask: tuple[np.ndarray | jax.Array, ...]  # [B, mask_words(V)] uint32, if the sampler takes one
     shape: SampleShape
-    stuck: tuple[int, ...] = ()  # rows to which the masks leave no token; they may take any
+    stuck: tuple[int, ...] = ()  # rows to which the masks leave no token; what they take is nobody's
 
 
 class SlotRows:
@@ -93,9 +93,10 @@ class SlotRows:
         idle = [row for row, entry in enumerate(entries) if not entry.samples]
         if len(idle) == len(entries):
             return None
-        masked, stuck = self._masks.rows(entries), ()
+        masked, stuck = self._masks.rows(entries)
         if allowed:
-            masked, stuck = intersect(masked, allowed)
+            masked, others = intersect(masked, allowed)
+            stuck = tuple({*stuck, *others})
         slots = np.array([entry.slot for entry in entries])
         needs, num_logprobs = self._needs[slots], self._num_logprobs[slots]
         needs[idle], num_logprobs[idle] = 0, -1

@@ -228,6 +228,28 @@ def test_masks_hold_token_by_token(engine: Engine) -> None:
     assert free[0] not in tokens
 
 
+@pytest.mark.parametrize(
+    ("params", "bad_words", "num_told"),
+    [
+        ({"allowed_token_ids": (5,)}, ((5,),), 0),
+        ({"allowed_token_ids": (5, 6)}, ((5,), (6, 6)), 1),
+        ({"allowed_token_ids": (5,), "min_tokens": 3}, (), 0),
+    ],
+)
+def test_a_request_that_allows_itself_no_token_fails_alone(
+    engine: Engine, dense: DenseModel, params: dict[str, Any], bad_words: Any, num_told: int
+) -> None:
+    at_odds = replace(request("at odds", [1, 2], eos=(5,), **params), bad_word_ids=bad_words)
+    client, collector = engine
+    client.submit([request("fine", [5, 6, 7]), at_odds])
+    collector.wait("fine", "at odds")
+    last = collector.outputs["at odds"][-1]
+    assert (last.finish_reason, last.error_param) == ("error", "allowed_token_ids")
+    assert len(collector.tokens("at odds")) == num_told
+    assert collector.tokens("fine") == dense.greedy([5, 6, 7], 8)
+    assert client.stats().num_free_pages == client.stats().num_pages
+
+
 def test_min_tokens_holds_back_the_end(engine: Engine) -> None:
     (free,) = run(engine, request("free", [9, 1], max_tokens=12))
     end = free[0]
