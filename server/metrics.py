@@ -108,6 +108,9 @@ class ServerMetrics:
             "request_prompt_tokens", "Tokens of a request's prompt.", _TOKENS_BUCKETS
         )
         self._answer_length = histogram("request_generation_tokens", "Tokens of an answer.", _TOKENS_BUCKETS)
+        self._longest = histogram(
+            "request_max_num_generation_tokens", "Tokens of a request's longest answer.", _TOKENS_BUCKETS
+        )
         self._n = histogram("request_params_n", "Answers asked for.", _ANSWERS_BUCKETS)
         self._max_tokens = histogram("request_params_max_tokens", "max_tokens asked for.", _TOKENS_BUCKETS)
 
@@ -137,6 +140,9 @@ class ServerMetrics:
         if finish_reason not in (FINISH_STOP, FINISH_LENGTH):
             return
         self._answer_length.observe(num_tokens)
+        if request.is_finished:
+            answers = (request.answer(i) for i in range(request.params.n))
+            self._longest.observe(max(len(answer.token_ids) for answer in answers))
         self._latency.observe(times.last_token - times.arrival)
         self._queue.observe(times.scheduled - times.arrival)
         self._prefill.observe(times.first_token - times.scheduled)

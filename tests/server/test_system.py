@@ -174,6 +174,8 @@ async def test_metrics(prefix: str):
     assert value("request_prompt_tokens_count") == value("request_params_n_count") == 4
     assert value("request_params_n_sum") == 1 + 1 + 2 + 2
     assert value("request_generation_tokens_sum") == num_tokens
+    assert value("request_max_num_generation_tokens_count") == 4
+    assert value("request_max_num_generation_tokens_sum") == len(PARIS) + 1 + 5 + 3 + 3
     for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
         assert value(name) == 0
     for name in ("prefix_cache_queries", "prefix_cache_hits", "num_preemptions", "prompt_tokens_cached"):
