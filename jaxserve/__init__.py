@@ -8,25 +8,32 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "AsyncLLM",
+    "CompletionOutput",
     "RequestOutput",
     "SamplingParams",
     "StructuredOutputsParams",
+    "TextPrompt",
+    "TokensPrompt",
     "__version__",
 ]
 
 if TYPE_CHECKING:
     from jaxserve.async_llm import AsyncLLM
+    from jaxserve.inputs import TextPrompt, TokensPrompt
     from jaxserve.llm import LLM
-    from jaxserve.outputs import RequestOutput
+    from jaxserve.outputs import CompletionOutput, RequestOutput
     from jaxserve.sampling_params import SamplingParams
     from jaxserve.structured_outputs import StructuredOutputsParams
 
 _HOMES = {
     "LLM": "jaxserve.llm",
     "AsyncLLM": "jaxserve.async_llm",
+    "CompletionOutput": "jaxserve.outputs",
     "RequestOutput": "jaxserve.outputs",
     "SamplingParams": "jaxserve.sampling_params",
     "StructuredOutputsParams": "jaxserve.structured_outputs",
+    "TextPrompt": "jaxserve.inputs",
+    "TokensPrompt": "jaxserve.inputs",
 }
 
 

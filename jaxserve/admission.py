@@ -180,23 +180,12 @@ class Admission:
     ) -> ChatTemplate | None:
         """The compiled template, or the model's own, if it has one.
 
-        `source` may be the name of one of the model's own templates.  Without one it is the model's default, or,
-        as in transformers, the one called tool_use where the model has that and the request has tools.
+        See Tokenizer.template_source for what `source` may be.
 
         Raises RequestError for a broken template and an unknown name.
         """
-        own = self.tokenizer.chat_templates
-        if source is None:
-            source = own.get("tool_use", own.get("default")) if has_tools else own.get("default")
-            return None if source is None else self._compiled(source, content_format)
-        if source not in own and "{" not in source:
-            names = ", ".join(sorted(own)) or "none"
-            raise RequestError(
-                f"chat_template {source!r:.60} is neither jinja2 nor the name of a template of the model (it has: "
-                f"{names}).",
-                param="chat_template",
-            )
-        return self._compiled(own.get(source, source), content_format)
+        found = self.tokenizer.template_source(source, has_tools=has_tools)
+        return None if found is None else self._compiled(found, content_format)
 
     def check_structured(self, constraint: StructuredOutputsParams) -> Future[None]:
         """Compile a constraint, on another thread.  The future raises RequestError saying what is wrong with it."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
-import logging
 import queue
 import threading
 import weakref
@@ -14,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from jaxserve.admission import Admission
 from jaxserve.assembly import EngineParts, assemble
-from jaxserve.config import EngineConfig
-from jaxserve.errors import ConfigError, EngineDeadError, RequestError
+from jaxserve.engine_options import engine_config
+from jaxserve.errors import EngineDeadError, RequestError
 from jaxserve.inputs import AnyPrompt, ChatOptions, TokenizedPrompt, prompt_list, tokenize_texts
 from jaxserve.output_processor import OutputProcessor
 from jaxserve.progress import TokenBar
 from jaxserve.request_state import RequestState
 from jaxserve.sampling_params import OutputKind, SamplingParams
-from jaxserve.vllm_options import engine_keyword
 
 if TYPE_CHECKING:
     from jaxserve.engine.protocol import EngineInfo, EngineStats, TokenOutput
@@ -30,13 +27,6 @@ if TYPE_CHECKING:
     from jaxserve.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
-
-_log = logging.getLogger(__name__)
-
-_VLLM_NAMES = {
-    "block_size": "page_size",
-    "kv_cache_memory_bytes": "kv_cache_memory",
-}  # of options that we have
 
 
 class LLM:
@@ -47,7 +37,7 @@ class LLM:
     """
 
     def __init__(self, model: str, **engine_options: Any) -> None:
-        """Load `model`; the options are the fields of EngineConfig.  Raises ConfigError, CheckpointError."""
+        """Load `model`; see engine_config for the options.  Raises ConfigError, CheckpointError."""
         config = engine_config(model, engine_options)
         self._open(assemble(config), config.seed)
 
@@ -96,18 +86,28 @@ class LLM:
         prompts: AnyPrompt | Sequence[AnyPrompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
+        lora_request: object = None,
+        priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Answer every prompt; the outputs are in the order of the prompts.
 
         `prompts` is one prompt or a list: text, token ids, {"prompt": …} or {"prompt_token_ids": …}; a dict may have
         {"multi_modal_data": {"image": a PIL image or several}} beside them, and mm_processor_kwargs.  One
-        SamplingParams serves all prompts, a list gives one each, None means the model's defaults.
+        SamplingParams serves all prompts, a list gives one each, None means the model's defaults.  `priority` has a
+        number for each prompt: the lowest goes first.  There are no `lora_request`s.
 
         Raises RequestError before anything runs when a prompt or parameter is wrong, RequestFailedError when
         the engine gave up on a request, EngineDeadError when it died.
         """
+        _refuse_lora(lora_request)
         all_prompts = prompt_list(prompts)
         all_params = self._params_for(len(all_prompts), sampling_params)
+        priorities = [0] * len(all_prompts) if priority is None else list(priority)
+        if len(priorities) != len(all_prompts):
+            raise RequestError(
+                f"priority must have a number for each of {len(all_prompts)} prompts, got {len(priorities)}.",
+                param="priority",
+            )
         all_prompts = tokenize_texts(all_prompts, self.get_tokenizer(), self.info.max_model_len)
         requests = []
         checked: set[int] = set()  # constraints, which prompts may share
@@ -116,7 +116,8 @@ class LLM:
                 if params.structured_outputs is not None and id(params.structured_outputs) not in checked:
                     self._check_structured(params.structured_outputs)
                     checked.add(id(params.structured_outputs))
-                requests.append(self._admission.admit(next(self._request_ids), prompt, params))
+                request_id = next(self._request_ids)
+                requests.append(self._admission.admit(request_id, prompt, params, priority=priorities[i]))
             except RequestError as error:
                 raise _said_of(error, "prompts", i, len(all_prompts)) from error
         with self._lock:
@@ -127,6 +128,7 @@ class LLM:
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
+        lora_request: object = None,
         chat_template: str | None = None,
         chat_template_content_format: Literal["auto", "string", "openai"] = "auto",
         add_generation_prompt: bool | None = None,
@@ -143,6 +145,7 @@ class LLM:
 
         See ChatOptions and ChatTemplate.render for the template's arguments, `generate` for the rest.
         """
+        _refuse_lora(lora_request)
         options: ChatOptions = {
             "chat_template": chat_template,
             "chat_template_content_format": chat_template_content_format,
@@ -243,38 +246,14 @@ def _final_only(params: SamplingParams) -> SamplingParams:
     return dataclasses.replace(params, output_kind=OutputKind.FINAL_ONLY)
 
 
+def _refuse_lora(lora_request: object) -> None:
+    if lora_request is not None:
+        raise RequestError(
+            "lora_request is not supported: merge the adapter into the weights first.", param="lora_request"
+        )
+
+
 def _said_of(error: RequestError, what: str, index: int, count: int) -> RequestError:
     """The error, told of which of several it is."""
     where = f"{what}[{index}]: " if count > 1 else ""
     return type(error)(f"{where}{error}", param=error.param)
-
-
-def engine_config(model: str, options: Mapping[str, Any]) -> EngineConfig:
-    """EngineConfig from keyword options, in its own names or vLLM's; None means what it is by default.
-
-    Logs those of vLLM's that change nothing.  Raises ConfigError for those that cannot be, and for an unknown one.
-    """
-    known = [f.name for f in dataclasses.fields(EngineConfig) if f.name != "model"]
-    chosen = {}
-    for name, value in options.items():
-        own = _VLLM_NAMES.get(name, name)
-        if own not in known:
-            _see_foreign(name, value, known)
-        elif value is not None:
-            chosen[own] = value
-    return EngineConfig(model=model, **chosen)
-
-
-def _see_foreign(name: str, value: object, known: Sequence[str]) -> None:
-    option = engine_keyword(name)
-    said = f"{name}={value!r}"
-    if option is None:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-        raise ConfigError(f"{said}: unknown engine option; {hint}")
-    if option.asks_for_nothing(value) or (value is False and not option.is_needless):
-        return
-    sentence = option.keyword_sentence(said)
-    if not option.is_needless:
-        raise ConfigError(sentence)
-    _log.warning("%s", sentence)

@@ -18,6 +18,14 @@ MAX_BAD_WORDS = 256
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LIST_CHARACTERS = 16384  # of all stop strings, and of all bad words
 
+_SWITCHES = (
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "detokenize",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+)
+
 
 class OutputKind(Enum):
     """What each RequestOutput of a running request holds."""
@@ -91,6 +99,13 @@ class SamplingParams:
             value = getattr(self, name)
             may_be_none = name not in ("n", "top_k", "min_tokens")
             need(is_int(value) or (value is None and may_be_none), name, "an integer")
+        for name in _SWITCHES:
+            need(isinstance(getattr(self, name), bool), name, "true or false")
+        need(
+            isinstance(self.output_kind, OutputKind),
+            "output_kind",
+            "an OutputKind of jaxserve.sampling_params",
+        )
         need(
             isinstance(self.structured_outputs, StructuredOutputsParams | None),
             "structured_outputs",

@@ -16,8 +16,9 @@ import pytest
 from jaxserve.assembly import EngineParts
 from jaxserve.config import EngineConfig
 from jaxserve.engine.protocol import CoreRequest
+from jaxserve.engine_options import engine_config
 from jaxserve.errors import ConfigError, ContextLengthError, EngineDeadError, RequestError, RequestFailedError
-from jaxserve.llm import LLM, engine_config
+from jaxserve.llm import LLM
 from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.sampling_params import OutputKind, SamplingParams
 from tests.scripted import ScriptedClient, drawing, saying, scripted_info
@@ -76,6 +77,18 @@ class TestGenerate:
         with pytest.raises(RequestError, match="2 for 1 prompts") as caught:
             llm.generate(["abc"], params)
         assert caught.value.param == "sampling_params"
+
+    def test_arguments_as_vllms_callers_give_them(self, open_llm: Open):
+        llm, client = open_llm()
+        outputs = llm.generate(["abc", "xyz"], GREEDY, False, None, [5, -1])
+        assert [output.outputs[0].text for output in outputs] == ["abc", "xyz"]
+        assert [request.priority for request in client.submitted] == [5, -1]
+        with pytest.raises(RequestError, match="priority must have a number for each of 2 prompts, got 1"):
+            llm.generate(["abc", "xyz"], GREEDY, priority=[1])
+        with pytest.raises(RequestError, match="lora_request is not supported"):
+            llm.generate(["abc", "xyz"], GREEDY, lora_request="x")
+        with pytest.raises(RequestError, match="merge the adapter"):
+            llm.chat([{"role": "user", "content": "Hi"}], GREEDY, lora_request="x")
 
     def test_the_models_own_defaults(self, open_llm: Open):
         llm, client = open_llm(saying([*b"abcdefgh"]))

@@ -66,9 +66,12 @@ def test_every_sequence_does() -> None:
         ("stop_token_ids", 7),
         ("allowed_token_ids", 7),
         ("allowed_token_ids", []),
+        ("ignore_eos", None),
+        ("skip_special_tokens", 1),
+        ("output_kind", 2),
     ],
 )
-def test_what_is_no_list_is_refused_by_name(name: str, value: Any) -> None:
+def test_wrong_types_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(RequestError, match=f"^{name} must be") as caught:
         SamplingParams(**{name: value})
     assert caught.value.param == name

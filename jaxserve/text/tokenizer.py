@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import processors
 
@@ -17,9 +18,16 @@ from jaxserve.text.spelling import spelling_of
 from jaxserve.text.token_bytes import piece_decoder
 from jaxserve.text.tokenizer_parts import TokenizerParts
 
+if TYPE_CHECKING:
+    from jaxserve.text.chat_template import ChatTemplate
+
 _SHORT = 1024  # characters that are tokenized sooner than another thread is woken
 _USUAL = 8  # characters of a token; most texts have about four
 _CHEAP = 65_536  # characters that are tokenized in some hundredths of a second, whatever they are
+
+_OF_ARRAYS = frozenset(
+    ("padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs")
+)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -71,6 +79,8 @@ class Tokenizer:
         self._pieces = piece_decoder(self.backend)
         self._bytes_of: dict[int, bytes] = {}
         self._spelling = spelling_of(self.backend, self._pieces)
+        # Compiling a template costs milliseconds, and scripts render thousands of conversations.
+        self._compiled = functools.lru_cache(maxsize=8)(functools.partial(_compile, self.special_tokens))
         self._least: LeastTokens | None = None
         self._making_least = threading.Lock()
 
@@ -78,6 +88,66 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         """The default chat template's source, if the checkpoint has one."""
         return self.chat_templates.get("default")
+
+    def template_source(self, given: str | None, *, has_tools: bool) -> str | None:
+        """The chat template that `given` means: jinja2 source, or the name of one of the checkpoint's.
+
+        Without one it is the checkpoint's default, or, as in transformers, the one called tool_use where there is that
+        and there are tools; None where there is none.
+
+        Raises:
+            RequestError: an unknown name (param "chat_template").
+        """
+        own = self.chat_templates
+        if given is None:
+            return own.get("tool_use", own.get("default")) if has_tools else own.get("default")
+        if given not in own and "{" not in given:
+            names = ", ".join(sorted(own)) or "none"
+            raise RequestError(
+                f"chat_template {given!r:.60} is neither jinja2 nor the name of a template of the model (it has: "
+                f"{names}).",
+                param="chat_template",
+            )
+        return own.get(given, given)
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = True,
+        **template_kwargs: Any,
+    ) -> str | list[int]:
+        """The prompt of one conversation, for scripts that call transformers' tokenizer so: text, or its token ids.
+
+        LLM.chat does more, such as images and tools that the template does not show.
+
+        Raises:
+            RequestError: as ChatTemplate.render does; for a model without a template; and for an option of
+                transformers' that is about arrays.
+        """
+        for name in _OF_ARRAYS & template_kwargs.keys():
+            if template_kwargs.pop(name) not in (None, False):
+                raise RequestError(
+                    f"{name} is not supported: what comes is text or a list of token ids.", param=name
+                )
+        source = self.template_source(chat_template, has_tools=bool(tools))
+        if source is None:
+            raise RequestError(
+                "chat_template is missing: the model has none, so give one.", param="chat_template"
+            )
+        text = self._compiled(source).render(
+            conversation,
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            template_kwargs=template_kwargs,
+        )
+        return self.encode(text, add_special_tokens=False, param="conversation") if tokenize else text
 
     @property
     def special_tokens(self) -> dict[str, str]:
@@ -198,3 +268,9 @@ class Tokenizer:
         self.backend.post_processor = processors.TemplateProcessing(
             single=single, pair=[*single, "$B"], special_tokens=special_tokens
         )
+
+
+def _compile(special_tokens: Mapping[str, str], source: str) -> ChatTemplate:
+    from jaxserve.text.chat_template import ChatTemplate  # brings jinja2, which tokenizing has no use for
+
+    return ChatTemplate(source, special_tokens)

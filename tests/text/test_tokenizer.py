@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from jaxserve.errors import CheckpointError, RequestError
 from jaxserve.text.tokenizer import Tokenizer, load_tokenizer
@@ -119,3 +120,43 @@ def test_a_long_text_is_left_to_the_call_that_lets_other_threads_run():
     real, tokenizer.backend = tokenizer.backend, Backend()  # pyright: ignore[reportAttributeAccessIssue]  # a stand-in
     assert len(tokenizer.encode("hello world " * 1000)) == 12_000
     assert len(tokenizer.encode("hello world")) == 11
+
+
+def test_chat_templates_as_transformers_applies_them() -> None:
+    ours = byte_tokenizer()
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_object=byte_tokenizer().backend,
+        bos_token=ours.bos_token,
+        eos_token=ours.eos_token,
+        chat_template=ours.chat_template,
+    )
+    conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well,"}]
+    options: list[dict[str, Any]] = [
+        {"add_generation_prompt": True},
+        {"continue_final_message": True},
+        {"chat_template": "{{ mood }}{{ tools | length }}", "mood": "good", "tools": [{"x": 1}]},
+        {"padding": False, "return_tensors": None},
+    ]
+    for said in options:
+        text = ours.apply_chat_template(conversation, tokenize=False, **said)
+        assert text == theirs.apply_chat_template(conversation, tokenize=False, **said)
+        assert ours.apply_chat_template(conversation, **said) == ours.encode(
+            str(text), add_special_tokens=False
+        )
+
+
+@pytest.mark.parametrize(
+    ("own", "role", "said", "param"),
+    [
+        ("{{ messages }}", "user", {"return_tensors": "pt"}, "return_tensors"),
+        ("{{ messages }}", "user", {"chat_template": "none"}, "chat_template"),
+        ("{{ messages }}", 7, {}, "messages"),
+        (None, "user", {}, "chat_template"),
+    ],
+)
+def test_chat_templates_that_cannot_be_applied(
+    own: str | None, role: Any, said: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        byte_tokenizer(chat_template=own).apply_chat_template([{"role": role, "content": "Hi"}], **said)
+    assert caught.value.param == param
