@@ -387,10 +387,11 @@ class AsyncLLM:
 
     def _call_on_loop(self, function: Callable[[T], None], argument: T) -> None:
         """Run on the loop's thread; when the loop is gone, so is everybody who could listen."""
-        if self._loop is None:
+        loop = self._loop  # another one may be put there meanwhile, once this one is closed
+        if loop is None:
             return
         try:
-            self._loop.call_soon_threadsafe(function, argument)
+            loop.call_soon_threadsafe(function, argument)
         except RuntimeError:
-            if not self._loop.is_closed():
+            if not loop.is_closed():
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -121,5 +122,6 @@ class RequestStream(AsyncIterator["RequestOutput"]):
 
     def __del__(self) -> None:
         # Collection may run on any thread, the registry belongs to the loop's.
-        if not self._is_over and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._drop, self._inbox)
+        if not self._is_over:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._drop, self._inbox)

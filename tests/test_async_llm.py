@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -185,6 +186,31 @@ class TestStreams:
         client.resume()
         assert asyncio.run(ask()) == "ok"
         assert client.aborted == ["left#0"]
+        del left
+
+    def test_outputs_on_their_way_while_one_loop_gives_way_to_another(self, open_llm: Open):
+        llm, client = open_llm(saying([*b"ok"]), stalled=True)
+        on_the_way, has_given_way = threading.Event(), threading.Event()
+
+        def refuse(*_: object) -> None:
+            on_the_way.set()
+            has_given_way.wait()
+            raise RuntimeError("Event loop is closed")
+
+        async def leave_one_behind() -> RequestStream:
+            asyncio.get_running_loop().call_soon_threadsafe = refuse  # type: ignore[method-assign]
+            return llm.generate("hi", params(), "left")
+
+        async def ask() -> str:
+            stream = llm.generate("hi", params(OutputKind.FINAL_ONLY))
+            has_given_way.set()
+            (output,) = await collect(stream)
+            return output.outputs[0].text
+
+        left = asyncio.run(leave_one_behind())
+        client.resume()
+        on_the_way.wait()
+        assert asyncio.run(ask()) == "ok"
         del left
 
 
