@@ -295,6 +295,21 @@ def test_forced_tokens_hold_nobody_up(chunk_rows: int, counts: list[int]) -> Non
     assert taken == counts
 
 
+def test_forced_tokens_are_no_cached_prompt() -> None:
+    class Spelling(Forcing):
+        is_complete = False
+
+        def take_forced(self, least: int, most: int) -> list[int]:
+            return list(range(12)) if most else []
+
+    rig = Rig(depth=1)
+    for name in "ab":
+        rig.scheduler.add(make_request(name, [3, 4, 5, 6, 7], max_tokens=20), Spelling())  # type: ignore[arg-type]  # by shape
+        rig.run()
+    assert rig.tokens("a") == rig.tokens("b")
+    assert [rig.outputs[name][0].num_cached_tokens for name in "ab"] == [0, 5]
+
+
 def test_priority_goes_before_arrival() -> None:
     rig = Rig(max_num_seqs=1, depth=1)
     rig.scheduler.add(make_request("late", [1], max_tokens=1, priority=1, arrival=0.0))
