@@ -13,6 +13,7 @@ import os
 import pickle
 import tempfile
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -44,6 +45,7 @@ _JAX_SETTINGS = (  # that change what is traced or compiled
     "jax_threefry_partitionable",
 )
 _JAX_CACHE = "jax_enable_compilation_cache"
+_SUM_BYTES = 4  # of a file, that check the others
 
 
 class CompileCache:
@@ -86,7 +88,7 @@ class CompileCache:
         try:
             if path is None or not path.exists():  # which raises in a folder that may not be looked at
                 return None
-            return from_bytes(path.read_bytes(), self._devices)
+            return from_bytes(_checked(path.read_bytes()), self._devices)
         except (OSError, pickle.UnpicklingError, EOFError, ValueError, jax.errors.JaxRuntimeError) as error:
             if not self._has_told:  # others are likely to be of no use either
                 self._has_told = True
@@ -123,11 +125,24 @@ def default_folder(setting: str | None) -> Path | None:
     return Path(setting or "~/.cache/jaxserve/xla").expanduser()
 
 
+def _checked(stored: bytes) -> memoryview:
+    """What a file was given to keep.  Raises ValueError if it is not that any more: XLA would not survive it."""
+    content = memoryview(stored)[_SUM_BYTES:]
+    if stored[:_SUM_BYTES] != _sum_of(content):
+        raise ValueError("the file is damaged")
+    return content
+
+
+def _sum_of(content: bytes | memoryview) -> bytes:
+    return zlib.crc32(content).to_bytes(_SUM_BYTES, "little")
+
+
 def _write(path: Path, content: bytes) -> None:
     """Whole or not at all: two servers may start at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         try:
+            file.write(_sum_of(content))
             file.write(content)
             file.flush()
             os.replace(file.name, path)

@@ -34,7 +34,7 @@ def to_bytes(program: jax.stages.Compiled, devices: Sequence[Device]) -> bytes:
     return pickle.dumps((_ids(devices), *serialize_executable.serialize(program)))
 
 
-def from_bytes(stored: bytes, devices: Sequence[Device]) -> jax.stages.Compiled:
+def from_bytes(stored: bytes | memoryview, devices: Sequence[Device]) -> jax.stages.Compiled:
     """The program on these devices, each in the place of one that it was compiled for.
 
     Never of bytes from strangers: loading runs what is in them.  Raises what pickle does for something else, and

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -30,12 +30,19 @@ def test_a_program_is_found_by_its_name_and_context(tmp_path: Path) -> None:
     assert CompileCache(tmp_path, "another engine").load("add") is None
 
 
-@pytest.mark.parametrize("content", [b"", b"not a pickle"])
-def test_a_damaged_program_is_as_good_as_absent(tmp_path: Path, content: bytes) -> None:
+def with_a_wrong_bit(kept: bytes) -> bytes:
+    middle = len(kept) // 2
+    return kept[:middle] + bytes([kept[middle] ^ 1]) + kept[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"", lambda _: b"not a pickle", lambda kept: kept[:-1], with_a_wrong_bit]
+)
+def test_a_damaged_program_is_as_good_as_absent(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     cache = CompileCache(tmp_path, "engine")
     cache.compile("add", lower)
     (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
-    path.write_bytes(content)
+    path.write_bytes(damage(path.read_bytes()))
     assert cache.load("add") is None
 
 
