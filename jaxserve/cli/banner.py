@@ -19,9 +19,10 @@ QUESTION = "What is the capital of France? Answer in one sentence."
 def banner(url: str, settings: ServerSettings, info: EngineInfo) -> str:
     """The text for a server that listens at `url`."""
     model = settings.served_model_names[0] if settings.served_model_names else info.model
+    others = f" (also {', '.join(names)})" if (names := settings.served_model_names[1:]) else ""
     room = info.num_pages * info.page_size
     head = (
-        f"\njaxserve {__version__} serves {model} at {url}\n"
+        f"\njaxserve {__version__} serves {model}{others} at {url}\n"
         f"  {info.dtype} on {info.device}, context {info.max_model_len} tokens, "
         f"{info.max_num_seqs} sequences at once, KV room for {room} tokens\n"
     )

@@ -56,6 +56,7 @@ def test_keys_and_names() -> None:
     assert "Authorization: Bearer YOUR_API_KEY" in curl_of(text)
     assert "jaxserve chat --url http://127.0.0.1:8000 --api-key YOUR_API_KEY\n" in text
     assert "secret" not in text
+    assert "serves short (also long) at http" in text
     assert json.loads(curl_of(text)[-1])["model"] == "short"
 
 
