@@ -8,14 +8,14 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from jaxserve.cli.config_file import add_config_flag
 from jaxserve.cli.engine_flags import add_engine_flags, add_model_argument, engine_config
 from jaxserve.cli.prompt_files import Prompt, read_prompts
 from jaxserve.cli.quantities import positive
 from jaxserve.cli.sampling_flags import add_sampling_flags, sampling_fields
-from jaxserve.errors import ConfigError
+from jaxserve.errors import ConfigError, JaxserveError
 
 if TYPE_CHECKING:
     from jaxserve.inputs import TokenizedPrompt
@@ -71,16 +71,24 @@ def run(args: argparse.Namespace) -> int:
         if out is None:
             _print(outputs)
         else:
-            for prompt, output in zip(prompts, outputs, strict=True):
-                out.write(json.dumps(_as_json(prompt, output), ensure_ascii=False) + "\n")
+            _write(out, prompts, outputs)
     return 0
 
 
-def _open_output(path: Path) -> Any:
+def _open_output(path: Path) -> TextIO:
     try:
         return path.open("w", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--output {path}: {error.strerror}") from error
+
+
+def _write(out: TextIO, prompts: Sequence[Prompt], outputs: Sequence[RequestOutput]) -> None:
+    try:
+        with out:
+            for prompt, output in zip(prompts, outputs, strict=True):
+                out.write(json.dumps(_as_json(prompt, output), ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise JaxserveError(f"--output {out.name}: {error.strerror}") from error
 
 
 def _render(prompts: Sequence[Prompt], llm: LLM, *, is_chat: bool) -> list[str | TokenizedPrompt]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from jaxserve import __version__
 from jaxserve.cli import bench, chat, convert, generate, plan, serve, toolcheck
 from jaxserve.cli.config_file import apply_config_file
+from jaxserve.cli.one_host import run_on_host
 from jaxserve.cli.vllm_flags import NEEDLESS, REFUSED, see_dotted, told
 from jaxserve.errors import ConfigError, JaxserveError
 
@@ -26,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse(arguments)
         for note in told(args, NEEDLESS):
             print(f"jaxserve: {note}", file=sys.stderr)
+        if getattr(args, "nnodes", 1) > 1:
+            return run_on_host(lambda: args.run(args))
         return args.run(args)
     except ConfigError as error:
         return _fail(error, EXIT_USAGE)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxserve.cli.config_file import add_config_flag
 from jaxserve.cli.engine_flags import add_engine_flags, add_model_argument, engine_config
+from jaxserve.cli.logs import log_to_stderr
 from jaxserve.cli.server_flags import add_server_flags, server_settings
 from jaxserve.cli.vllm_flags import environment_note
 
@@ -40,15 +41,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"jaxserve: {note}", file=sys.stderr)
     config = engine_config(args)
     settings = server_settings(args)
-    if config.nnodes == 1:
-        return _serve(config, settings)
-
-    from jaxserve.engine.hosts.session import end_process
-
-    try:
-        return _follow(config) if config.node_rank else _serve(config, settings)
-    except BaseException as error:  # noqa: BLE001  # logged; JAX's own end would wait for all hosts, and then abort
-        end_process(error)
+    return _follow(config) if config.node_rank else _serve(config, settings)
 
 
 def _serve(config: EngineConfig, settings: ServerSettings) -> int:
@@ -62,7 +55,7 @@ def _serve(config: EngineConfig, settings: ServerSettings) -> int:
         from jaxserve.server.app import create_app
         from jaxserve.server.launch import serve
 
-        _log_to_stderr()
+        log_to_stderr()
         print(f"loading {config.model} …", file=sys.stderr, flush=True)
         start = time.monotonic()
         llm = AsyncLLM.from_engine_config(config)
@@ -95,21 +88,9 @@ def _follow(config: EngineConfig) -> int:
     """Be one of the other hosts of a server, until the first one ends."""
     from jaxserve.assembly import follow
 
-    _log_to_stderr()
     print(
         f"loading {config.model} as host {config.node_rank} of {config.nnodes} …", file=sys.stderr, flush=True
     )
     follow(config)
     _log.info("stopped, since node_rank 0 was")
     return 0
-
-
-def _log_to_stderr() -> None:
-    """Our own messages from INFO on, those of libraries from WARNING on."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.WARNING,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-    )
-    logging.getLogger("jaxserve").setLevel(logging.INFO)

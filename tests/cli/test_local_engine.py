@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -53,6 +55,33 @@ def test_generate_renders_conversations_and_under_chat_texts_too(
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [line.get("prompt") or line["messages"] for line in lines] == ["One", messages]
     assert [line["outputs"][0]["text"] for line in lines] == ["Hello!", "Hello!"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+def test_a_full_disk_is_one_line(client: ScriptedClient, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "m", "--prompt", "Hi", "--output", "/dev/full"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "jaxserve: error: --output /dev/full: No space left on device"
+    )
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_a_host_that_others_have_joined_does_not_wait_for_them_behind_an_error(
+    is_joined: bool, client: ScriptedClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[str] = []
+
+    def end(error: BaseException) -> NoReturn:
+        ends.append(str(error))
+        raise SystemExit
+
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: is_joined)
+    monkeypatch.setattr("jaxserve.engine.hosts.session.end_process", end)
+    hosts = ["--nnodes", "2", "-tp", "2", "--master-addr", "here"]
+    with pytest.raises(SystemExit) if is_joined else nullcontext():
+        assert main(["generate", "m", "--prompt", "Hi" * 200, *hosts]) == 1
+    assert len(ends) == is_joined
+    assert all("maximum context length" in error for error in ends)
 
 
 def test_generate_under_chat(client: ScriptedClient) -> None:

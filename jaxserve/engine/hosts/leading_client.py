@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from jaxserve.config import EngineConfig, ImageProcessorConfig, ModelConfig
 from jaxserve.engine.building import build_runner, settle_engine
 from jaxserve.engine.client import InProcessClient, make_core
@@ -11,6 +13,7 @@ from jaxserve.engine.hosts.session import (
     SECOND_HAND_SECONDS,
     agree_with_followers,
     meet_followers,
+    reason,
     told_to,
 )
 from jaxserve.engine.protocol import EngineInfo, OnDead, OnOutputs
@@ -44,9 +47,14 @@ class LeadingClient(InProcessClient):
         super().fail(self._followers.loss(SECOND_HAND_SECONDS) or error)
 
     def shutdown(self) -> None:
-        """Stop after the step that runs, and let the followers go."""
+        """Stop after the step that runs, and let the followers go.
+
+        They are told of the error that this is the end of: the engine's, or one that passes through the caller.
+        """
+        error = self._error or sys.exception()
         super().shutdown()
-        self._followers.end()
+        is_failure = isinstance(error, Exception | KeyboardInterrupt)
+        self._followers.end(reason(error) if is_failure else "")
 
 
 def build_leading_client(

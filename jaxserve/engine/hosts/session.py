@@ -53,7 +53,7 @@ def told_to(followers: Followers) -> Iterator[None]:
     except BaseException as error:
         if _may_be_second_hand(error) and (loss := followers.loss(SECOND_HAND_SECONDS)) is not None:
             error = loss
-        followers.end(_reason(error))
+        followers.end(reason(error))
         raise error
 
 
@@ -91,9 +91,16 @@ def follow(
     except BaseException as error:
         if _may_be_second_hand(error):
             time.sleep(SECOND_HAND_SECONDS)  # the first host shall hear of the lost one first
-        follower.leave(_reason(error))
+        follower.leave(reason(error))
         raise
     follower.leave()
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line, as other hosts are told of it."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return str(error) if isinstance(error, JaxserveError) else f"{type(error).__name__}: {error}"
 
 
 def end_process(error: BaseException) -> NoReturn:
@@ -102,7 +109,7 @@ def end_process(error: BaseException) -> NoReturn:
     For hosts that cannot do anything alone: their threads may be in a program that waits for the lost one.
     """
     unexpected = None if isinstance(error, JaxserveError | KeyboardInterrupt) else error
-    logger.critical("%s; this process ends", _reason(error), exc_info=unexpected)
+    logger.critical("%s; this process ends", reason(error), exc_info=unexpected)
     logging.shutdown()
     os._exit(1)
 
@@ -128,12 +135,6 @@ def _short(text: str) -> str:
 def _may_be_second_hand(error: BaseException) -> bool:
     """Whether a program may have broken for want of another host."""
     return not isinstance(error, JaxserveError | KeyboardInterrupt)
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
-    return str(error) if isinstance(error, JaxserveError) else f"{type(error).__name__}: {error}"
 
 
 def _outlive_the_first_host() -> None:

@@ -18,6 +18,7 @@ from jaxserve.config import EngineConfig
 from jaxserve.engine import client as client_module
 from jaxserve.engine import devices as devices_module
 from jaxserve.engine.client import InProcessClient
+from jaxserve.engine.core import EngineCore
 from jaxserve.engine.devices import engine_devices
 from jaxserve.engine.hosts.joining import listen_for_followers
 from jaxserve.engine.hosts.leader import Followers, LeadingRunner
@@ -26,7 +27,7 @@ from jaxserve.engine.hosts.messages import Start, decode, encode
 from jaxserve.engine.plan import Admission, Encode, StepPlan
 from jaxserve.engine.protocol import ImageInput
 from jaxserve.engine.runner import Runner
-from jaxserve.errors import ConfigError, EngineDeadError
+from jaxserve.errors import ConfigError, EngineDeadError, RequestError
 from tests.engine.hosts.test_hosts import FollowingHost, meet
 from tests.engine.tiny_engine import Collector, request
 from tests.scripted import scripted_info
@@ -105,6 +106,36 @@ def test_followers_are_sent_each_image_once() -> None:
     leading.dispatch(plan)
     assert 100_000 < len(told[-1]) < 110_000
     runner.dispatch.assert_called_once_with(plan)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RequestError("prompts[3]: too long", param="prompts"), "prompts[3]: too long"),
+        (OSError("no space"), "OSError: no space"),
+        (KeyboardInterrupt(), "interrupted"),
+        (SystemExit(0), ""),
+        (None, ""),
+    ],
+)
+def test_followers_are_told_of_the_error_that_their_leader_ends_with(
+    error: BaseException | None, told: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        followers = Followers(listener, 1)
+        host = FollowingHost(listener.getsockname()[1], 1)
+        meet(followers)
+        core: Any = MagicMock(spec=EngineCore)
+        client = LeadingClient(core, scripted_info(), followers, forbid_recompile=False, grammars=None)
+        try:
+            if error is not None:
+                raise error
+        except BaseException:  # noqa: BLE001  # as in `with`
+            client.shutdown()
+        else:
+            client.shutdown()
+        end = host.end.get(timeout=10)
+        assert ("" if end is None else str(end)) == (f"node_rank 0 ended: {told}" if told else "")
 
 
 class HangingCore:

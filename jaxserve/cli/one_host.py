@@ -1,0 +1,25 @@
+"""A command on one of the hosts that share a model: what it says, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxserve.cli.logs import log_to_stderr
+
+
+def run_on_host(run: Callable[[], int]) -> int:
+    """What `run` returns.  Once JAX has joined this host to others, an error ends the process here, with status 1.
+
+    JAX's own end would wait for all hosts, and then abort.
+    """
+    import jax
+
+    from jaxserve.engine.hosts.session import end_process
+
+    log_to_stderr()  # for whom it waits, above all
+    try:
+        return run()
+    except BaseException as error:
+        if not jax.distributed.is_initialized():
+            raise
+        end_process(error)
