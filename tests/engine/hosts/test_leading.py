@@ -47,7 +47,7 @@ def two_hosts(**options: Any) -> EngineConfig:
         ({"master_port": 65535}, "master_port=65535"),
         ({"tensor_parallel_size": 5}, "tensor_parallel_size=5: must be a multiple of nnodes=2"),
         ({"data_parallel_size": 2}, "data_parallel_size=2: an engine over several hosts"),
-        ({"nnodes": 0}, "nnodes=0: must be at least 1"),
+        ({"nnodes": 0}, "nnodes=0: must be a whole number, at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any], says: str) -> None:
