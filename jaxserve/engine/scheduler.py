@@ -321,13 +321,12 @@ class Scheduler:
         """Let entries, all of them decoding, sample up to `burst_steps` tokens each; how many the longest takes.
 
         As far as their lengths and pages allow: nobody is preempted for it, and nobody is planned for whose next token
-        the host must see the last one, or count it.
+        the host must see the last one, or count it; nor do such sequences wait for others' bursts.
         """
         seqs = [self._by_seq_id[entry.seq_id] for entry in entries]
-        if any(
+        if any(seq.needs_host for seq in self._running) or any(
             len(entry.token_ids) > 1
             or not entry.samples
-            or seq.needs_host
             or seq.constraint is not None
             or entry.num_generated < seq.request.params.min_tokens
             for entry, seq in zip(entries, seqs, strict=True)

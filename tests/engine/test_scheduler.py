@@ -357,6 +357,16 @@ def test_no_burst_where_the_host_must_see_the_tokens(params: dict[str, Any]) -> 
     assert plan.num_steps == 1
 
 
+def test_no_burst_goes_on_while_somebody_waits_for_the_host_to_see_a_token() -> None:
+    rig = Rig()
+    rig.scheduler.add(make_request("plain", [1, 2], max_tokens=60))
+    rig.scheduler.add(make_request("seen", [3, 4], max_tokens=8, bad_words=((1, 2),)))
+    while "seen" not in rig.outputs or len(rig.tokens("seen")) < 8:
+        rig.step(burst_steps=8)
+    # Every other step: its token comes back, and is the input of the next.
+    assert len(rig.tokens("plain")) <= 2 * 8
+
+
 def test_no_step_is_spent_on_a_sequence_that_is_certainly_done() -> None:
     rig = Rig()
     rig.scheduler.add(make_request("a", [1, 2], max_tokens=3))
