@@ -256,7 +256,7 @@ class EngineCore:
 
     def reset_prefix_cache(self) -> bool:
         """Forget cached prefixes; False while any page is in use."""
-        return not self._in_flight and self._scheduler.allocator.reset_prefix_cache()
+        return self._scheduler.allocator.reset_prefix_cache()
 
     def stats(self, compiles_after_ready: int) -> EngineStats:
         """A snapshot."""

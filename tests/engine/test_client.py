@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxserve.engine import core, settle
 from jaxserve.engine.client import InProcessClient
 from jaxserve.engine.lattice import BurstShape, Lattice, SampleShape, build_lattice
 from jaxserve.engine.pace import MAX_BURST, Pace
-from jaxserve.engine.protocol import CoreRequest
+from jaxserve.engine.protocol import CoreRequest, TokenOutput
 from jaxserve.engine.runner import Runner
 from jaxserve.errors import EngineDeadError, RecompileError
 from tests.engine.tiny_engine import Collector, DenseModel, build_tiny, request
@@ -282,6 +283,29 @@ def test_an_aborted_request_says_nothing_more_and_leaves_nothing(engine: Engine)
     assert len(collector.outputs["gone"]) == said < 120
     assert client.stats().num_free_pages == client.stats().num_pages
     assert client.stats().num_running == client.stats().num_waiting == 0
+
+
+def test_the_prefix_cache_can_be_forgotten_once_the_last_answer_has_ended(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the device still computes for nobody."""
+    client, collector = engine
+    prompt = list(range(20))
+    (free,) = run(engine, request("free", prompt))
+    done = []
+
+    def on_outputs(
+        batch: Sequence[TokenOutput],
+    ) -> None:  # between two steps, as the order would be carried out
+        if batch[-1].finish_reason is not None:
+            done.append(client._core.reset_prefix_cache())
+        collector.on_outputs(batch)
+
+    monkeypatch.setattr(client, "_on_outputs", on_outputs)
+    run(engine, request("ended", prompt, eos=(free[1],)))
+    assert run(engine, request("again", prompt)) == [free]
+    assert done == [True, True]
+    assert collector.outputs["again"][0].num_cached_tokens == 0
 
 
 def test_an_impossible_request_fails_alone(engine: Engine) -> None:
