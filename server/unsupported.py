@@ -8,7 +8,6 @@ from typing import Any
 from jaxserve.server.errors import ApiError
 
 _TEXT_ONLY = "answers are text; leave it out"
-_RENAMED = "it is an old name: send structured_outputs"
 _TRANSFER = "prefill and decode run in one engine; leave it out"
 _BEAM = "this server version does not search beams; leave it out (or send false) and use n instead"
 
@@ -44,12 +43,6 @@ _SHARED: dict[str, Callable[[Any], str | None]] = {
     "length_penalty": _unless(1.0, _BEAM),
     "early_stopping": _unless(False, _BEAM),
     "best_of": _unless(1, "answers are not ranked; leave it out and use n"),
-    "guided_json": _always(f'{_RENAMED} {{"json": …}}, or response_format'),
-    "guided_regex": _always(f'{_RENAMED} {{"regex": …}}'),
-    "guided_choice": _always(f'{_RENAMED} {{"choice": […]}}'),
-    "guided_grammar": _always(f'{_RENAMED} {{"grammar": …}}'),
-    "guided_whitespace_pattern": _always(f'{_RENAMED} {{"json": …, "whitespace_pattern": …}}'),
-    "structural_tag": _always(f'{_RENAMED} {{"structural_tag": …}}'),
     "logits_processors": _unless([], "use logit_bias, allowed_token_ids or bad_words"),
     "thinking_token_budget": _unless(
         -1, "max_tokens bounds the whole answer, reasoning included; leave it out"

@@ -218,7 +218,6 @@ CHAT = [
     ({"mm_processor_kwargs": {}}, "mm_processor_kwargs", "mm_processor_kwargs is not supported"),
     ({"media_io_kwargs": {}}, "media_io_kwargs", "media_io_kwargs is not supported"),
     ({"kv_transfer_params": {}}, "kv_transfer_params", "kv_transfer_params is not supported"),
-    ({"guided_json": {}}, "guided_json", 'an old name: send structured_outputs {"json": …}'),
     ({"thinking_token_budget": 5}, "thinking_token_budget", "max_tokens bounds the whole answer"),
     ({"truncation_side": "right"}, "truncation_side", "it is the beginning of a prompt"),
 ]
@@ -251,7 +250,6 @@ COMPLETION = [
     ({"prompt_embeds": "AAAA"}, "prompt_embeds", "prompt_embeds is not supported"),
     ({"use_beam_search": True}, "use_beam_search", "use_beam_search is not supported"),
     ({"best_of": 3}, "best_of", "leave it out and use n"),
-    ({"guided_choice": ["a"]}, "guided_choice", 'an old name: send structured_outputs {"choice": […]}'),
     ({"response_format": {"type": "json_schema"}}, "response_format", "needs response_format.json_schema"),
     ({"structured_outputs": {"regex": "a", "json": {}}}, "structured_outputs", "exactly one of json, regex"),
 ]
