@@ -151,11 +151,14 @@ def _attend_blocks(
         if scoring.window is not None:
             visible &= keys > positions[:, :, None] - scoring.window
         visible = visible[:, None, None]
+        # What nobody sees may be anything, and 0 times infinity is not 0.
+        is_key = (keys < num_keys) & (keys <= positions[:, -1:])  # [B, S]
+        cached = jnp.where(is_key[:, :, None, None], kv[:, :, :, 1], 0.0)
         scores = jnp.where(visible, scores, _MASKED)
         new_largest = jnp.maximum(largest, scores.max(axis=-1))
         rescale = jnp.exp(largest - new_largest)
         weights = jnp.where(visible, jnp.exp(scores - new_largest[..., None]), 0.0)
-        values = jnp.einsum("bkgcs,bskh->bkgch", weights, kv[:, :, :, 1], precision=lax.Precision.HIGHEST)
+        values = jnp.einsum("bkgcs,bskh->bkgch", weights, cached, precision=lax.Precision.HIGHEST)
         return acc * rescale[..., None] + values, new_largest, total * rescale + weights.sum(axis=-1)
 
     lead = (num_rows, num_kv_heads, group, chunk)

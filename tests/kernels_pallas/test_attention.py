@@ -111,6 +111,20 @@ def test_a_row_does_not_see_its_neighbours() -> None:
     assert not np.allclose(together[1], apart[1])
 
 
+@pytest.mark.parametrize("sequences", [[(33, 1), (90, 1), (5, 1)], [(33, 1), (0, 6), (70, 9)]])
+def test_what_lies_behind_the_last_key_is_not_read(sequences: list[tuple[int, int]]) -> None:
+    """A sequence whose numbers have gone wrong leaves them in its pages, which others get."""
+    step = make_step(sequences, decode=all(new == 1 for _, new in sequences), padding=3)
+    poisoned = np.full_like(step.kv_pages, np.nan)
+    for row, (old, _) in enumerate(sequences):
+        keys = np.arange(old)
+        where = np.asarray(step.meta.page_table)[row, keys // 8], keys % 8
+        poisoned[where] = step.kv_pages[where]
+    out, _ = run(replace(step, kv_pages=poisoned), Scoring(0.25))
+    want, _ = run(step, Scoring(0.25))
+    np.testing.assert_array_equal(out[: step.num_live], want[: step.num_live])
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("decode", [True, False])
 def test_lowers_for_accelerators(platform: str, decode: bool) -> None:
