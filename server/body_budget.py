@@ -7,7 +7,7 @@ from typing import Any
 
 from quart import Request
 
-from jaxserve.server.errors import unavailable
+from jaxserve.server.errors import ApiError, unavailable
 from jaxserve.server.freed_memory import FreedMemory
 from jaxserve.server.root_path import AsgiApp
 
@@ -42,12 +42,17 @@ class BodyBudget:
 
         return with_share
 
-    def _take(self, num_bytes: int, *, is_small: bool) -> None:
-        if not is_small and self._held + num_bytes > self._limit:
+    def _check(self, num_bytes: int) -> None:
+        """Raise ApiError 503 where there is no room for so many bytes more."""
+        if self._held + num_bytes > self._limit:
             raise unavailable(
                 f"The bodies of unanswered requests have {self._held} bytes together, and max_total_body_bytes is "
                 f"{self._limit}; try again later."
             )
+
+    def _take(self, num_bytes: int, *, is_small: bool) -> None:
+        if not is_small:
+            self._check(num_bytes)
         self._held += num_bytes
 
     def _give_back(self, num_bytes: int) -> None:
@@ -55,7 +60,10 @@ class BodyBudget:
 
 
 class BodyShare:
-    """What one request has of the budget.
+    """What one request has of the budget: room for what has come of its body, from the half on for the whole.
+
+    A body that was only announced has none, or it would cost nothing to hold up all others.  Of many that are too large
+    together, each that finds no room leaves its own to the others: some come to their ends.
 
     Attributes:
         num_bytes: of its body, as far as it has come.
@@ -64,22 +72,29 @@ class BodyShare:
     def __init__(self, budget: BodyBudget) -> None:
         self._budget = budget
         self._held = 0
+        self._num_announced = 0
         self.num_bytes = 0
 
-    def expect(self, num_bytes: int) -> None:
-        """Make room for a body of so many bytes: of many that come together, some must have it until their ends.
-
-        Raises ApiError 503 where all are too large together, and this one is not small.
-        """
-        more = num_bytes - self._held
-        if more > 0:
-            self._budget._take(more, is_small=num_bytes <= SMALL_BODY)
-            self._held += more
+    def announce(self, num_bytes: int) -> None:
+        """A body of so many bytes is to come.  Raises ApiError 503 where there is no room for it even now."""
+        if num_bytes > SMALL_BODY:
+            self._budget._check(num_bytes)
+        self._num_announced = num_bytes
 
     def add(self, num_bytes: int) -> None:
-        """More of the body has come.  Raises ApiError 503 as `expect` does, where it was not expected."""
+        """More of the body has come.  Raises ApiError 503 where there is no room for it, and it is not small."""
         self.num_bytes += num_bytes
-        self.expect(self.num_bytes)
+        wanted = self.num_bytes
+        if 2 * wanted >= self._num_announced:
+            wanted = max(wanted, self._num_announced)
+        if wanted <= self._held:
+            return
+        try:
+            self._budget._take(wanted - self._held, is_small=wanted <= SMALL_BODY)
+        except ApiError:
+            self.release()
+            raise
+        self._held = wanted
 
     def release(self) -> None:
         """Nothing is left of the body."""

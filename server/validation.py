@@ -57,7 +57,7 @@ async def read_body(request: Request, receive_timeout: float, share: BodyShare) 
     limit, expected = current_app.config["MAX_CONTENT_LENGTH"], request.content_length or 0
     if expected > limit:
         raise RequestEntityTooLarge
-    share.expect(expected)
+    share.announce(expected)
     try:
         async with asyncio.timeout(receive_timeout):
             async for part in request.body:

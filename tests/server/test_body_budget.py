@@ -6,8 +6,11 @@ import asyncio
 import json
 import platform
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -18,6 +21,7 @@ from tests.server.serving import Answer, Serving, listening, say, serving
 from tests.vision import part, user
 
 LARGE: dict[str, Any] = {"prompt": "x" * 100_000, "truncate_prompt_tokens": 5, "max_tokens": 3}
+LARGE_BODY = json.dumps(LARGE).encode()
 ONE = 150_000  # bytes: room for one of those
 
 
@@ -52,30 +56,45 @@ async def test_a_body_counts_until_the_end_of_the_answer(stream: bool):
         assert (await served.complete(**LARGE)).status == 200
 
 
-async def test_of_many_that_come_together_some_are_answered():
-    """Each has room for its whole body or is refused at its beginning: not all of them in the middle."""
-    body = json.dumps(LARGE).encode()
-    head = (
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    )
+@asynccontextmanager
+async def nine_clients(
+    url: str, num_bytes: int
+) -> AsyncIterator[list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]:
+    """Clients that have sent the head of a request with a large body, and the first bytes of that."""
+    host, port = url.removeprefix("http://").split(":")
+    clients = [await asyncio.open_connection(host, int(port)) for _ in range(9)]
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(LARGE_BODY)
+    for _, writer in clients:
+        writer.write(head + LARGE_BODY[:num_bytes])
+    async with httpx.AsyncClient(base_url=url) as client:
+        for _ in range(10):  # by then the server has read what it was sent
+            await client.get("/health")
+    yield clients
+    for _, writer in clients:
+        writer.close()
+
+
+async def test_who_announces_a_large_body_holds_nobody_up():
     with serving(max_total_body_bytes=3 * ONE, max_body_bytes=ONE) as served:
-        async with listening(served) as url:
-            clients = [
-                await asyncio.open_connection(*url.removeprefix("http://").split(":")) for _ in range(9)
-            ]
+        async with listening(served) as url, nine_clients(url, 10):
+            assert (await served.complete(**LARGE)).status == 200
+
+
+@pytest.mark.parametrize("num_bytes", [10, 49_000, 51_000])
+async def test_of_many_that_come_together_some_are_answered(num_bytes: int):
+    """Some have room to their ends: not all of them are refused in the middle."""
+    with serving(max_total_body_bytes=3 * ONE, max_body_bytes=ONE, engine={"stalled": True}) as served:
+        async with listening(served) as url, nine_clients(url, num_bytes) as clients:
             for _, writer in clients:
-                writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body[:10])
-            answers = [asyncio.ensure_future(reader.readuntil(b"\r\n")) for reader, _ in clients]
-            refused = set[asyncio.Future[bytes]]()
-            while len(refused) < 5:
-                done, _ = await asyncio.wait({*answers} - refused, timeout=60, return_when="FIRST_COMPLETED")
+                writer.write(LARGE_BODY[num_bytes:])
+            answers = {asyncio.ensure_future(reader.readuntil(b"\r\n")) for reader, _ in clients}
+            waiting = answers
+            while len(waiting) > 4:
+                done, waiting = await asyncio.wait(waiting, timeout=60, return_when="FIRST_COMPLETED")
                 assert done
-                refused |= done
-            for _, writer in clients:
-                writer.write(body[10:])
+            served.engine.resume()
             assert sorted([(await answer)[9:12] for answer in answers]) == [b"200"] * 4 + [b"503"] * 5
-            for _, writer in clients:
-                writer.close()
 
 
 async def test_images_count_until_they_are_loaded():
