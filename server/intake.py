@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel
 from quart import Request, g
@@ -17,7 +17,7 @@ from jaxserve.server.body_budget import BodyShare, share_of
 from jaxserve.server.errors import ApiError
 from jaxserve.server.protocol import GenerationRequest
 from jaxserve.server.state import ServerState
-from jaxserve.server.unsupported import refuse_unsupported
+from jaxserve.server.unsupported import Rule, refuse_unsupported
 from jaxserve.server.validation import (
     ignored_fields,
     ignored_header,
@@ -59,7 +59,7 @@ async def take(
     state: ServerState,
     request: Request,
     kind: type[Fields],
-    unsupported: Mapping[str, Callable[[Any], str | None]],
+    unsupported: Mapping[str, Rule],
 ) -> Intake[Fields]:
     """Read a request.  Raises ApiError (400, 404, 413, 503) naming what is wrong with it."""
 

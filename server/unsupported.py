@@ -12,37 +12,43 @@ _TRANSFER = "prefill and decode run in one engine; leave it out"
 _BEAM = "this server version does not search beams; leave it out (or send false) and use n instead"
 
 
-def refuse_unsupported(body: Mapping[str, Any], fields: Mapping[str, Callable[[Any], str | None]]) -> None:
-    """Raise ApiError 400 naming the first of `fields` whose value asks for something that is not served.
+# Given a field's value (never None) and the whole body, what is wrong with it; None where it asks for nothing.
+Rule = Callable[[Any, Mapping[str, Any]], str | None]
 
-    A rule is given the value (never None) and says what is wrong with it, or None where it asks for nothing.
-    """
+
+def refuse_unsupported(body: Mapping[str, Any], fields: Mapping[str, Rule]) -> None:
+    """Raise ApiError 400 naming the first of `fields` whose value asks for something that is not served."""
     for name, rule in fields.items():
         value = body.get(name)
         if value is None:
             continue
-        reason = rule(value)
+        reason = rule(value, body)
         if reason is not None:
             raise ApiError(400, f"{name} is not supported: {reason}.", param=name)
 
 
-def _always(reason: str) -> Callable[[Any], str | None]:
-    return lambda value: reason
+def _always(reason: str) -> Rule:
+    return lambda value, body: reason
 
 
-def _unless(harmless: Any, reason: str) -> Callable[[Any], str | None]:
-    return lambda value: None if value == harmless else reason
+def _unless(harmless: Any, reason: str) -> Rule:
+    return lambda value, body: None if value == harmless else reason
 
 
-def _modalities(value: Any) -> str | None:
+def _best_of(value: Any, body: Mapping[str, Any]) -> str | None:
+    is_all = value == (body.get("n") or 1)
+    return None if is_all else "answers are not ranked; leave it out, and n of them are returned"
+
+
+def _modalities(value: Any, body: Mapping[str, Any]) -> str | None:
     return None if value == ["text"] else f'got {value!r:.100}, and {_TEXT_ONLY}, or send ["text"]'
 
 
-_SHARED: dict[str, Callable[[Any], str | None]] = {
+_SHARED: dict[str, Rule] = {
     "use_beam_search": _unless(False, _BEAM),
     "length_penalty": _unless(1.0, _BEAM),
     "early_stopping": _unless(False, _BEAM),
-    "best_of": _unless(1, "answers are not ranked; leave it out and use n"),
+    "best_of": _best_of,
     "logits_processors": _unless([], "use logit_bias, allowed_token_ids or bad_words"),
     "thinking_token_budget": _unless(
         -1, "max_tokens bounds the whole answer, reasoning included; leave it out"
@@ -59,7 +65,7 @@ _SHARED: dict[str, Callable[[Any], str | None]] = {
     "ec_transfer_params": _always(_TRANSFER),
 }
 
-CHAT_FIELDS: dict[str, Callable[[Any], str | None]] = {
+CHAT_FIELDS: dict[str, Rule] = {
     **_SHARED,
     "media_io_kwargs": _always("images are decoded in one way, transparent parts on white; leave it out"),
     "modalities": _modalities,
@@ -69,7 +75,7 @@ CHAT_FIELDS: dict[str, Callable[[Any], str | None]] = {
     "function_call": _unless("none", "it is the old form of `tool_choice`: send that instead"),
 }
 
-COMPLETION_FIELDS: dict[str, Callable[[Any], str | None]] = {
+COMPLETION_FIELDS: dict[str, Rule] = {
     **_SHARED,
     "suffix": _unless("", "no served model fills in the middle; leave it out"),
     "prompt_embeds": _always("send the prompt as text or token ids"),

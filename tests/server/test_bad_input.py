@@ -249,7 +249,7 @@ COMPLETION = [
     ({"suffix": "end"}, "suffix", "suffix is not supported"),
     ({"prompt_embeds": "AAAA"}, "prompt_embeds", "prompt_embeds is not supported"),
     ({"use_beam_search": True}, "use_beam_search", "use_beam_search is not supported"),
-    ({"best_of": 3}, "best_of", "leave it out and use n"),
+    ({"best_of": 3, "n": 2}, "best_of", "answers are not ranked"),
     ({"response_format": {"type": "json_schema"}}, "response_format", "needs response_format.json_schema"),
     ({"structured_outputs": {"regex": "a", "json": {}}}, "structured_outputs", "exactly one of json, regex"),
 ]

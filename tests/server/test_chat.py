@@ -337,7 +337,7 @@ async def test_unknown_fields_are_named():
         known = await served.chat(
             user="me", metadata={"a": "b"}, response_format={"type": "text"}, use_beam_search=False,
             parallel_tool_calls=True, include_reasoning=True, tool_choice="none", thinking_token_budget=-1,
-            truncation_side="left", stream_interval=1, vllm_xargs={}, best_of=1,
+            truncation_side="left", stream_interval=1, vllm_xargs={}, n=2, best_of=2,
         )  # fmt: skip
         assert known.status == 200
         assert "x-ignored-params" not in known.headers
