@@ -302,8 +302,9 @@ def test_lowers_for_accelerators_without_control_flow(platform, variant):
         ids, state = compiled(variant, False)(logits, rows, state)
         return gather_logprobs(logits, ids, 5), state
 
+    args = jnp.zeros((8, 1000)), rows, init_state(8, 1000)
     with use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=DEVICES[platform])):
-        traced = jax.jit(step).trace(jnp.zeros((8, 1000)), rows, init_state(8, 1000))
+        traced = jax.jit(step).trace(*args)
         text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert "stablehlo.case" not in text
     assert "stablehlo.while" not in text
@@ -313,8 +314,9 @@ def test_lowers_for_accelerators_without_control_flow(platform, variant):
 def test_top_k_on_a_gpu_orders_groups_and_not_the_vocabulary(variant):
     size = 20011
     rows = make_rows([SamplingParams(seed=s) for s in range(8)])
+    args = jnp.zeros((8, size)), rows, init_state(8, size)
     with use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=DEVICES["cuda"])):
-        traced = compiled(variant, False).trace(jnp.zeros((8, size)), rows, init_state(8, size))
+        traced = compiled(variant, False).trace(*args)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     ordered = re.findall(r"(?:chlo\.top_k|stablehlo\.sort|TopK).*?tensor<([0-9x]+)xf32>", text)
     assert ordered == ["8x313"]  # ceil(size / 64) maxima

@@ -128,9 +128,10 @@ def test_the_sampler_of_a_gpu_has_the_kernel_in_it(variant: Variant) -> None:
         return sample(logits, rows, state, variant=variant, on_cpu=False, on_gpu=True)
 
     rows = make_rows([SamplingParams(seed=s) for s in range(BATCH)])
+    args = jnp.zeros((BATCH, LARGE)), rows, init_state(BATCH, LARGE)
     device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):
-        traced = jax.jit(step).trace(jnp.zeros((BATCH, LARGE)), rows, init_state(BATCH, LARGE))
+        traced = jax.jit(step).trace(*args)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count('name = "draw_rows"') == 1
     assert "stablehlo.case" not in text
