@@ -418,6 +418,7 @@ class Scheduler:
 
         None if there are too few pages, 0 if its image has to wait for the tower.
         """
+        seq.begin()
         num_tokens = len(seq.token_ids)
         cached: list[int] = []
         if not seq.wants_prompt_logprobs:  # those need every position to run

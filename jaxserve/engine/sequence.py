@@ -53,7 +53,7 @@ class Sequence:
     ) -> None:
         self.seq_id = seq_id
         self.request = request
-        self.token_ids = list(request.prompt_token_ids)
+        self.token_ids = request.prompt_token_ids  # of all its answers, until `begin`
         self.num_prompt_tokens = len(self.token_ids)
         self.pages: list[int] = []
         self.num_registered_pages = 0  # leading pages that came from the prefix cache or were offered to it
@@ -83,7 +83,6 @@ class Sequence:
             or request.bad_word_ids
         )
         self.num_told = 0  # generated tokens that the front end has been told of
-        self.token_ids += self.take_forced(0, least=1)
         # Of the prompt's tokens from the second on, as far as steps that scored them have come back.
         self.prompt_logprobs: list[TokenLogprobs] | None = (
             None if request.params.prompt_logprobs is None else []
@@ -110,6 +109,11 @@ class Sequence:
     def order(self) -> tuple[int, float, int]:
         """Who goes first: low priority value, then early arrival."""
         return (self.request.priority, self.request.arrival_time, self.seq_id)
+
+    def begin(self) -> None:
+        """Have tokens of its own from now on: thousands of answers to one long prompt may wait."""
+        if self.token_ids is self.request.prompt_token_ids:
+            self.token_ids = [*self.token_ids, *self.take_forced(0, least=1)]
 
     def take_forced(self, num_new: int, least: int) -> list[int]:
         """Tokens that the grammar forces after `num_new` more, for the sequence to go on with unsampled.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import tracemalloc
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ class Rig:
     depth: int = 2
     prefix_caching: bool = True
     chunk_rows: int = 0
+    max_model_len: int = MAX_LEN
     outputs: dict[str, list[TokenOutput]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,7 +71,7 @@ class Rig:
             max_num_seqs=self.max_num_seqs,
             token_budget=self.budget,
             scoring_budget=self.scoring_budget,
-            max_model_len=MAX_LEN,
+            max_model_len=self.max_model_len,
             chunk_rows=self.chunk_rows,
         )
         self.device = SimulatedDevice(PAGE_SIZE)
@@ -406,6 +408,20 @@ def test_aborted_requests_do_not_pile_up_in_the_queue() -> None:
     assert rig.scheduler.num_waiting == 0
     assert len(rig.scheduler._waiting) < 200
     rig.run()
+
+
+def test_answers_that_wait_share_their_prompt() -> None:
+    rig = Rig(max_model_len=10_000)
+    prompt = [7] * 8_000
+    tracemalloc.start()
+    try:
+        for index in range(100):
+            rig.scheduler.add(make_request(f"r{index}", prompt))
+        rig.step()
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 10 * 8 * len(prompt), "ten copies, not a hundred"
 
 
 @pytest.mark.parametrize("seed", range(20))
