@@ -82,6 +82,8 @@ async def take(
                 fields, ignored = await asyncio.to_thread(read, parts)
     finally:
         parts.clear()  # a call that waits for a thread stays in the line when its client has left
+    if ignored:
+        g.labels["ignored"] = ", ".join(ignored)
     model = state.check_model(getattr(fields, "model", None))
     return Intake(fields, model, tuple(ignored), share)
 
@@ -105,7 +107,7 @@ def name_request(fields: GenerationRequest) -> str:
     """
     if fields.request_id is not None and not g.is_request_id_given:
         g.request_id = _checked("request_id", fields.request_id)
-    g.labels = {name: value for name in ("user", "metadata") if (value := getattr(fields, name)) is not None}
+    g.labels |= {name: value for name in ("user", "metadata") if (value := getattr(fields, name)) is not None}
     return g.request_id
 
 

@@ -234,6 +234,8 @@ async def test_log_line(caplog: pytest.LogCaptureFixture):
         await served.chat(request_id="logged-one", user="me\n", metadata={"a": "b"})
         assert "POST '/v1/chat/completions' 200" in caplog.text
         assert "logged-one user='me\\n' metadata={'a': 'b'}" in caplog.text
+        await served.complete(guided_json={}, top_a=1, user="you")
+        assert "ignored='guided_json, top_a' user='you'" in caplog.text
     caplog.clear()
     with serving(log_requests=False) as served:
         await served.chat()
