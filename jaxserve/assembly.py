@@ -85,6 +85,6 @@ def _open(config: EngineConfig) -> tuple[AnyCheckpoint | None, ModelConfig, Gene
     from jaxserve.loading.resolve import open_checkpoint, open_config
 
     if config.load_format == "dummy":
-        return None, *open_config(config.model)
-    checkpoint = open_checkpoint(config.model, config.load_format)
+        return None, *open_config(config.model, config.revision)
+    checkpoint = open_checkpoint(config.model, config.load_format, config.revision)
     return checkpoint, checkpoint.config, checkpoint.defaults, checkpoint.path

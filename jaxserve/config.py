@@ -243,6 +243,7 @@ class EngineConfig:
 
     model: str  # directory, .gguf file, or hub name
     tokenizer: str | None = None  # where to read the tokenizer from if not from the model
+    revision: str | None = None  # of a model on the hub: a branch, a tag or a commit
     load_format: LoadFormat = "auto"
     # float32 on CPU, bfloat16 on accelerators.  OTHER_DTYPES and torch's own are taken, and become one of these.
     dtype: Dtype | None = None

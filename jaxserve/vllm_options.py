@@ -86,7 +86,7 @@ ENGINE_OPTIONS: tuple[VllmOption, ...] = (
     refused_switch("--enable-lora --enable-lora-bias --fully-sharded-loras", _LORA),
     refused("--lora-modules --default-mm-loras", _LORA),
     refused("--max-loras --max-lora-rank --max-cpu-loras --lora-dtype --lora-extra-vocab-size", _LORA),
-    refused("--revision --code-revision", "give a directory that holds the revision you want", "main"),
+    refused("--code-revision", "code from checkpoints is never run; leave it out"),
     refused("--tokenizer-revision", "give --tokenizer a directory that holds it", "main"),
     refused("--hf-token", "set the environment variable HF_TOKEN"),
     refused("--download-dir", "set the environment variable HF_HUB_CACHE to the directory"),

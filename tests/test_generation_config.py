@@ -100,7 +100,7 @@ def test_a_models_impossible_defaults_stop_the_start_and_say_how_to_go_on():
 
 
 def test_an_engine_is_assembled_with_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(resolve, "open_config", lambda model: (TINY, MODEL, tmp_path))
+    monkeypatch.setattr(resolve, "open_config", lambda model, revision: (TINY, MODEL, tmp_path))
     monkeypatch.setattr(tokenizer, "load_tokenizer", lambda path: byte_tokenizer())
     monkeypatch.setattr(replicas, "build_replicas", lambda *arguments: ScriptedClient())
     override = {"temperature": 0.25, "max_new_tokens": 3}

@@ -206,7 +206,7 @@ def run_throughput(args: argparse.Namespace) -> int:
         from jaxserve.loading.resolve import open_checkpoint
 
         throughput.check_transformers(args.vs_python)
-        checkpoint = open_checkpoint(config.model, config.load_format)
+        checkpoint = open_checkpoint(config.model, config.load_format, config.revision)
         if isinstance(checkpoint, OrbaxCheckpoint):
             raise ConfigError(
                 f"--vs transformers: {config.model} was converted, which transformers cannot read; give the original"

@@ -38,6 +38,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
     add = group.add_argument
     add("--tokenizer", metavar="PATH", help="read the tokenizer from here rather than from the model")
+    add("--revision", metavar="REV", help="branch, tag or commit of a model on the hub")
     add(
         "--load-format",
         choices=get_args(LoadFormat),
@@ -229,6 +230,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
     return EngineConfig(
         model=model_from(args),
         tokenizer=args.tokenizer,
+        revision=args.revision,
         load_format=args.load_format,
         dtype=args.dtype,
         kv_cache_dtype=args.kv_cache_dtype,

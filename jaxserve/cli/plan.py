@@ -47,7 +47,7 @@ def make_plan(config: EngineConfig) -> dict[str, Any]:
     from jaxserve.loading.resolve import open_config
 
     config = replace(config, nnodes=1, node_rank=0, master_addr=None)  # devices of all hosts have the same
-    model, _, path = open_config(config.model)
+    model, _, path = open_config(config.model, config.revision)
 
     from jaxserve.engine.building import weights_bytes
     from jaxserve.engine.compile_estimate import compile_seconds

@@ -20,8 +20,10 @@ def is_hub_name(model: str) -> bool:
     return _HUB_NAME.fullmatch(model) is not None
 
 
-def download_from_hub(model: str, *, with_weights: bool) -> Path:
+def download_from_hub(model: str, *, with_weights: bool, revision: str | None = None) -> Path:
     """The model's snapshot directory in the hub's cache; what is not there yet is downloaded (resumable).
+
+    `revision` is a branch, a tag or a commit; None is the branch that the hub shows.
 
     HF_HUB_OFFLINE, HF_HOME, HF_TOKEN and HF_ENDPOINT mean what they mean to huggingface_hub.  Raises
     CheckpointError naming the model if it does not exist, needs a token, or is neither reachable nor cached.
@@ -34,17 +36,24 @@ def download_from_hub(model: str, *, with_weights: bool) -> Path:
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     patterns = _CONFIG_FILES + (_WEIGHT_FILES if with_weights else [])
     # HTTPError of whichever httpx this huggingface_hub uses: proxies and broken connections raise it plain.
     transport_error = cast(type[Exception], HfHubHTTPError.__bases__[0])
     try:
-        return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=_UNWANTED_FILES))
+        return Path(
+            snapshot_download(
+                model, revision=revision, allow_patterns=patterns, ignore_patterns=_UNWANTED_FILES
+            )
+        )
     except GatedRepoError as error:
         raise CheckpointError(
             f"{model}: gated on the hub; accept its terms there and set HF_TOKEN (or run `hf auth login`)"
         ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{model}: has no revision {revision!r} on the hub") from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(
             f"{model}: neither a path here nor a model on the hub (a private one needs HF_TOKEN)"

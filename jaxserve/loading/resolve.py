@@ -25,18 +25,20 @@ if TYPE_CHECKING:
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
-def open_checkpoint(model: str, load_format: LoadFormat = "auto") -> Checkpoint | OrbaxCheckpoint:
+def open_checkpoint(
+    model: str, load_format: LoadFormat = "auto", revision: str | None = None
+) -> Checkpoint | OrbaxCheckpoint:
     """Find the model, download it if need be, and open it with every header and file size checked.
 
     `model` is a directory in Hugging Face layout, one that `jaxserve convert` wrote, a directory with one .gguf file, a
-    .gguf file, OWNER/NAME on the hub, or a short name of jaxserve.loading.fetch.  The format "dummy" has no
-    checkpoint to open: see open_config.  Raises CheckpointError, naming what was looked for.
+    .gguf file, OWNER/NAME on the hub, or a short name of jaxserve.loading.fetch; `revision` is of one on the hub.  The
+    format "dummy" has no checkpoint to open: see open_config.  Raises CheckpointError, naming what was looked for.
     """
     if load_format == "dummy":
         raise ConfigError(
             "load_format='dummy': there is no checkpoint to open; use auto, safetensors, gguf or orbax"
         )
-    path = _find(model, with_weights=True)
+    path = _find(model, revision, with_weights=True)
     if load_format == "orbax" or (load_format == "auto" and _is_orbax_directory(path)):
         return _open_orbax(path)
     if path.is_dir() and _is_safetensors_directory(path, load_format):
@@ -48,12 +50,12 @@ def open_checkpoint(model: str, load_format: LoadFormat = "auto") -> Checkpoint 
     return _open_gguf(path)
 
 
-def open_config(model: str) -> tuple[ModelConfig, GenerationDefaults, Path]:
+def open_config(model: str, revision: str | None = None) -> tuple[ModelConfig, GenerationDefaults, Path]:
     """The model's numbers without its weights: a directory that holds nothing but config.json will do.
 
     The path is the directory or the .gguf file, where a tokenizer may be found too.
     """
-    path = _find(model, with_weights=False)
+    path = _find(model, revision, with_weights=False)
     if is_converted(path):
         converted = OrbaxCheckpoint(path)
         return converted.config, converted.defaults, path
@@ -68,7 +70,7 @@ def locate_tokenizer(name: str) -> Path:
 
     From the hub it brings the tokenizer's files without the weights.
     """
-    path = _find(name, with_weights=False)
+    path = _find(name, None, with_weights=False)
     if (
         path.is_dir()
         and not any((path / file).exists() for file in _TOKENIZER_FILES)
@@ -78,8 +80,13 @@ def locate_tokenizer(name: str) -> Path:
     return path
 
 
-def _find(model: str, *, with_weights: bool) -> Path:
+def _find(model: str, revision: str | None, *, with_weights: bool) -> Path:
     path = Path(model).expanduser()
+    is_on_hub = not path.exists() and model not in FETCHABLE_MODELS and is_hub_name(model)
+    if revision is not None and not is_on_hub:
+        raise ConfigError(
+            f"revision={revision!r}: {model} is not a model on the hub (OWNER/NAME); leave it out"
+        )
     if is_unfinished(path):
         raise CheckpointError(
             f"{path}: holds a conversion that is not finished; run the same `jaxserve convert` again to go on with it"
@@ -91,7 +98,7 @@ def _find(model: str, *, with_weights: bool) -> Path:
     if model.endswith(".gguf"):
         raise CheckpointError(f"{model}: no such file")
     if is_hub_name(model):
-        return download_from_hub(model, with_weights=with_weights)
+        return download_from_hub(model, with_weights=with_weights, revision=revision)
     raise CheckpointError(
         f"{model}: no such path, and neither a hub name (OWNER/NAME) nor one of the short names "
         f"{', '.join(FETCHABLE_MODELS)}"

@@ -73,7 +73,7 @@ def test_all_that_is_wrong_is_told_at_once(capsys: pytest.CaptureFixture[str]) -
         ("--quantization", "None"),
         ("--tokenizer-mode", "auto"),
         ("--no-enable-lora", "--no-enforce-eager", "--enable-chunked-prefill", "--async-scheduling"),
-        ("--scheduling-policy", "priority", "--runner", "generate", "--revision", "main"),
+        ("--scheduling-policy", "priority", "--runner", "generate"),
     ],
 )
 def test_what_asks_for_nothing_passes(argv: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 
 from jaxserve.config import LoadFormat
@@ -134,7 +135,9 @@ def test_a_hub_name_is_downloaded_without_pickles_and_code(
 ) -> None:
     calls = []
 
-    def download(model: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+    def download(
+        model: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]
+    ) -> str:
         files = [
             "config.json",
             "model-00001-of-00002.safetensors",
@@ -146,16 +149,16 @@ def test_a_hub_name_is_downloaded_without_pickles_and_code(
         chosen = huggingface_hub.utils.filter_repo_objects(
             files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
         )
-        calls.append((model, set(chosen)))
+        calls.append((model, revision, set(chosen)))
         return str(hf_directory)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert open_checkpoint("owner/name-1.5B").path == hf_directory
-    assert open_config("owner/name-1.5B")[2] == hf_directory
+    assert open_config("owner/name-1.5B", "v2")[2] == hf_directory
     config_files = {"config.json", "tokenizer.json", "chat_template.jinja", "tokenizer.model"}
     assert calls == [
-        ("owner/name-1.5B", config_files | {"model-00001-of-00002.safetensors"}),
-        ("owner/name-1.5B", config_files),
+        ("owner/name-1.5B", None, config_files | {"model-00001-of-00002.safetensors"}),
+        ("owner/name-1.5B", "v2", config_files),
     ]
 
 
@@ -169,6 +172,7 @@ ANSWER = SimpleNamespace(headers={}, request=None)
             RepositoryNotFoundError("404", response=cast(Any, ANSWER)),
             "neither a path here nor a model on the hub",
         ),
+        (RevisionNotFoundError("404", response=cast(Any, ANSWER)), "has no revision 'v2' on the hub"),
         (
             GatedRepoError("403", response=cast(Any, ANSWER)),
             "gated on the hub; accept its terms there and set HF_TOKEN",
@@ -190,7 +194,7 @@ def test_errors_of_the_hub_name_the_model(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(CheckpointError, match=f"owner/name: .*{message}"):
-        open_checkpoint("owner/name")
+        open_checkpoint("owner/name", revision="v2")
 
 
 def test_without_network_the_cache_of_the_hub_is_used(hf_directory: Path, tmp_path: Path) -> None:
@@ -226,6 +230,12 @@ def test_short_names_are_fetched_unless_a_path_is_called_so(
     monkeypatch.chdir(hf_directory.parent)
     hf_directory.rename("smollm2")
     assert isinstance(open_checkpoint("smollm2"), SafetensorsCheckpoint)
+
+
+def test_a_revision_is_of_a_model_on_the_hub(hf_directory: Path) -> None:
+    for model in (str(hf_directory), "smollm2", "/nowhere"):
+        with pytest.raises(ConfigError, match=r"revision='v2': .* is not a model on the hub"):
+            open_checkpoint(model, revision="v2")
 
 
 def test_config_alone_is_enough_for_open_config(tmp_path: Path) -> None:
