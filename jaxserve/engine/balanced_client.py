@@ -51,6 +51,16 @@ class _Replica:
             self.prefixes.popitem(last=False)
 
 
+@dataclass(slots=True)
+class _Prompt:
+    """What siblings have in common, found out once: there may be thousands."""
+
+    num_tokens: int
+    hashes: list[PageHash]  # names of its leading full pages
+    num_known: list[int]  # of these, how many each replica should have
+    replicas: set[int] = field(default_factory=set)  # that have been given one of the siblings
+
+
 class BalancedClient:
     """EngineClient over replicas of one engine, which share nothing but the process.
 
@@ -96,11 +106,13 @@ class BalancedClient:
         with self._lock:
             if self._error is not None or self._is_stopped:
                 raise self._error or EngineDeadError("the engine is not running: it was shut down")
-            hashes: list[PageHash] = []
+            prompt: _Prompt | None = None
             for number, request in enumerate(requests):
-                if not number or not _is_sibling(request, requests[number - 1]):
+                if prompt is None or not _is_sibling(request, requests[number - 1]):
                     hashes = self._page_names(request)
-                replica = self._choose(request, hashes)
+                    known = [replica.num_known(hashes) for replica in self._replicas]
+                    prompt = _Prompt(len(request.prompt_token_ids), hashes, known)
+                replica = self._choose(request.request_id, prompt)
                 batches.setdefault(replica.index, []).append(request)
             # Whoever aborts one of them from now on does so behind this.
             for index, batch in batches.items():
@@ -153,27 +165,30 @@ class BalancedClient:
             names.append(parent)
         return names
 
-    def _choose(self, request: CoreRequest, hashes: Sequence[PageHash]) -> _Replica:
+    def _choose(self, request_id: str, prompt: _Prompt) -> _Replica:
         """The replica for a request, which it has from now on."""
         first = next(self._turns)  # of those equally good each has its turn
 
+        def num_missing(replica: _Replica) -> int:
+            """Prompt tokens that it would have to compute."""
+            return prompt.num_tokens - self._page_size * prompt.num_known[replica.index]
+
         def rank(replica: _Replica) -> tuple[float, int]:
             # What is missing counts twice: the request waits for it, and it is work that another may have done.
-            tokens = replica.num_uncomputed + 2 * self._num_missing(request, replica, hashes)
+            tokens = replica.num_uncomputed + 2 * num_missing(replica)
             cost = replica.num_unfinished + tokens / _TOKENS_PER_SEQUENCE
             return cost, (replica.index - first) % len(self._replicas)
 
         replica = min(self._replicas, key=rank)
-        flight = _Flight(replica, self._num_missing(request, replica, hashes))
-        self._flights[request.request_id] = flight
+        flight = _Flight(replica, num_missing(replica))
+        self._flights[request_id] = flight
         replica.num_unfinished += 1
         replica.num_uncomputed += flight.num_uncomputed
-        replica.remember(hashes)
+        if replica.index not in prompt.replicas:
+            prompt.replicas.add(replica.index)
+            replica.remember(prompt.hashes)
+            prompt.num_known[replica.index] = replica.num_known(prompt.hashes)
         return replica
-
-    def _num_missing(self, request: CoreRequest, replica: _Replica, hashes: Sequence[PageHash]) -> int:
-        """Prompt tokens that a replica would have to compute."""
-        return len(request.prompt_token_ids) - self._page_size * replica.num_known(hashes)
 
     def _note(self, outputs: Sequence[TokenOutput]) -> None:
         """Requests have begun to answer, or ended."""

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxserve.engine.balanced_client import BalancedClient
+from jaxserve.engine.balanced_client import BalancedClient, _Replica
+from jaxserve.engine.pages import PageHash
 from jaxserve.engine.protocol import CoreRequest, ImageInput
 from jaxserve.errors import EngineDeadError
 from tests.engine.tiny_engine import Collector, request
@@ -84,6 +85,23 @@ def test_prompts_with_other_images_do_not_begin_alike() -> None:
         for one in (asked("a", "cat"), asked("b", "dog"), asked("c", "cat")):
             client.submit([one])
         assert who_has(replicas, "a") == who_has(replicas, "c") != who_has(replicas, "b")
+
+
+def test_siblings_are_looked_up_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request may have thousands, and nobody else is heard meanwhile."""
+    looked_up = []
+    look_up = _Replica.num_known
+
+    def watched(replica: _Replica, hashes: Sequence[PageHash]) -> int:
+        looked_up.append(replica)
+        return look_up(replica, hashes)
+
+    monkeypatch.setattr(_Replica, "num_known", watched)
+    with balanced() as (client, replicas, _):
+        one = request("r", fresh(1, num_pages=4))
+        client.submit([replace(one, request_id=f"r{i}") for i in range(100)])
+        assert [len(replica.submitted) for replica in replicas] == [50, 50]
+    assert len(looked_up) == 4, "before and behind the first of each replica"
 
 
 def test_a_finished_or_aborted_request_is_no_load_any_more() -> None:
