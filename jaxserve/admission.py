@@ -312,6 +312,6 @@ def _fan_out(core: CoreRequest, n: int) -> list[CoreRequest]:
     rest = []
     for i in range(1, n):
         seed = core.params.seed + i
-        params = replace(rest_params, seed=seed if seed < SEED_SPACE else seed - SEED_SPACE)
+        params = rest_params.with_seed(seed if seed < SEED_SPACE else seed - SEED_SPACE)
         rest.append(replace(core, request_id=f"{core.request_id}-{i}", params=params))
     return [first, *rest]

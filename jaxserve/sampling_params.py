@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -186,6 +187,14 @@ class SamplingParams:
         items = tuple(value)
         object.__setattr__(self, name, items)
         return items
+
+    def with_seed(self, seed: int) -> SamplingParams:
+        """The same but for the seed, an integer of 64 bits; nothing is checked again: of one request there may be
+        thousands, with lists as long as the vocabulary.
+        """
+        copied = copy.copy(self)
+        object.__setattr__(copied, "seed", seed)
+        return copied
 
     def check_vocabulary(self, vocab_size: int, max_logprobs: int) -> None:
         """Refuse token ids outside the model's vocabulary and more logprobs than the server gives."""

@@ -105,6 +105,21 @@ def test_each_answer_has_a_seed_of_its_own():
     assert drawn[1].seed == drawn[0].seed + 1
 
 
+def test_what_many_answers_share_is_checked_once():
+    class Counted(dict[int, float]):
+        num_reads = 0
+
+        def items(self) -> Any:
+            self.num_reads += 1
+            return super().items()
+
+    bias = Counted({3: 1.0})
+    params = core_params(door(), n=500, seed=7, logit_bias=bias)
+    assert bias.num_reads < 10, "the event loop would stand still for long lists"
+    assert [one.seed for one in params] == list(range(7, 507))
+    assert all(one == replace(params[0], seed=one.seed) for one in params)
+
+
 def test_the_engines_seed_makes_drawn_seeds_repeat():
     one, two = door(seed=3), door(seed=3)
     first = [core_params(one)[0].seed for _ in range(3)]
