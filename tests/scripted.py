@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from jaxserve.engine.protocol import CoreRequest, EngineInfo, EngineStats, TokenLogprobs, TokenOutput
 from jaxserve.errors import EngineDeadError
+from tests.patience import PATIENCE
 
 Script = Callable[[CoreRequest], Sequence[int]]
 
@@ -160,7 +161,7 @@ class ScriptedClient:
             self._is_stopped = True
             self._changed.notify_all()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=10)
+            self._thread.join(PATIENCE)
             assert not self._thread.is_alive()
 
     @property
@@ -198,7 +199,7 @@ class ScriptedClient:
             self._death = error or RuntimeError("scripted death")
             self._changed.notify_all()
 
-    def wait_until(self, condition: Callable[[], bool], timeout: float = 10.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], timeout: float = PATIENCE) -> None:
         """Block until `condition` holds; it is looked at whenever the engine's state changes."""
         with self._changed:
             if not self._changed.wait_for(condition, timeout):
