@@ -35,6 +35,9 @@ def create_app(llm: AsyncLLM, settings: ServerSettings) -> Quart:
         MAX_TEXT_BODY if llm.info.images is None else MAX_IMAGE_BODY, settings.max_total_body_bytes
     )
     app.config["BODY_TIMEOUT"] = None  # read_body has one; Quart's misses a client that leaves just then
+    app.config["RESPONSE_TIMEOUT"] = (
+        None  # Connection has one for who reads nothing; Quart's cuts who reads a minute
+    )
     app.url_map.merge_slashes = False  # werkzeug would send the client to whatever host its Host header names
     app.json.sort_keys = False  # pyright: ignore[reportAttributeAccessIssue]  # of the default provider
     state = ServerState.build(llm, settings)

@@ -26,13 +26,11 @@ def sse_response(events: AsyncIterator[bytes], headers: dict[str, str], request_
 
     Closing the response (the client went away) closes `events`.
     """
-    response = Response(
+    return Response(
         _framed(events, request_id),  # pyright: ignore[reportArgumentType]  # async generators are taken as they are
         content_type="text/event-stream; charset=utf-8",
         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers},
     )
-    response.timeout = None  # an answer takes as long as it takes; Quart would cut it after a minute
-    return response
 
 
 async def _framed(events: Any, request_id: str) -> AsyncIterator[bytes]:

@@ -12,6 +12,7 @@ from tests.server.serving import Serving, listening, serving
 
 HOST = b"Host: x\r\n"
 JSON = b"Content-Type: application/json\r\n"
+Answered = tuple[int, dict[str, str], bytes]  # status, headers, body
 POST = b"POST /v1/completions HTTP/1.1\r\n" + HOST + JSON  # the head, but for the length and its end
 
 
@@ -29,22 +30,26 @@ async def open_connection(url: str) -> tuple[asyncio.StreamReader, asyncio.Strea
     return await asyncio.open_connection(host, int(port))
 
 
-async def ask(url: str, *pieces: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Send bytes and read until the server closes: status, headers, body."""
+async def ask(url: str, *pieces: bytes) -> Answered:
+    """Send bytes and read until the server closes."""
     reader, writer = await open_connection(url)
     try:
         for piece in pieces:
             writer.write(piece)
             await writer.drain()
-        data = await reader.read()
+        return answer_in(await reader.read())
     finally:
         writer.close()
+
+
+def answer_in(data: bytes) -> Answered:
+    """The answer that these bytes are."""
     head, _, body = data.partition(b"\r\n\r\n")
     first, *lines = head.decode().split("\r\n")
     return int(first.split()[1]), dict(line.lower().split(": ", 1) for line in lines), body
 
 
-def error_of(answer: tuple[int, dict[str, str], bytes]) -> dict[str, Any]:
+def error_of(answer: Answered) -> dict[str, Any]:
     """The OpenAI error object of what `ask` gives; checks its shape."""
     status, headers, body = answer
     assert status >= 400

@@ -8,10 +8,14 @@ import json
 import pytest
 
 from jaxserve.server import connection, connection_end
+from jaxserve.server.connection import Connection
+from tests.hourglass import Hourglass
 from tests.server.connecting import (
     HOST,
     JSON,
     POST,
+    Answered,
+    answer_in,
     ask,
     completion,
     connected,
@@ -69,34 +73,77 @@ async def test_what_is_no_http_gets_an_error_object(data: bytes):
         assert await is_well(url)
 
 
-async def test_a_head_that_does_not_come():
-    async with connected(receive_timeout=0.1) as (_, url):
-        answer = await ask(url, b"GET /health HTTP/1.1\r\nHost")
-        assert answer[0] == 408
-        assert error_of(answer)["param"] == "headers"
-        for silence in (b"", b"\r\n"):
+@pytest.fixture
+def arrivals(monkeypatch: pytest.MonkeyPatch) -> asyncio.Queue[bytes]:
+    """What a server has got: of each connection nothing, and then its bytes."""
+    arrivals = asyncio.Queue[bytes]()
+    connection_made, data_received = Connection.connection_made, Connection.data_received
+
+    def made(self: Connection, transport: asyncio.Transport) -> None:
+        connection_made(self, transport)
+        arrivals.put_nowait(b"")
+
+    def received(self: Connection, data: bytes) -> None:
+        data_received(self, data)
+        arrivals.put_nowait(data)
+
+    monkeypatch.setattr(Connection, "connection_made", made)
+    monkeypatch.setattr(Connection, "data_received", received)
+    return arrivals
+
+
+async def arrival(arrivals: asyncio.Queue[bytes], last: bytes) -> None:
+    """Wait until the server has got what ends so."""
+    got = await arrivals.get()
+    while not (got.endswith(last) if last else got == last):
+        got += await arrivals.get()
+
+
+async def closed(hourglass: Hourglass, reader: asyncio.StreamReader, seconds: float) -> bytes:
+    """What a server says until it closes a connection on which so many seconds pass."""
+    return await hourglass.outlast(asyncio.ensure_future(reader.read()), seconds)
+
+
+async def test_a_head_that_does_not_come(arrivals: asyncio.Queue[bytes]):
+    hourglass = Hourglass()
+    async with connected() as (served, url):
+        for sent in (b"GET /health HTTP/1.1\r\nHost", b"", b"\r\n"):
             reader, writer = await open_connection(url)
-            writer.write(silence)
-            assert await reader.read() == b""  # closed without a word: nothing was asked
+            writer.write(sent)
+            await arrival(arrivals, sent)
+            hourglass.turn(served.settings.receive_timeout)
+            said = await reader.read()
             writer.close()
+            if b"GET" in sent:
+                answer = answer_in(said)
+                assert answer[0] == 408
+                assert error_of(answer)["param"] == "headers"
+            else:
+                assert said == b""  # closed without a word: nothing was asked
         assert await is_well(url)
 
 
-async def test_line_ends_do_not_hold_a_connection():
-    async with connected(receive_timeout=0.1) as (_, url):
+async def test_line_ends_do_not_hold_a_connection(arrivals: asyncio.Queue[bytes]):
+    hourglass = Hourglass()
+    async with connected() as (served, url):
         reader, writer = await open_connection(url)
         writer.write(b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n")
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"\r\n")
+        await arrival(arrivals, b"\r\n\r\n" + b"\r\n")
+        hourglass.turn(served.settings.receive_timeout)
         assert await reader.read() == b""
         writer.close()
 
 
-async def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(connection_end, "LINGER_SECONDS", 0.05)
-    async with connected(receive_timeout=0.1) as (served, url):
-        head = POST + b"Content-Length: 30\r\n\r\n"
-        answer = await ask(url, head, b'{"prompt"')
+async def test_a_body_that_does_not_come(arrivals: asyncio.Queue[bytes]):
+    hourglass = Hourglass()
+    async with connected() as (served, url):
+        reader, writer = await open_connection(url)
+        writer.write(POST + b'Content-Length: 30\r\n\r\n{"prompt"')
+        await arrival(arrivals, b'{"prompt"')
+        answer = answer_in(await closed(hourglass, reader, served.settings.receive_timeout))
+        writer.close()
         assert answer[0] == 408
         assert error_of(answer)["param"] == "body"
         assert served.engine.submitted == []
@@ -104,13 +151,19 @@ async def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])
-async def test_a_body_that_never_ends(is_chunked: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(connection_end, "LINGER_SECONDS", 0.05)
+async def test_a_body_that_never_ends(is_chunked: bool):
+    hourglass = Hourglass()
     async with connected(max_body_bytes=4096) as (_, url):
         length = b"Transfer-Encoding: chunked\r\n" if is_chunked else b"Content-Length: 99999999999\r\n"
-        head = POST + length + b"\r\n"
         piece = b"1000\r\n" + b"a" * 4096 + b"\r\n" if is_chunked else b"a" * 4096
-        answer = await ask(url, head, *[piece] * 10)  # and then it waits for more
+        reader, writer = await open_connection(url)
+        for part in (POST + length + b"\r\n", *[piece] * 10):
+            writer.write(part)
+            await writer.drain()
+        said = await reader.readuntil(b"\r\n\r\n")
+        said += await closed(hourglass, reader, connection_end.LINGER_SECONDS)  # which waits for more
+        writer.close()
+        answer = answer_in(said)
         assert answer[0] == 413
         assert error_of(answer)["param"] == "body"
         assert await is_well(url)
@@ -138,8 +191,8 @@ async def test_what_never_ends_beside_a_body(between: bytes):
         assert await is_well(url)
 
 
-async def test_a_body_that_comes_behind_its_answer(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(connection_end, "LINGER_SECONDS", 0.1)
+async def test_a_body_that_comes_behind_its_answer(arrivals: asyncio.Queue[bytes]):
+    hourglass = Hourglass()
     async with connected() as (_, url):
         reader, writer = await open_connection(url)
         writer.write(b"POST /nothing HTTP/1.1\r\n" + HOST + b"Content-Length: 4\r\n\r\n")
@@ -147,7 +200,10 @@ async def test_a_body_that_comes_behind_its_answer(monkeypatch: pytest.MonkeyPat
         assert head.startswith(b"HTTP/1.1 404")
         await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
         writer.write(b"late")
-        await asyncio.sleep(0.2)  # longer than the connection is kept for a body
+        await arrival(arrivals, b"late")
+        hourglass.turn(2 * connection_end.LINGER_SECONDS)  # longer than the connection is kept for a body
+        for _ in range(2):
+            await asyncio.sleep(0)  # so that it would be closed
         writer.write(b"GET /health HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
         assert (await reader.read()).startswith(b"HTTP/1.1 200")
         writer.close()
@@ -303,7 +359,7 @@ async def test_bodies_have_a_limit_together():
     post = b"POST /v1/completions HTTP/1.1\r\nConnection: close\r\n" + HOST + JSON + b"Content-Length: "
     head = post + b"%d\r\n\r\n" % len(body)
 
-    async def answered(status: int) -> tuple[int, dict[str, str], bytes]:
+    async def answered(status: int) -> Answered:
         """An answer to the whole request, of that status as soon as the server has seen what was done before."""
         answers = [await ask(url, head, body)]
         while answers[-1][0] != status and len(answers) < 100:
