@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import random
 import socket
 import struct
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,15 +18,18 @@ import pytest
 
 from jaxserve.config import EngineConfig
 from jaxserve.engine.hosts import joining
+from jaxserve.engine.hosts import leader as leader_module
 from jaxserve.engine.hosts import link as link_module
 from jaxserve.engine.hosts.follower import Follower
 from jaxserve.engine.hosts.joining import connect_to_leader
 from jaxserve.engine.hosts.leader import Followers, LeadingRunner
-from jaxserve.engine.hosts.link import Link, LinkLostError
-from jaxserve.engine.hosts.messages import Hello, Message
+from jaxserve.engine.hosts.link import LOST_SECONDS, Link, LinkLostError
+from jaxserve.engine.hosts.messages import Hello, Message, decode
 from jaxserve.engine.plan import Admission, PlanEntry, StepPlan
 from jaxserve.errors import ConfigError, EngineDeadError
+from tests.engine.hosts.clock import HostsClock
 from tests.engine.tiny_engine import request
+from tests.patience import PATIENCE
 
 
 class NotingRunner:
@@ -104,7 +109,7 @@ def leader(num_followers: int) -> Iterator[tuple[Followers, int]]:
 
 
 def meet(followers: Followers) -> int:
-    followers.gather(10)
+    followers.gather(PATIENCE)
     return followers.agree(FACTS, 50)
 
 
@@ -141,7 +146,7 @@ def test_followers_do_all_that_the_leader_does_in_its_order() -> None:
                 runner.finish(plan(step), outputs, {0: np.array([step, 7], np.uint32)})
         followers.end()
         for host in hosts:
-            assert host.end.get(timeout=10) is None
+            assert host.end.get(timeout=PATIENCE) is None
             assert host.num_pages == 41
             assert host.runner.calls == own.calls
 
@@ -156,7 +161,7 @@ def test_what_a_runner_refuses_is_refused_on_all_hosts_and_the_rest_goes_on() ->
             runner.admit(Admission(slot=3, request=request("a", [1]), token_ids=(1,)))
         runner.dispatch(plan(0))
         followers.end()
-        assert host.end.get(timeout=10) is None
+        assert host.end.get(timeout=PATIENCE) is None
         assert host.runner.calls == own.calls
 
 
@@ -167,41 +172,44 @@ def test_a_lost_follower_is_named_at_once_and_nothing_more_is_dispatched() -> No
         lost: queue.SimpleQueue[EngineDeadError] = queue.SimpleQueue()
         followers.watch(lost.put)
         hosts[1].link.close()
-        error = lost.get(timeout=10)
+        error = lost.get(timeout=PATIENCE)
         assert str(error) == "lost node_rank 2 of 3 (at 127.0.0.1): it closed the connection"
-        assert str(hosts[0].lost.get(timeout=10)) == f"node_rank 0 ended: {error}"
+        assert str(hosts[0].lost.get(timeout=PATIENCE)) == f"node_rank 0 ended: {error}"
         runner = LeadingRunner(NotingRunner(), followers)  # type: ignore[arg-type]  # as above
         with pytest.raises(EngineDeadError, match="node_rank 2"):
             runner.dispatch(plan(0))
         followers.watch(lost.put)  # who asks late is told at once
-        assert lost.get(timeout=10) is error
+        assert lost.get(timeout=PATIENCE) is error
         assert lost.empty()
 
 
-@pytest.fixture
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hosts say that they are there ten times a second, and are lost soon."""
-    monkeypatch.setattr(link_module, "LOST_SECONDS", 0.3)
-    monkeypatch.setattr(link_module, "BEAT_SECONDS", 0.1)
-
-
-@pytest.mark.usefixtures("short_waits")
-def test_a_follower_that_hangs_is_lost_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_follower_that_hangs_is_lost_too(clock: HostsClock, monkeypatch: pytest.MonkeyPatch) -> None:
     lost: queue.SimpleQueue[EngineDeadError] = queue.SimpleQueue()
+    beats, many = itertools.count(1), threading.Event()
+
+    def decoded(data: bytes) -> Message:
+        message = decode(data)
+        if threading.current_thread().name == "follower-1" and not many.is_set():
+            clock.turn(0.6 * LOST_SECONDS)  # from one message of the follower to the next
+            if next(beats) == 5:
+                many.set()
+        return message
+
+    monkeypatch.setattr(link_module, "LOST_SECONDS_AT_START", 1e9)  # of the leader, to the follower
     with leader(1) as (followers, port):
         host = FollowingHost(port, 1)
         meet(followers)
         followers.watch(lost.put)
         followers.be_prompt()
-        with pytest.raises(queue.Empty):
-            lost.get(timeout=0.6)  # it has nothing to say, and is there
+        monkeypatch.setattr(link_module, "decode", decoded)
+        assert many.wait(PATIENCE)
+        assert lost.empty()  # it has nothing to say, and is there
         monkeypatch.setattr(host.link, "send", lambda message: None)
-        assert "node_rank 1 of 2 (at 127.0.0.1): it has said nothing for 0.3 s" in str(lost.get(timeout=10))
+        assert "node_rank 1 of 2 (at 127.0.0.1): it has said nothing for 6 s" in str(clock.outlast(lost))
 
 
-@pytest.mark.usefixtures("short_waits")
 def test_a_follower_that_hangs_when_serving_begins_is_not_waited_for_any_longer(
-    monkeypatch: pytest.MonkeyPatch,
+    clock: HostsClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost: queue.SimpleQueue[EngineDeadError] = queue.SimpleQueue()
     with leader(1) as (followers, port):
@@ -209,10 +217,11 @@ def test_a_follower_that_hangs_when_serving_begins_is_not_waited_for_any_longer(
         meet(followers)
         followers.watch(lost.put)
         monkeypatch.setattr(host.link, "send", lambda message: None)
-        with pytest.raises(queue.Empty):
-            lost.get(timeout=0.5)  # it may be building
+        clock.turn(LOST_SECONDS + 1)
+        clock.wait_until_seen("follower-1")
+        assert lost.empty()  # it may be building
         followers.be_prompt()
-        assert "it has said nothing for 0.3 s" in str(lost.get(timeout=10))
+        assert "it has said nothing for 6 s" in str(clock.outlast(lost))
 
 
 def test_followers_end_when_the_leader_does() -> None:
@@ -220,15 +229,15 @@ def test_followers_end_when_the_leader_does() -> None:
         host = FollowingHost(port, 1)
         meet(followers)
         followers.end("out of memory")
-        assert str(host.lost.get(timeout=10)) == "node_rank 0 ended: out of memory"
-        assert isinstance(host.end.get(timeout=10), EngineDeadError)
+        assert str(host.lost.get(timeout=PATIENCE)) == "node_rank 0 ended: out of memory"
+        assert isinstance(host.end.get(timeout=PATIENCE), EngineDeadError)
     with leader(1) as (followers, port):
         host = FollowingHost(port, 1)
         meet(followers)
         for link in followers._links.values():
             link.close()  # as if the process had been killed
-        assert "lost node_rank 0 (at 127.0.0.1)" in str(host.lost.get(timeout=10))
-        assert isinstance(host.end.get(timeout=10), EngineDeadError)
+        assert "lost node_rank 0 (at 127.0.0.1)" in str(host.lost.get(timeout=PATIENCE))
+        assert isinstance(host.end.get(timeout=PATIENCE), EngineDeadError)
 
 
 @pytest.mark.parametrize(
@@ -242,17 +251,17 @@ def test_a_follower_of_somebody_else_is_refused_on_both_sides(rank: int, num_hos
     with leader(1) as (followers, port):
         host = FollowingHost(port, rank, num_hosts=num_hosts)
         with pytest.raises(ConfigError, match=says):
-            followers.gather(10)
-        assert says in str(host.lost.get(timeout=10))
+            followers.gather(PATIENCE)
+        assert says in str(host.lost.get(timeout=PATIENCE))
 
 
 def test_of_two_hosts_with_one_rank_the_second_is_refused() -> None:
     with leader(2) as (followers, port):
         hosts = [FollowingHost(port, 1, num_hosts=3) for _ in range(2)]
         with pytest.raises(ConfigError, match="node_rank=1: another host has it"):
-            followers.gather(10)
+            followers.gather(PATIENCE)
         followers.end()
-        ends = sorted(str(host.end.get(timeout=10)) for host in hosts)
+        ends = sorted(str(host.end.get(timeout=PATIENCE)) for host in hosts)
         assert ends[0] == "node_rank 0 ended"
         assert "another host has it" in ends[1]
 
@@ -261,14 +270,14 @@ def test_a_follower_that_would_build_something_else_is_told_what_differs() -> No
     facts = FACTS | {"model": "x" * 64, "max_num_seqs": "3"}
     with leader(1) as (followers, port):
         host = FollowingHost(port, 1, facts=facts)
-        followers.gather(10)
+        followers.gather(PATIENCE)
         with pytest.raises(ConfigError) as error:
             followers.agree(FACTS, 50)
         followers.end(str(error.value))
         assert str(error.value).startswith(
             "node_rank=1 differs from rank 0 in max_num_seqs (3, not 4), model; all"
         )
-        assert "differs from rank 0" in str(host.lost.get(timeout=10))
+        assert "differs from rank 0" in str(host.lost.get(timeout=PATIENCE))
 
 
 def test_a_follower_that_cannot_go_on_says_why() -> None:
@@ -277,7 +286,7 @@ def test_a_follower_that_cannot_go_on_says_why() -> None:
         link = Link(socket.create_connection(("127.0.0.1", port)))
         link.send(Hello(1, 2))
         follower = Follower(link, lost.put)
-        followers.gather(10)
+        followers.gather(PATIENCE)
         follower.wait()
         follower.leave("max_model_len=9: too long")
         with pytest.raises(EngineDeadError, match=r"lost node_rank 1 of 2 .*: max_model_len=9: too long"):
@@ -293,7 +302,7 @@ def test_a_probe_that_hangs_up_at_once_is_nobody() -> None:
         host = FollowingHost(port, 1)
         assert meet(followers) == 41
         followers.end()
-        assert host.end.get(timeout=10) is None
+        assert host.end.get(timeout=PATIENCE) is None
 
 
 def test_a_follower_tries_again_where_a_proxy_hangs_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,16 +321,18 @@ def test_a_follower_tries_again_where_a_proxy_hangs_up(monkeypatch: pytest.Monke
         monkeypatch.setattr(Link, "send", send)
         link = connect_to_leader(config)
         assert next(num_calls, None) is None
-        followers.gather(10)
+        followers.gather(PATIENCE)
         link.close()
 
 
-def test_a_stranger_is_turned_away_and_who_is_missing_is_named() -> None:
+def test_a_stranger_is_turned_away_and_who_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with leader(2) as (followers, port):
+        passed = SimpleNamespace(monotonic=lambda: 1.0 if followers._links else 0.0)
+        monkeypatch.setattr(leader_module, "time", passed)
         with socket.create_connection(("127.0.0.1", port)) as stranger:
             stranger.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
             host = FollowingHost(port, 2, num_hosts=3)
             with pytest.raises(ConfigError, match=r"nobody came with --node-rank 1 within 0\.5 s"):
                 followers.gather(0.5)
         followers.end()
-        assert str(host.end.get(timeout=10)) == "node_rank 0 ended"
+        assert str(host.end.get(timeout=PATIENCE)) == "node_rank 0 ended"

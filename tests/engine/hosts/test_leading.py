@@ -20,6 +20,7 @@ from jaxserve.engine import devices as devices_module
 from jaxserve.engine.client import InProcessClient
 from jaxserve.engine.core import EngineCore
 from jaxserve.engine.devices import engine_devices
+from jaxserve.engine.hosts import leading_client
 from jaxserve.engine.hosts.joining import listen_for_followers
 from jaxserve.engine.hosts.leader import Followers, LeadingRunner
 from jaxserve.engine.hosts.leading_client import LeadingClient
@@ -30,6 +31,7 @@ from jaxserve.engine.runner import Runner
 from jaxserve.errors import ConfigError, EngineDeadError, RequestError
 from tests.engine.hosts.test_hosts import FollowingHost, meet
 from tests.engine.tiny_engine import Collector, request
+from tests.patience import PATIENCE
 from tests.scripted import scripted_info
 
 
@@ -134,7 +136,7 @@ def test_followers_are_told_of_the_error_that_their_leader_ends_with(
             client.shutdown()
         else:
             client.shutdown()
-        end = host.end.get(timeout=10)
+        end = host.end.get(timeout=PATIENCE)
         assert ("" if end is None else str(end)) == (f"node_rank 0 ended: {told}" if told else "")
 
 
@@ -154,7 +156,7 @@ class HangingCore:
 
     def step(self) -> list[Any]:
         self.is_stepping.set()
-        self.may_end.wait(30)
+        self.may_end.wait(PATIENCE)
         self.has_broken.set()
         raise RuntimeError("the collective failed")
 
@@ -164,6 +166,7 @@ def test_a_lost_follower_ends_the_engine_and_is_named(
     is_first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_module, "_LAST_SECONDS", 0.05)
+    monkeypatch.setattr(leading_client, "SECOND_HAND_SECONDS", PATIENCE)
     core, collector, deaths = HangingCore(), Collector(), []
 
     def on_dead(error: Exception) -> None:
@@ -182,18 +185,18 @@ def test_a_lost_follower_ends_the_engine_and_is_named(
             grammars=None,
         )
         client.start(collector.on_outputs, on_dead)
-        assert core.is_stepping.wait(10)
+        assert core.is_stepping.wait(PATIENCE)
         if not is_first:
             core.may_end.set()
-            assert core.has_broken.wait(10)
+            assert core.has_broken.wait(PATIENCE)
         host.link.close()
         collector.wait("nobody")
         with pytest.raises(EngineDeadError, match="node_rank 1 of 2"):
             client.submit([request("a", [1])])
         client.shutdown()
-        assert isinstance(host.end.get(timeout=10), EngineDeadError)
+        assert isinstance(host.end.get(timeout=PATIENCE), EngineDeadError)
     core.may_end.set()
-    client._thread.join(10)
+    client._thread.join(PATIENCE)
     assert deaths == ["lost node_rank 1 of 2 (at 127.0.0.1): it closed the connection"]
 
 
@@ -211,14 +214,16 @@ def test_who_waits_for_a_step_is_let_go_when_the_engine_fails(
         forbid_recompile=False,
     )
     client.start(collector.on_outputs, collector.on_dead)
-    assert core.is_stepping.wait(10)
+    assert core.is_stepping.wait(PATIENCE)
     asking = threading.Thread(target=ask, args=(client,), daemon=True)
     asking.start()
     asking.join(0.2)
     assert asking.is_alive(), "the step is not over"
     client.fail(EngineDeadError("lost node_rank 1"))
-    asking.join(10)
+    asking.join(PATIENCE)
     is_let_go = not asking.is_alive()
     core.may_end.set()
     client.shutdown()
+    assert client._thread is not None
+    client._thread.join(PATIENCE)  # what it logs at its end is nobody else's
     assert is_let_go
