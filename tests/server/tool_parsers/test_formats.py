@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -39,6 +42,8 @@ def test_calls_and_the_text_around_them_are_read(name, calls, before, after, cut
         before = ""
     # At the end of an answer this would be a mark that was cut off.
     assume(not after.strip() or not any(mark.startswith(after.lstrip()) for mark in entry.markers))
+    # A mark within a value is a mark, where the format has no way to write it as anything else.
+    assume(name not in COERCED or re.search(r"<[/|\w]", json.dumps(calls, ensure_ascii=False)) is None)
     text = before + WRITERS[name](calls) + after
     said = answer(read(WithoutBlanks(entry.parser(())), pieces(text, cuts)))
     assert [call.name for call in said.calls] == [call_name for call_name, _ in calls]
