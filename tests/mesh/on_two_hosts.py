@@ -16,9 +16,11 @@ import jax
 
 from jaxserve.engine import settle
 from jaxserve.engine.compile_cache import CompileCache
+from jaxserve.engine.hosts import link
 from jaxserve.engine.hosts.session import follow
 from tests.mesh.models import checkpoint
 from tests.mesh.on_eight_devices import answers, engine_config, few_shapes, processor
+from tests.patience import PATIENCE
 
 
 def waiting(load: Any) -> Any:
@@ -34,6 +36,7 @@ def waiting(load: Any) -> Any:
 
 def main() -> None:
     rank, port, folder, *cases = sys.argv[1:]
+    link.LOST_SECONDS = PATIENCE  # type: ignore[misc]  # a busy machine may stand still for six seconds
     for number, case in enumerate(cases):
         family, _, *parallel = case.split(":")
         config = engine_config(
