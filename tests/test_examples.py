@@ -15,13 +15,13 @@ import pytest
 import yaml
 
 from jaxserve.assembly import EngineParts
-from jaxserve.bench.server_process import free_port
 from jaxserve.cli.engine_flags import engine_config
 from jaxserve.cli.main import parse
 from jaxserve.cli.server_flags import server_settings
 from jaxserve.engine.protocol import CoreRequest
 from jaxserve.loading.checkpoint import GenerationDefaults
 from tests.bench.fake_server import WORDS, fake_server
+from tests.deaf_port import deaf_port
 from tests.media.photos import CAT
 from tests.scripted import Script, ScriptedClient, saying, scripted_info
 from tests.server.serving import PARIS, listening, serving
@@ -59,8 +59,9 @@ def test_chat_prints_the_plain_and_the_streamed_answer() -> None:
     ],
 )
 def test_examples_say_when_nobody_answers(arguments: Sequence[Path], start_it: str) -> None:
-    url = f"http://127.0.0.1:{free_port()}/v1"
-    done = subprocess.run([sys.executable, *arguments, url], capture_output=True, text=True, check=False)
+    with deaf_port() as port:
+        url = f"http://127.0.0.1:{port}/v1"
+        done = subprocess.run([sys.executable, *arguments, url], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == f"Nobody answers at {url}: start the server first ({start_it})\n"
 

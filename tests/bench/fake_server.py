@@ -17,15 +17,21 @@ WORDS = ["Paris", " is", " the", " capital", " of", " France", "."]
 
 
 class FakeServer:
-    """What the server saw."""
+    """What the server saw.
+
+    `meeting` requests, from the second one on, must come together before any of them is answered: whoever counts how
+    many are open at once needs that, or they come one by one where the client's thread is slow.
+    """
 
     def __init__(self) -> None:
+        self.meeting = 1
         self.url = ""
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[str] = []
         self.num_connections = 0
         self.num_open = 0  # generation requests being answered
         self.max_open = 0
+        self._have_met = asyncio.Event()
         self.hang_ups = threading.Semaphore(0)  # released when a client goes away during an answer
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -70,7 +76,11 @@ class FakeServer:
                 self.bodies.append(body)
                 self.num_open += 1
                 self.max_open = max(self.max_open, self.num_open)
+                if self.num_open >= self.meeting:
+                    self._have_met.set()
                 try:
+                    if len(self.bodies) > 1:
+                        await self._have_met.wait()
                     return await self._stream(path.endswith("chat/completions"), body, reader, writer)
                 finally:
                     self.num_open -= 1

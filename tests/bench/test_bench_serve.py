@@ -17,6 +17,7 @@ def run(server: FakeServer, *flags: str) -> int:
 
 def test_closed_loop(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "result.json"
+    server.meeting = 2
     lengths = ("--random-input-len", "12", "--random-output-len", "9")
     flags = ("--num-prompts", "10", "--max-concurrency", "2", "--output", str(path))
     assert run(server, *lengths, *flags) == 0

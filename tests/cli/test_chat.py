@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
-from jaxserve.bench.server_process import free_port
 from jaxserve.cli.chat_backends import Message
 from jaxserve.cli.chat_loop import ChatLoop
 from jaxserve.cli.main import main
 from jaxserve.errors import JaxserveError
 from tests.bench.fake_server import WORDS, FakeServer
+from tests.deaf_port import deaf_port
 
 ANSWER = "".join(WORDS)
 
@@ -85,8 +85,9 @@ def test_an_answer_that_fails(
 
 def test_nobody_listens(type_in: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
     type_in("one\n")
-    url = f"http://127.0.0.1:{free_port()}"
-    assert main(["chat", "--url", url]) == 1
+    with deaf_port() as port:
+        url = f"http://127.0.0.1:{port}"
+        assert main(["chat", "--url", url]) == 1
     assert f"no answer from {url}" in capsys.readouterr().err
 
 

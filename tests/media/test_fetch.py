@@ -17,13 +17,15 @@ from jaxserve.media.addresses import is_public
 from jaxserve.media.fetch import Fetcher
 from jaxserve.media.policy import MediaPolicy
 from tests.media.web import answer, is_allowed, web
+from tests.patience import PATIENCE
 
 TLS = Path(__file__).parents[1] / "data" / "tls"
 WHERE = "messages[0].content[1]"
 
 
 def policy(**changes: Any) -> MediaPolicy:
-    return MediaPolicy(**{"allowed_domains": ("*",), "is_allowed_address": is_allowed, **changes})
+    usual: dict[str, Any] = {"allowed_domains": ("*",), "is_allowed_address": is_allowed}
+    return MediaPolicy(**{**usual, "fetch_seconds": PATIENCE, **changes})
 
 
 async def refusal(url: str, chosen: MediaPolicy | None = None) -> str:
@@ -110,7 +112,7 @@ async def test_names_that_take_long_hold_up_nothing_else(monkeypatch: pytest.Mon
 
     def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
         loop.call_soon_threadsafe(asked.release)
-        assert found.wait(3)
+        assert found.wait(PATIENCE)
         raise socket.gaierror("nobody knows")
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
@@ -167,7 +169,7 @@ async def test_slow_hosts() -> None:
     async with web({"/silent": None, "/half": start}) as here:
         chosen = policy(fetch_seconds=0.2)
         assert "did not arrive within 0.2 seconds" in await refusal(here.url("/silent"), chosen)
-        assert "could not be fetched (RemoteProtocolError)" in await refusal(here.url("/half"), chosen)
+        assert "could not be fetched (RemoteProtocolError)" in await refusal(here.url("/half"))
 
 
 async def test_large_files_whatever_their_head_says() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from jaxserve.errors import QueueFullError
 from jaxserve.media.pixel_budget import PixelBudget, PixelHold
+from tests.patience import PATIENCE
 
 
 def hold(budget: PixelBudget, num_bytes: int) -> PixelHold:
@@ -47,7 +48,7 @@ def test_garbage_that_is_collected_in_the_middle() -> None:
 
     thread = threading.Thread(target=lambda: hold(budget, Collecting(7)), daemon=True)
     thread.start()
-    thread.join(60)
+    thread.join(PATIENCE)
     assert not thread.is_alive(), "it waits for itself"
     kept = hold(budget, 20)
     with pytest.raises(QueueFullError, match="have 20 bytes"):
