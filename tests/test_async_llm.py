@@ -28,6 +28,7 @@ from tests.scripted import ScriptedClient, drawing, saying, scripted_info
 from tests.tiny import EOS, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
+ENDLESS = scripted_info(max_model_len=10**9)
 DEFAULTS = GenerationDefaults(eos_token_ids=(EOS,), sampling={"temperature": 0.25})
 Open = Callable[..., tuple[AsyncLLM, ScriptedClient]]
 
@@ -172,7 +173,7 @@ class TestStreams:
         assert (output.outputs[0].text, output.outputs[0].finish_reason) == ("abc", "length")
 
     def test_one_loop_after_another(self, open_llm: Open):
-        llm, client = open_llm(saying([*b"ok"]))
+        llm, client = open_llm(saying([*b"ok"]), info=ENDLESS)
 
         async def leave_one_behind() -> RequestStream:
             return llm.generate("hi", params(ignore_eos=True, max_tokens=None), "left")
@@ -271,7 +272,7 @@ class TestLettingGo:
     """Whoever no longer reads, by whatever way, frees what the engine held for them."""
 
     async def endless(self, open_llm: Open) -> tuple[AsyncLLM, ScriptedClient, RequestStream]:
-        llm, client = open_llm(saying([*b"abc"]), info=scripted_info(max_model_len=10**9))
+        llm, client = open_llm(saying([*b"abc"]), info=ENDLESS)
         return llm, client, llm.generate("hi", params(max_tokens=None, ignore_eos=True, n=2), "r")
 
     async def is_gone(self, llm: AsyncLLM, client: ScriptedClient) -> None:

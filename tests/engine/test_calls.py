@@ -10,6 +10,7 @@ import pytest
 from jaxserve.engine.calls import CallThread
 from jaxserve.engine.pending_step import PendingStep
 from jaxserve.engine.plan import StepPlan
+from tests.patience import PATIENCE
 
 
 class SlowRunner:
@@ -21,7 +22,7 @@ class SlowRunner:
         self.threads: set[int] = set()
 
     def dispatch(self, plan: StepPlan) -> PendingStep:
-        assert self.may_go.wait(timeout=60)
+        assert self.may_go.wait(PATIENCE)
         self.threads.add(threading.get_ident())
         if plan.num_steps == 2:
             raise ValueError("no call of two steps")
@@ -70,7 +71,7 @@ def test_what_a_call_raises_is_raised_to_who_waits(calls: CallThread, runner: Sl
     calls.settle()  # nothing was called yet
     call = calls.dispatch(plan(num_steps=2))
     with pytest.raises(ValueError, match="no call of two steps"):
-        call.made.result(timeout=60)
+        call.made.result(PATIENCE)
     with pytest.raises(ValueError, match="no call of two steps"):
         calls.settle()
-    assert calls.dispatch(plan()).made.result(timeout=60).plan.num_steps == 1
+    assert calls.dispatch(plan()).made.result(PATIENCE).plan.num_steps == 1

@@ -20,6 +20,7 @@ from jaxserve.engine.protocol import CoreRequest, TokenOutput
 from jaxserve.engine.runner import Runner
 from jaxserve.errors import EngineDeadError, RecompileError
 from tests.engine.tiny_engine import Collector, DenseModel, build_tiny, request
+from tests.patience import PATIENCE
 
 Engine = tuple[InProcessClient, Collector]
 
@@ -272,11 +273,20 @@ def test_stop_tokens_and_limits_say_why(engine: Engine) -> None:
     assert engine[1].outputs["context"][-1].finish_reason == "length"
 
 
-def test_an_aborted_request_says_nothing_more_and_leaves_nothing(engine: Engine) -> None:
+def test_an_aborted_request_says_nothing_more_and_leaves_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client, collector = engine
+
+    def aborting(batch: Sequence[TokenOutput]) -> None:
+        """On the engine's own thread: for another one it could come to the end meanwhile."""
+        collector.on_outputs(batch)
+        if any(output.request_id == "gone" for output in batch):
+            client.abort(["gone", "never seen"])
+
+    monkeypatch.setattr(client, "_on_outputs", aborting)
     client.submit([request("gone", [1, 2, 3], max_tokens=120)])
     collector.wait_for_output("gone")
-    client.abort(["gone", "never seen"])
     run(engine, request("next", [1], max_tokens=3))
     said = len(collector.outputs["gone"])
     run(engine, request("after", [1], max_tokens=3))
@@ -361,7 +371,7 @@ def test_an_engine_may_be_shut_down_by_a_thread_of_its_own(
     client.start(collector.on_outputs, collector.on_dead)
     client.submit([request("a", [1])])
     assert client._thread is not None
-    client._thread.join(60)
+    client._thread.join(PATIENCE)
     assert not client._thread.is_alive()
     assert collector.error is None
     client.shutdown()  # from here, so that what it froze is garbage again

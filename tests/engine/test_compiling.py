@@ -13,6 +13,7 @@ import pytest
 from jaxserve.engine.compile_cache import CompileCache
 from jaxserve.engine.compiling import compile_all
 from jaxserve.engine.programs import Program
+from tests.patience import PATIENCE
 
 ADD = jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((3,), np.float32))
 
@@ -52,7 +53,7 @@ def test_one_of_those_with_the_same_products_comes_first() -> None:
 
 
 def test_those_without_wait_for_nobody() -> None:
-    together = threading.Barrier(2, timeout=30)
+    together = threading.Barrier(2, timeout=PATIENCE)
 
     def meet(name: str) -> None:
         together.wait()

@@ -18,6 +18,7 @@ from jaxserve import LLM, SamplingParams, StructuredOutputsParams
 from jaxserve.assembly import EngineParts
 from jaxserve.engine.client import InProcessClient
 from jaxserve.engine.lattice import ForwardShape
+from jaxserve.engine.pace import Pace
 from jaxserve.engine.protocol import CoreRequest
 from jaxserve.engine.runner import Runner
 from jaxserve.errors import RequestError
@@ -25,6 +26,7 @@ from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.structured import compiler
 from jaxserve.structured.compiler import GrammarCompiler
 from tests.engine.tiny_engine import Collector, DenseModel, build_constrained, request
+from tests.patience import PATIENCE
 from tests.tiny import ASCII_EOS, ASCII_MARK, ASCII_VOCAB_SIZE, ascii_tokenizer
 
 TOKENIZER = ascii_tokenizer()
@@ -46,7 +48,7 @@ Engine = tuple[InProcessClient, Collector, GrammarCompiler]
 
 @pytest.fixture(scope="module")
 def grammars() -> GrammarCompiler:
-    return GrammarCompiler(TOKENIZER, ASCII_VOCAB_SIZE, (ASCII_EOS,))
+    return GrammarCompiler(TOKENIZER, ASCII_VOCAB_SIZE, (ASCII_EOS,), time_limit=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +179,7 @@ def test_forced_tokens_run_in_rows_that_a_decode_step_has_to_spare(
     other = request("other", [1, 2, 3, 4, 5, 6], max_tokens=10)
     core = constrained(engine, "forced", {"regex": f"[a-c]{FORCED}[a-c]"}, prompt="a question")
     assert core.grammar is not None
-    engine[2].compile(core.grammar).result(10)  # so that both start together
+    engine[2].compile(core.grammar).result(PATIENCE)  # so that both start together
     told, answer = run(engine, other, core)
     assert told == dense.greedy(other.prompt_token_ids, 10)
     assert FORCED in text_of(answer)
@@ -197,6 +199,14 @@ def test_the_forward_pass_does_not_wait_for_masks(engine: Engine, monkeypatch: p
 
         monkeypatch.setattr(Runner, name, noting)
 
+    class Steady(Pace):
+        """Of a host that keeps up, however slow this one is."""
+
+        def observe(self, num_steps: int, worked: float, waited: float, *, is_single: bool) -> None:
+            pass
+
+    monkeypatch.setattr(engine[0]._core, "_pace", Steady())
+    monkeypatch.setattr(engine[0]._core._scheduler, "burst_steps", 1)
     for name in ("dispatch", "start", "finish", "fetch"):
         note(name)
     run(engine, constrained(engine, "c", {"regex": "[a-z]{6}"}, seed=2))

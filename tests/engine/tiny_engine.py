@@ -19,6 +19,7 @@ from jaxserve.kernels_pallas.metadata import AttentionMetadata
 from jaxserve.models.parameters import dummy_model
 from jaxserve.sampling_params import SamplingParams
 from jaxserve.structured.compiler import GrammarCompiler
+from tests.patience import PATIENCE
 from tests.quick_compile import QUICK
 
 TINY = ModelConfig(
@@ -115,12 +116,12 @@ class Collector:
             return ended or self.error is not None
 
         with self._changed:
-            assert self._changed.wait_for(done, timeout=60)
+            assert self._changed.wait_for(done, PATIENCE)
 
     def wait_for_output(self, request_id: str) -> None:
         """Until the request gave its first token."""
         with self._changed:
-            assert self._changed.wait_for(lambda: bool(self.outputs.get(request_id)), timeout=60)
+            assert self._changed.wait_for(lambda: bool(self.outputs.get(request_id)), PATIENCE)
 
     def tokens(self, request_id: str) -> list[int]:
         return [token for output in self.outputs[request_id] for token in output.token_ids]

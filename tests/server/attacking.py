@@ -9,11 +9,10 @@ from typing import Any
 
 import httpx
 
-from tests.server.serving import PARIS, QUESTION, Serving, listening, serving
+from tests.server.serving import PARIS, QUESTION, Serving, http_client, listening, serving
 
 CHAT, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
 MIB = 2**20
-PATIENCE = 60.0  # seconds; a busy test machine needs some
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -57,7 +56,7 @@ async def attacked(**settings: Any) -> AsyncIterator[Target]:
         "info": {"max_model_len": 32768},
     }
     with serving(**{**usual, **settings}) as served:
-        async with listening(served) as url, httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client:
+        async with listening(served) as url, http_client(url) as client:
             yield Target(served, client)
 
 

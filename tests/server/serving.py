@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 from quart import Quart
 
 from jaxserve.async_llm import AsyncLLM
@@ -16,6 +17,7 @@ from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.media.policy import MediaPolicy
 from jaxserve.server import ServerSettings, bind_socket, create_app
 from jaxserve.server.launch import HttpServer
+from tests.patience import PATIENCE
 from tests.scripted import Script, ScriptedClient, saying, scripted_info
 from tests.tiny import CHAT_TEMPLATE, EOS, byte_tokenizer
 
@@ -122,6 +124,7 @@ def serving(
         max_num_queued_reqs=max_num_queued_reqs,
         media=media,
     )
+    llm._admission.grammars.time_limit = PATIENCE
     try:
         chosen = ServerSettings(**{"port": 0, **settings})
         yield Serving(client, llm, chosen, create_app(llm, chosen))
@@ -142,6 +145,11 @@ async def listening(served: Serving) -> AsyncIterator[str]:
         if not task.done():
             server.stop()
         await task
+
+
+def http_client(url: str, **options: Any) -> httpx.AsyncClient:
+    """A client of a listening server, which waits longer than httpx's few seconds."""
+    return httpx.AsyncClient(base_url=url, timeout=PATIENCE, **options)
 
 
 async def _answer(response: Any) -> Answer:

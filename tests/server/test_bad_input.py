@@ -11,7 +11,6 @@ import pytest
 from jaxserve.errors import EngineDeadError, QueueFullError
 from jaxserve.server.errors import to_api_error
 from jaxserve.server.validation import json_object
-from jaxserve.text.tokenizer import Tokenizer
 from tests.scripted import echo
 from tests.server.serving import PARIS, QUESTION, serving
 
@@ -396,14 +395,15 @@ async def test_what_is_far_too_long_is_refused_without_being_tokenized(monkeypat
     digits = "1" * 1_000_000
     chat = {"messages": [{"role": "user", "content": digits}]}
     tokenized: list[int] = []
-    encode = Tokenizer.encode_batch
-
-    def encode_batch(self: Tokenizer, texts: list[str], *arguments: Any, **options: Any) -> Any:
-        tokenized.append(sum(map(len, texts)))
-        return encode(self, texts, *arguments, **options)
 
     with serving() as served:
-        monkeypatch.setattr(Tokenizer, "encode_batch", encode_batch)
+        encode = served.llm.tokenizer.encode_batch
+
+        def encode_batch(texts: list[str], *arguments: Any, **options: Any) -> Any:
+            tokenized.append(sum(map(len, texts)))
+            return encode(texts, *arguments, **options)
+
+        monkeypatch.setattr(served.llm.tokenizer, "encode_batch", encode_batch)
         answers = [
             await served.complete(prompt=digits),
             await served.complete(prompt=["fits", digits]),

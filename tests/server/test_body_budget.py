@@ -10,14 +10,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
 import pytest
 from PIL import Image
 
 from jaxserve.server import freed_memory
 from jaxserve.server.freed_memory import FreedMemory
+from tests.patience import PATIENCE
 from tests.server.seeing import seeing
-from tests.server.serving import Answer, Serving, listening, say, serving
+from tests.server.serving import Answer, Serving, http_client, listening, say, serving
 from tests.vision import part, user
 
 LARGE: dict[str, Any] = {"prompt": "x" * 100_000, "truncate_prompt_tokens": 5, "max_tokens": 3}
@@ -67,7 +67,7 @@ async def nine_clients(
     head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(LARGE_BODY)
     for _, writer in clients:
         writer.write(head + LARGE_BODY[:num_bytes])
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with http_client(url) as client:
         for _ in range(10):  # by then the server has read what it was sent
             await client.get("/health")
     yield clients
@@ -91,7 +91,7 @@ async def test_of_many_that_come_together_some_are_answered(num_bytes: int):
             answers = {asyncio.ensure_future(reader.readuntil(b"\r\n")) for reader, _ in clients}
             waiting = answers
             while len(waiting) > 4:
-                done, waiting = await asyncio.wait(waiting, timeout=60, return_when="FIRST_COMPLETED")
+                done, waiting = await asyncio.wait(waiting, timeout=PATIENCE, return_when="FIRST_COMPLETED")
                 assert done
             served.engine.resume()
             assert sorted([(await answer)[9:12] for answer in answers]) == [b"200"] * 4 + [b"503"] * 5
@@ -137,7 +137,7 @@ async def test_freed_memory_goes_back_to_the_system(monkeypatch: pytest.MonkeyPa
     pieces.clear()
     before = resident()
     FreedMemory().after(freed_memory.LARGE)
-    for _ in range(1000):
+    for _ in range(round(PATIENCE / 0.01)):
         if before - resident() > 50_000_000:
             break
         await asyncio.sleep(0.01)

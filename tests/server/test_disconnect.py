@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from jaxserve.server.validation import read_body
+from tests.patience import PATIENCE
 from tests.server.serving import Serving, listening, say, serving
 
 SCOPE: Any = {
@@ -88,7 +89,7 @@ async def test_in_mid_answer(stream: bool):
             await until(served, lambda: served.engine.num_unfinished == 0)
             assert len(served.engine.aborted) == 2
             assert served.llm.num_in_flight == 0
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 while len(asyncio.all_tasks()) > num_tasks:  # noqa: ASYNC110  # tasks set no event when they go
                     await asyncio.sleep(0)
 
@@ -104,7 +105,7 @@ async def test_at_any_moment(constraint: dict[str, Any]):
 
     for num_turns in range(40):
         with serving(say("a" * 200), engine={"stalled": True}) as served:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 await served.app(SCOPE, sent_and_gone(body, num_turns), ignore)
             await until(served, lambda served=served: served.engine.num_unfinished == 0)
             assert served.llm.num_in_flight == 0

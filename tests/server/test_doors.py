@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import pytest
 
-from tests.server.serving import listening, serving
+from tests.server.serving import http_client, listening, serving
 
 KEYS = ("sk-one", "sk-two")
 
@@ -122,7 +121,7 @@ async def test_large_bodies_over_the_wire():
             yield b" " * 65536
 
     with serving() as served:
-        async with listening(served) as url, httpx.AsyncClient(base_url=url) as client:
+        async with listening(served) as url, http_client(url) as client:
             json_type = {"Content-Type": "application/json"}
             contents: list[Any] = [b" " * (10 * 1024 * 1024), chunked()]
             for content in contents:
@@ -134,7 +133,7 @@ async def test_large_bodies_over_the_wire():
 
 async def test_no_route_reads_a_body_it_does_not_need():
     with serving(max_body_bytes=1024) as served:
-        async with listening(served) as url, httpx.AsyncClient(base_url=url) as client:
+        async with listening(served) as url, http_client(url) as client:
             answers = await asyncio.gather(
                 *(client.post("/nothing", content=b"x" * 100_000) for _ in range(4))
             )

@@ -15,7 +15,7 @@ import pytest
 
 from jaxserve.cli.main import main, parse
 from jaxserve.cli.server_flags import server_settings
-from tests.server.serving import PARIS, QUESTION, listening, read_events, serving
+from tests.server.serving import PARIS, QUESTION, http_client, listening, read_events, serving
 
 TLS = Path(__file__).parents[1] / "data" / "tls"
 KEY, CERTIFICATE = str(TLS / "test_only_key.pem"), str(TLS / "test_only_certificate.pem")
@@ -83,7 +83,7 @@ async def test_unix_socket(tmp_path: Path, has_tls: bool):
         async with listening(served) as url:
             assert url == f"{scheme}+unix://{path}"
             transport = httpx.AsyncHTTPTransport(uds=str(path), verify=verify)
-            async with httpx.AsyncClient(base_url=f"{scheme}://localhost", transport=transport) as client:
+            async with http_client(f"{scheme}://localhost", transport=transport) as client:
                 answer = await client.post("/v1/chat/completions", json=body)
                 assert answer.json()["choices"][0]["message"]["content"] == PARIS
                 answer = await client.post("/v1/chat/completions", json={**body, "stream": True})
@@ -105,7 +105,7 @@ async def test_any_of_several_keys():
                         await ask(client)
                     with pytest.raises(openai.AuthenticationError):
                         await ask_streamed(client)
-            async with httpx.AsyncClient(base_url=url) as client:
+            async with http_client(url) as client:
                 assert (await client.get("/health")).status_code == 200
                 answer = await client.get("/v1/models")
                 assert answer.status_code == 401
@@ -137,7 +137,7 @@ async def test_browsers():
     }
     body = {"messages": QUESTION, "max_tokens": 64, "stream": True}
     with serving(allowed_origins=("https://a.example", "https://b.example"), api_keys=("sk",)) as served:
-        async with listening(served) as url, httpx.AsyncClient(base_url=url) as client:
+        async with listening(served) as url, http_client(url) as client:
             answer = await client.options("/v1/chat/completions", headers=asks)
             assert answer.status_code == 200
             assert answer.headers["access-control-allow-origin"] == "https://a.example"

@@ -16,7 +16,8 @@ import pytest
 
 from jaxserve.server import bind_socket
 from jaxserve.server.launch import HttpServer
-from tests.server.serving import Serving, read_events, say, serving
+from tests.patience import PATIENCE
+from tests.server.serving import Serving, http_client, read_events, say, serving
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -36,25 +37,33 @@ def process(shutdown_timeout: float) -> Iterator[tuple[subprocess.Popen[str], st
                 server.kill()
 
 
+def get(url: str) -> httpx.Response:
+    return httpx.get(url, timeout=PATIENCE)
+
+
+def complete(url: str) -> httpx.Response:
+    body = {"prompt": "x", "max_tokens": 5}
+    return httpx.post(f"{url}/v1/completions", json=body, timeout=PATIENCE)
+
+
 def wait_for_load(url: str, count: int) -> None:
-    while httpx.get(f"{url}/load").json()["server_load"] != count:
+    while get(f"{url}/load").json()["server_load"] != count:
         pass
 
 
 def wait_for_health(url: str, status: int) -> None:
-    while httpx.get(f"{url}/health").status_code != status:
+    while get(f"{url}/health").status_code != status:
         pass
 
 
 def test_sigterm_lets_running_requests_end():
     with process(60) as (server, url), ThreadPoolExecutor() as pool:
-        body = {"prompt": "x", "max_tokens": 5}
-        running = pool.submit(httpx.post, f"{url}/v1/completions", json=body, timeout=60)
+        running = pool.submit(complete, url)
         wait_for_load(url, 1)
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert get(f"{url}/health").status_code == 200
         server.send_signal(signal.SIGTERM)
         wait_for_health(url, 503)
-        refused = httpx.post(f"{url}/v1/completions", json=body)
+        refused = complete(url)
         assert refused.status_code == 503
         assert refused.headers["retry-after"] == "1"
         assert refused.json()["error"]["type"] == "ServiceUnavailableError"
@@ -62,38 +71,36 @@ def test_sigterm_lets_running_requests_end():
         answer = running.result()
         assert answer.status_code == 200
         assert answer.json()["choices"][0]["text"] == "aaaaa"
-        assert server.wait(30) == 0
+        assert server.wait(PATIENCE) == 0
 
 
 def test_the_time_limit_cuts_answers_off():
     with process(0.2) as (server, url), ThreadPoolExecutor() as pool:
-        body = {"prompt": "x", "max_tokens": 5}
-        running = pool.submit(httpx.post, f"{url}/v1/completions", json=body, timeout=60)
+        running = pool.submit(complete, url)
         wait_for_load(url, 1)
         server.send_signal(signal.SIGTERM)
         answer = running.result()
         assert answer.status_code == 503
         assert "shutting down" in answer.json()["error"]["message"]
-        assert server.wait(30) == 0
+        assert server.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_at_once(number: signal.Signals):
     with process(600) as (server, url), ThreadPoolExecutor() as pool:
-        body = {"prompt": "x", "max_tokens": 5}
-        running = pool.submit(httpx.post, f"{url}/v1/completions", json=body, timeout=60)
+        running = pool.submit(complete, url)
         wait_for_load(url, 1)
         server.send_signal(number)
         wait_for_health(url, 503)
         server.send_signal(number)
-        assert server.wait(30) == 1
+        assert server.wait(PATIENCE) == 1
         assert running.result().status_code == 503
 
 
 def test_an_idle_server_goes_at_once():
     with process(600) as (server, _):
         server.send_signal(signal.SIGINT)
-        assert server.wait(30) == 0
+        assert server.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize("num_in_flight", [0, 1])
@@ -120,7 +127,7 @@ async def cut_off(served: Serving) -> httpx.Response:
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     server = HttpServer(served.app, served.settings, served.llm, ready.set_result)
     task = asyncio.create_task(server.run_on(bind_socket(served.settings)))
-    async with httpx.AsyncClient(base_url=await ready) as client:
+    async with http_client(await ready) as client:
         request = client.build_request("POST", "/v1/completions", json={"prompt": "x", "stream": True})
         sending = asyncio.create_task(client.send(request, stream=True))
         await asyncio.to_thread(served.engine.wait_until, lambda: len(served.engine.submitted) == 1)
@@ -148,7 +155,7 @@ async def test_a_unix_socket_is_removed_at_the_end(tmp_path: Path):
         task = asyncio.create_task(server.run_on(bind_socket(served.settings)))
         assert (await ready) == f"http+unix://{path}"
         transport = httpx.AsyncHTTPTransport(uds=path)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        async with http_client("http://server", transport=transport) as client:
             assert (await client.get("/health")).status_code == 200
             assert (await client.post("/v1/completions", json={"prompt": "x"})).status_code == 200
         server.stop()

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from tests.scripted import drawing
-from tests.server.serving import PARIS, QUESTION, Serving, listening, read_events, say, serving
+from tests.server.serving import PARIS, QUESTION, Serving, http_client, listening, read_events, say, serving
 
 
 def client_of(url: str, **options: Any) -> openai.AsyncOpenAI:
@@ -57,7 +57,7 @@ async def test_completions_and_models_through_the_openai_client():
 
 
 async def collect(url: str, path: str, body: dict[str, Any]) -> list[Any]:
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with http_client(url) as client:
         response = await client.post(path, json=body)
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert "content-length" not in response.headers
@@ -66,7 +66,7 @@ async def collect(url: str, path: str, body: dict[str, Any]) -> list[Any]:
 
 async def test_every_step_is_sent_when_it_happens():
     with serving(say("abc"), engine={"stalled": True}) as served:
-        async with listening(served) as url, httpx.AsyncClient(base_url=url) as client:
+        async with listening(served) as url, http_client(url) as client:
             body = {"prompt": "x", "stream": True}
             request = client.build_request("POST", "/v1/completions", json=body)
             sending = asyncio.create_task(client.send(request, stream=True))
@@ -171,7 +171,7 @@ async def test_joined_stream_is_the_whole_answer(script_text: str, stop: Any, ma
 
 
 async def stream_and_break(served: Serving, breaking: Any) -> httpx.Response:
-    async with listening(served) as url, httpx.AsyncClient(base_url=url) as client:
+    async with listening(served) as url, http_client(url) as client:
         body = {"prompt": "x", "stream": True, "max_tokens": 200}
         request = client.build_request("POST", "/v1/completions", json=body)
         sending = asyncio.create_task(client.send(request, stream=True))

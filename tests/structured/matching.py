@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxserve import StructuredOutputsParams
 from jaxserve.structured.compiler import GrammarCompiler
+from tests.patience import PATIENCE
 from tests.tiny import EOS, IM_END, VOCAB_SIZE, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -19,13 +20,13 @@ def compiler() -> GrammarCompiler:
 
 def check(**constraint: Any) -> None:
     """Raises RequestError for a constraint that is refused."""
-    compiler().check(StructuredOutputsParams(**constraint)).result(10)
+    compiler().check(StructuredOutputsParams(**constraint)).result(PATIENCE)
 
 
 def follows(text: str, **constraint: Any) -> bool:
     """Whether the whole text is an answer; control tokens may be written in it."""
     grammar = compiler().text(StructuredOutputsParams(**constraint))
-    compiled = compiler().compile(grammar).result(10)
+    compiled = compiler().compile(grammar).result(PATIENCE)
     assert compiled.matcher is not None, compiled.error
     matcher = compiled.matcher.deep_copy()
     token_ids = TOKENIZER.encode(text, add_special_tokens=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import pytest
 from llguidance import LLParserLimits
@@ -12,15 +13,16 @@ import jaxserve.structured.compiler as compiling
 from jaxserve import StructuredOutputsParams
 from jaxserve.structured.compiler import GrammarCompiler
 from jaxserve.structured.constraint import ConstraintError, TokenConstraint
+from tests.patience import PATIENCE
 from tests.structured.matching import TOKENIZER
-from tests.tiny import EOS, IM_END, TOOL_CALL, VOCAB_SIZE
+from tests.tiny import EOS, IM_END, TOOL_CALL, VOCAB_SIZE, byte_tokenizer
 
 
 def begin(
     compiler: GrammarCompiler, constraint: StructuredOutputsParams, ends: tuple[int, ...] = (EOS,)
 ) -> TokenConstraint:
     grammar = compiler.text(constraint)
-    return TokenConstraint(compiler, grammar, compiler.compile(grammar).result(10), ends)
+    return TokenConstraint(compiler, grammar, compiler.compile(grammar).result(PATIENCE), ends)
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_what_ends_the_answer_is_never_taken(compiler: GrammarCompiler) -> None:
 def test_what_every_answer_begins_with_is_found_when_the_grammar_is_compiled(
     compiler: GrammarCompiler,
 ) -> None:
-    compiled = compiler.compile(compiler.text(StructuredOutputsParams(regex="abc[de]"))).result(10)
+    compiled = compiler.compile(compiler.text(StructuredOutputsParams(regex="abc[de]"))).result(PATIENCE)
     assert compiled.forced == tuple(b"abc")
 
 
@@ -100,20 +102,20 @@ def test_answers_that_share_a_grammar_do_not_share_its_limits(
     answer(100)
 
 
-def test_long_forced_texts_are_tokenized_once_for_all_answers(
-    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_forced_texts_are_tokenized_once_for_all_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """With n answers to one request the step loop would wait for each."""
+    tokenizer = byte_tokenizer()
+    compiler = GrammarCompiler(tokenizer, VOCAB_SIZE, (EOS, IM_END))
     constraint = StructuredOutputsParams(regex="[xy]a{5000}")
     begin(compiler, constraint)
     lengths: list[int] = []
-    encode = type(TOKENIZER).encode
+    encode = tokenizer.encode
 
-    def noting(tokenizer: object, text: str, *args: object, **kwargs: object) -> list[int]:
+    def noting(text: str, *args: Any, **kwargs: Any) -> list[int]:
         lengths.append(len(text))
-        return encode(tokenizer, text, *args, **kwargs)  # type: ignore[arg-type]  # as it came
+        return encode(text, *args, **kwargs)
 
-    monkeypatch.setattr(type(TOKENIZER), "encode", noting)
+    monkeypatch.setattr(tokenizer, "encode", noting)
     answers = [begin(compiler, constraint) for _ in range(8)]
     for answer in answers:
         answer.accept(ord("x"))

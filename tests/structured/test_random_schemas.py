@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from jaxserve import StructuredOutputsParams
 from jaxserve.structured.constraint import TokenConstraint
+from tests.patience import PATIENCE
 from tests.structured.matching import TOKENIZER, compiler
 from tests.tiny import EOS, IM_END
 
@@ -116,7 +117,7 @@ def walk(constraint: TokenConstraint, rng: random.Random, most: int) -> list[int
 def test_answers_validate(schema: dict[str, Any], compact: bool, seed: int) -> None:
     whole = {"$defs": DEFINITIONS, **schema}
     grammar = compiler().text(StructuredOutputsParams(json=whole, disable_any_whitespace=compact))
-    compiled = compiler().compile(grammar).result(10)
+    compiled = compiler().compile(grammar).result(PATIENCE)
     assert compiled.error == ""
     rng = random.Random(seed)
     for _ in range(3):
@@ -129,7 +130,7 @@ def test_answers_validate(schema: dict[str, Any], compact: bool, seed: int) -> N
 def test_walks_come_to_an_end() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
     grammar = compiler().text(StructuredOutputsParams(json=schema))
-    compiled = compiler().compile(grammar).result(10)
+    compiled = compiler().compile(grammar).result(PATIENCE)
     rng = random.Random(0)
     answers = [walk(TokenConstraint(compiler(), grammar, compiled, ENDS), rng, most=300) for _ in range(20)]
     assert sum(answer is not None for answer in answers) > 10
