@@ -16,7 +16,6 @@ import uvicorn
 from quart import Quart
 
 from jaxserve.async_llm import AsyncLLM
-from jaxserve.errors import ConfigError
 from jaxserve.server.connection import Connection
 from jaxserve.server.freed_memory import give_back
 from jaxserve.server.listen import address_of, bind_socket
@@ -42,8 +41,6 @@ def serve(
     The first signal lets requests in flight end, up to settings.shutdown_timeout seconds, while new ones and
     /health get 503; the second one ends at once.  `sock` comes from `bind_socket`, called before the model
     was loaded; `on_ready` is called with the server's URL once it listens.
-
-    Raises ConfigError for unusable TLS files.
     """
     sock = sock or bind_socket(settings)
     server = HttpServer(app, settings, llm, on_ready)
@@ -62,7 +59,6 @@ class HttpServer(uvicorn.Server):
         llm: AsyncLLM,
         on_ready: Callable[[str], None] | None = None,
     ) -> None:
-        """Raises ConfigError for unusable TLS files."""
         super().__init__(_uvicorn_config(app, settings))
         self._settings = settings
         self._llm = llm
@@ -148,10 +144,5 @@ def _uvicorn_config(app: Quart, settings: ServerSettings) -> uvicorn.Config:
         ssl_keyfile=settings.ssl_keyfile,
         ssl_certfile=settings.ssl_certfile,
     )
-    try:
-        config.load()  # reads the TLS files
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigError(
-            f"ssl_certfile={settings.ssl_certfile!r}, ssl_keyfile={settings.ssl_keyfile!r}: {error}"
-        ) from error
+    config.load()  # reads the TLS files, which bind_socket has seen
     return config

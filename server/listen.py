@@ -1,10 +1,11 @@
-"""The listening socket: taken before the model is loaded, so that a busy port is known at once."""
+"""The listening socket: taken before the model is loaded, so that a busy port or a missing key is known at once."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
+import ssl
 import stat
 from typing import Any
 
@@ -15,8 +16,9 @@ from jaxserve.server.settings import ServerSettings
 def bind_socket(settings: ServerSettings) -> socket.socket:
     """A bound socket that does not listen yet: clients are refused until `serve` takes it.
 
-    Raises ConfigError when the address is in use or cannot be had.
+    Raises ConfigError when the address is in use or cannot be had, and for unusable TLS files.
     """
+    _check_tls(settings)
     if settings.uds is not None:
         return _bind_unix(settings.uds)
     return _bind_tcp(settings.host, settings.port)
@@ -29,6 +31,17 @@ def address_of(sock: socket.socket, settings: ServerSettings) -> str:
         return f"{scheme}+unix://{settings.uds}"
     host, port = sock.getsockname()[:2]
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{settings.root_path}"
+
+
+def _check_tls(settings: ServerSettings) -> None:
+    if settings.ssl_certfile is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(
+            f"ssl_certfile={settings.ssl_certfile!r}, ssl_keyfile={settings.ssl_keyfile!r}: {error}"
+        ) from error
 
 
 def _bind_tcp(host: str, port: int) -> socket.socket:

@@ -214,6 +214,7 @@ def test_wrong_settings_stop_the_start(tmp_path: Path) -> None:
         LLM.from_parts(parts(MediaPolicy(processor_kwargs={"fps": 1})))
     with pytest.raises(ConfigError, match=r"allowed_local_media_path=.*: not a directory"):
         MediaPolicy.of(EngineConfig("m", allowed_local_media_path=str(tmp_path / "none")))
+    assert MediaPolicy.of(EngineConfig("m", allowed_local_media_path="")).allowed_directory is None
 
 
 @pytest.mark.parametrize(

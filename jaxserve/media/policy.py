@@ -37,7 +37,7 @@ class MediaPolicy:
     def of(cls, config: EngineConfig) -> MediaPolicy:
         """The operator's.  Raises ConfigError for a directory that is not there."""
         directory = None
-        if config.allowed_local_media_path is not None:
+        if config.allowed_local_media_path:  # empty is none, as in vLLM, and not the working directory
             directory = Path(config.allowed_local_media_path).resolve()
             if not directory.is_dir():
                 raise ConfigError(

@@ -10,7 +10,6 @@ import pytest
 
 from jaxserve.errors import ConfigError
 from jaxserve.server import ServerSettings, bind_socket, create_app
-from jaxserve.server.launch import HttpServer
 from jaxserve.server.listen import address_of
 from tests.server.serving import serving
 
@@ -101,12 +100,12 @@ def test_settings_that_cannot_be(field: str, value: Any):
 
 
 def test_tls_files_that_cannot_be_read(tmp_path: Path):
-    missing = str(tmp_path / "missing.pem")
-    with (
-        serving(ssl_keyfile=missing, ssl_certfile=missing) as served,
-        pytest.raises(ConfigError, match=r"ssl_certfile='.*missing\.pem'"),
-    ):
-        HttpServer(served.app, served.settings, served.llm)
+    missing, broken = tmp_path / "missing.pem", tmp_path / "broken.pem"
+    broken.write_text("no key")
+    for path in (missing, broken):
+        settings = ServerSettings(port=0, ssl_keyfile=str(path), ssl_certfile=str(path))
+        with pytest.raises(ConfigError, match=rf"ssl_certfile='.*{path.name}'"):
+            bind_socket(settings)
 
 
 def test_a_chat_template_that_is_no_template():
