@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import msgspec
+if TYPE_CHECKING:
+    from msgspec import Struct
+else:
+    try:
+        from msgspec import Struct
+    except ImportError:  # benchmarks run the engine where none of the server's packages are
+
+        class Struct:
+            """As much of msgspec's as is needed here."""
+
+            def __init_subclass__(cls, **options: Any) -> None:
+                dataclass(cls)
+
 
 FINISH_STOP = "stop"  # end token, stop token or stop string
 FINISH_LENGTH = "length"  # max_tokens or the model's context
@@ -12,7 +25,7 @@ FINISH_ABORT = "abort"  # the caller went away
 FINISH_ERROR = "error"  # the engine gave up on this request
 
 
-class Logprob(msgspec.Struct, gc=False):  # a long prompt has hundreds of thousands, none of them in a cycle
+class Logprob(Struct, gc=False):  # a long prompt has hundreds of thousands, none of them in a cycle
     """One candidate token's log-probability under the raw model distribution."""
 
     logprob: float
