@@ -6,6 +6,7 @@ to the disk.  FOLDER/n is what it leaves.  Prints how often a whole conversion b
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -36,19 +37,17 @@ def _run(source: str, destination: Path, *, killed_at: int = -1, counted: Path |
         expected = signal.SIGKILL if killed_at >= 0 else 0
         assert status == expected, f"killed_at={killed_at}: status {status}"
         return
-    honest, num_syncs = os.fsync, 0
+    honest, numbers = os.fsync, itertools.count()  # which several threads may ask
 
     def fsync(descriptor: int) -> None:
-        nonlocal num_syncs
-        if num_syncs == killed_at:
+        if next(numbers) == killed_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        num_syncs += 1
         honest(descriptor)
 
     os.fsync = fsync
     convert(source, destination, progress=False)
     if counted is not None:
-        counted.write_text(str(num_syncs))
+        counted.write_text(str(next(numbers)))
     os._exit(0)
 
 
