@@ -12,7 +12,7 @@ from jaxserve.cli.json_values import json_object
 from jaxserve.cli.quantities import num_bytes
 from jaxserve.cli.vllm_flags import add_vllm_flags
 from jaxserve.cli.vllm_server_options import SERVER_OPTIONS
-from jaxserve.errors import ConfigError
+from jaxserve.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
     from jaxserve.server.settings import ServerSettings
@@ -236,8 +236,10 @@ def _paths(text: str) -> tuple[str, ...]:
 
 def _chat_template(given: str | None) -> str | None:
     """The template's text: from a file, from our own, or given itself; else a name that the model may know."""
-    if given is None or any(mark in given for mark in ("{{", "{%", "\n")):
-        return given
+    if given is None:
+        return None
+    if any(mark in given for mark in ("{{", "{%", "\n")):
+        return _compiled(given, given)
     from jaxserve.server.chat_templates import named_template, template_names
 
     path = Path(given)
@@ -251,9 +253,20 @@ def _chat_template(given: str | None) -> str | None:
             f"--chat-template {given}: no such file, and no template of ours; those are {', '.join(template_names())}"
         )
     try:
-        return path.read_text(encoding="utf-8")
+        return _compiled(path.read_text(encoding="utf-8"), given)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError(
             f"--chat-template {given}: {reason}; give a jinja2 file or the template itself"
         ) from error
+
+
+def _compiled(source: str, given: str) -> str:
+    """The source, which is valid jinja2: that it is not would be known after minutes of loading otherwise."""
+    from jaxserve.text.chat_template import ChatTemplate
+
+    try:
+        ChatTemplate(source)
+    except RequestError as error:
+        raise ConfigError(f"--chat-template {' '.join(given.split()):.200}: {error}") from error
+    return source

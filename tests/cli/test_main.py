@@ -167,10 +167,12 @@ def test_an_unknown_parser_stops_the_start(flag: str, capsys: pytest.CaptureFixt
 def test_a_chat_template_may_stand_on_the_command_line() -> None:
     args = parse(["serve", "m", "--chat-template", "{{ messages }}"])
     assert server_settings(args).chat_template == "{{ messages }}"
-    with pytest.raises(
-        ConfigError, match=r"--chat-template none\.jinja: no such file, and no template of ours"
+    for given, wrong in (
+        ("none.jinja", r"--chat-template none\.jinja: no such file, and no template of ours"),
+        ("{% for %}", r"--chat-template \{% for %\}: chat_template is not valid jinja2"),
     ):
-        server_settings(parse(["serve", "m", "--chat-template", "none.jinja"]))
+        with pytest.raises(ConfigError, match=wrong):
+            server_settings(parse(["serve", "m", "--chat-template", given]))
 
 
 def test_kv_pages_have_the_types_that_vllm_names(capsys: pytest.CaptureFixture[str]) -> None:
