@@ -187,8 +187,8 @@ class Admission:
         found = self.tokenizer.template_source(source, has_tools=has_tools)
         return None if found is None else self._compiled(found, content_format)
 
-    def check_structured(self, constraint: StructuredOutputsParams) -> Future[None]:
-        """Compile a constraint, on another thread.  The future raises RequestError saying what is wrong with it."""
+    def check_structured(self, constraint: StructuredOutputsParams) -> Future[RequestError | None]:
+        """Compile a constraint, on another thread.  The future has what is wrong with it: see GrammarCompiler.check."""
         return self.grammars.check(constraint)
 
     def admit(

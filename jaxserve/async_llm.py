@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from jaxserve.admission import Admission
 from jaxserve.assembly import assemble
-from jaxserve.errors import EngineDeadError, QueueFullError, RequestError, ShuttingDownError
+from jaxserve.errors import EngineDeadError, QueueFullError, RequestError, ShuttingDownError, copied
 from jaxserve.inputs import AnyPrompt, ChatOptions, TokenizedPrompt, check_characters, encode_texts
 from jaxserve.output_processor import OutputProcessor
 from jaxserve.request_stream import Inbox, RequestStream
@@ -199,12 +199,11 @@ class AsyncLLM:
             async with asyncio.timeout(
                 self._admission.grammars.time_limit
             ):  # wait_for of 3.11 loses cancellations
-                await checking
+                refusal = await checking
         except TimeoutError:
             raise self._admission.grammars.too_slow(constraint) from None
-        except RequestError as error:
-            # That one is kept beside the grammar; where it is raised, it would keep all that the caller holds.
-            raise RequestError(str(error), param=error.param) from None
+        if refusal is not None:
+            raise copied(refusal)
 
     async def encode(self, text: str, *, add_special_tokens: bool = True, param: str = "prompt") -> list[int]:
         """Token ids of a text of any length; a long one is tokenized on another thread.

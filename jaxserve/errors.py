@@ -26,6 +26,11 @@ class RequestError(JaxserveError):
         self.param = param
 
 
+def copied(error: RequestError) -> RequestError:
+    """The same, without the frames that it came through: a raised error holds them, and all that is in them."""
+    return type(error)(str(error), param=error.param)
+
+
 class ContextLengthError(RequestError):
     """A prompt leaves no room for an answer in the model's context (HTTP 400 with a code of its own)."""
 

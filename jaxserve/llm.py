@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from jaxserve.admission import Admission
 from jaxserve.assembly import EngineParts, assemble
 from jaxserve.engine_options import engine_config
-from jaxserve.errors import EngineDeadError, RequestError
+from jaxserve.errors import EngineDeadError, RequestError, copied
 from jaxserve.inputs import AnyPrompt, ChatOptions, TokenizedPrompt, prompt_list, tokenize_texts
 from jaxserve.output_processor import OutputProcessor
 from jaxserve.progress import TokenBar
@@ -202,9 +202,11 @@ class LLM:
 
     def _check_structured(self, constraint: StructuredOutputsParams) -> None:
         try:
-            self._admission.check_structured(constraint).result(self._admission.grammars.time_limit)
+            refusal = self._admission.check_structured(constraint).result(self._admission.grammars.time_limit)
         except TimeoutError:
             raise self._admission.grammars.too_slow(constraint) from None
+        if refusal is not None:
+            raise copied(refusal)
 
     def _run(self, requests: Sequence[RequestState], use_tqdm: bool) -> list[RequestOutput]:
         processor = OutputProcessor()

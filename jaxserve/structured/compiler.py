@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jaxserve.errors import RequestError
+from jaxserve.errors import RequestError, copied
 from jaxserve.structured.blame import explain
 from jaxserve.structured.grammar import grammar_text
 from jaxserve.structured.limits import MAX_SECONDS, parser_limits
@@ -114,26 +114,30 @@ class GrammarCompiler:
             if self._cache.pop(grammar, None) is not None:
                 self._cache_characters -= len(grammar)
 
-    def check(self, constraint: StructuredOutputsParams) -> Future[None]:
-        """Compile a constraint for later.  The future raises RequestError saying what is wrong."""
-        checked: Future[None] = Future()
+    def check(self, constraint: StructuredOutputsParams) -> Future[RequestError | None]:
+        """Compile a constraint for later.  The future has what is wrong with it, which must not be raised itself.
+
+        A copy must: the future is kept beside the grammar, and what was raised keeps all that who raises it holds.
+        """
+        checked: Future[RequestError | None] = Future()
         checked.set_running_or_notify_cancel()  # whoever leaves cancels nothing: others may want it
 
         def finish(compiling: Future[CompiledGrammar]) -> None:
             """Runs on a worker, or here if it was compiled before."""
             try:
-                compiled = compiling.result()
-                if compiled.error:
-                    raise RequestError(explain(constraint, compiled.error), param=constraint.param)
+                said = compiling.result().error
+                refusal = RequestError(explain(constraint, said), param=constraint.param) if said else None
             except BaseException as error:  # noqa: BLE001  # it is the future's, and raised there
                 checked.set_exception(error)
             else:
-                checked.set_result(None)
+                checked.set_result(refusal)
 
         def begin() -> None:
             try:
                 compiling = self.compile(self.text(constraint))
-            except BaseException as error:  # noqa: BLE001  # likewise
+            except RequestError as error:
+                checked.set_result(copied(error))
+            except BaseException as error:  # noqa: BLE001  # as above
                 checked.set_exception(error)
             else:
                 compiling.add_done_callback(finish)

@@ -20,7 +20,9 @@ def compiler() -> GrammarCompiler:
 
 def check(**constraint: Any) -> None:
     """Raises RequestError for a constraint that is refused."""
-    compiler().check(StructuredOutputsParams(**constraint)).result(PATIENCE)
+    refusal = compiler().check(StructuredOutputsParams(**constraint)).result(PATIENCE)
+    if refusal is not None:
+        raise refusal
 
 
 def follows(text: str, **constraint: Any) -> bool:

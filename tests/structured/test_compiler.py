@@ -58,15 +58,14 @@ def test_long_grammars_push_out_others() -> None:
 def test_what_is_wrong_is_remembered_too() -> None:
     compiler = new_compiler()
     for _ in range(2):
-        with pytest.raises(RequestError, match="unclosed"):
-            compiler.check(StructuredOutputsParams(regex="[")).result(PATIENCE)
+        refusal = compiler.check(StructuredOutputsParams(regex="[")).result(PATIENCE)
+        assert "unclosed" in str(refusal)
 
 
 def test_a_model_without_an_end_token_is_refused() -> None:
     compiler = GrammarCompiler(TOKENIZER, VOCAB_SIZE, (VOCAB_SIZE + 5,))
     compiler.warm_up()
-    with pytest.raises(RequestError, match="needs an end token"):
-        compiler.check(YES_OR_NO).result(PATIENCE)
+    assert "needs an end token" in str(compiler.check(YES_OR_NO).result(PATIENCE))
 
 
 def test_threads_end_with_their_compiler() -> None:
