@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 
 from jaxserve.errors import RequestError
-from jaxserve.structured import compiler
-from tests.patience import PATIENCE
 from tests.structured.matching import check, follows
 
 
@@ -32,13 +30,6 @@ TERMINALS = "\n".join(f'T{i}: ("x" | T{i + 1} "z"){{0,3}}' for i in range(2000))
 OPTIONAL = {f"p{i}": {"type": "string"} for i in range(2000)}
 
 LONG = "long text " * 2000
-
-
-@pytest.fixture(autouse=True)
-def no_limit_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a slow machine it would refuse what is taken; what is refused, is so for its size."""
-    monkeypatch.setattr(compiler, "MAX_SECONDS", PATIENCE)
-
 
 REFUSED = {
     "a regex of a megabyte": {"regex": "a" * 1_000_000},
