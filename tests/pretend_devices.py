@@ -12,11 +12,14 @@ from tests.quick_compile import QUICK
 _FLAGS = " ".join(f"--{name}={int(value)}" for name, value in QUICK.items())
 
 _LONGEST_SECONDS = 900  # as the whole suite: processes that wait for each other may do so for ever
+# XLA ends a process of which one device has waited 40 s for another, on however few processors.
+_PATIENCE = f"--xla_cpu_collective_call_terminate_timeout_seconds={_LONGEST_SECONDS}"
 
 
 def run_on_devices(num_devices: int, module: str, *arguments: str, **environment: str) -> str:
     """What `python -m module` prints, with so many devices and what `environment` adds; AssertionError if it fails."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices} {_FLAGS}"
+    flags = [os.environ.get("XLA_FLAGS", ""), f"--xla_force_host_platform_device_count={num_devices}"]
+    flags = " ".join([*flags, _FLAGS, _PATIENCE])
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         # NPROC: with a thread a core, devices that wait for each other would leave none to go on with.
