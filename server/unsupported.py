@@ -36,8 +36,10 @@ def _unless(harmless: Any, reason: str) -> Rule:
 
 
 def _best_of(value: Any, body: Mapping[str, Any]) -> str | None:
-    is_all = value == (body.get("n") or 1)
-    return None if is_all else "answers are not ranked; leave it out, and n of them are returned"
+    n = body.get("n") or 1
+    if isinstance(value, int) and isinstance(n, int) and value <= n:
+        return None
+    return "answers are not ranked; leave it out, and n of them are returned"
 
 
 def _modalities(value: Any, body: Mapping[str, Any]) -> str | None:

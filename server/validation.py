@@ -67,7 +67,7 @@ async def read_body(request: Request, receive_timeout: float, share: BodyShare) 
                 parts.append(part)
     except TimeoutError:
         raise ApiError(408, "The request body did not arrive in time.", param="body") from None
-    if not parts:
+    if not share.num_bytes:
         raise ApiError(400, "The request body must be a JSON object, got nothing.", param="body")
     return parts
 
