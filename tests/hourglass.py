@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TypeVar
 
+from tests.patience import PATIENCE
+
 T = TypeVar("T")
 
 
@@ -23,7 +25,9 @@ class Hourglass:
 
     async def outlast(self, waiting: asyncio.Future[T], seconds: float) -> T:
         """Let so many seconds pass, again and again, until `waiting` is done; its result."""
+        end = self._passed() + PATIENCE
         while not waiting.done():
+            assert self._passed() < end, "it waits for something else"
             self.turn(seconds)
             await asyncio.sleep(0)
         return waiting.result()

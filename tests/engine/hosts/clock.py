@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import Counter
 from typing import TypeVar
 
@@ -41,9 +42,10 @@ class HostsClock:
 
     def outlast(self, lost: queue.SimpleQueue[T]) -> T:
         """Let time pass until somebody is lost; what is said of them."""
+        end = time.monotonic() + PATIENCE
         while True:
             self.turn(LOST_SECONDS + 1)
             try:
                 return lost.get(timeout=BEAT_SECONDS / 10)
-            except queue.Empty:
-                pass  # whoever waits has not looked yet, or got a last beat
+            except queue.Empty:  # whoever waits has not looked yet, or got a last beat
+                assert time.monotonic() < end, "nobody is missed"
