@@ -253,7 +253,7 @@ class AsyncLLM:
     def generate(
         self,
         prompt: AnyPrompt,
-        params: SamplingParams,
+        sampling_params: SamplingParams,
         request_id: str | None = None,
         *,
         priority: int = 0,
@@ -274,7 +274,9 @@ class AsyncLLM:
                 param="multi_modal_data",
             )
         request_id = request_id or uuid.uuid4().hex
-        state = self._admission.admit(request_id, prompt, params, priority=priority, cache_salt=cache_salt)
+        state = self._admission.admit(
+            request_id, prompt, sampling_params, priority=priority, cache_salt=cache_salt
+        )
         self._processor.add(state)
         inbox = self._inboxes[request_id] = Inbox(state, loop)
         self._idle.clear()
