@@ -196,9 +196,8 @@ class AsyncLLM:
             return
         checking = asyncio.wrap_future(self._admission.check_structured(constraint))
         try:
-            async with asyncio.timeout(
-                self._admission.grammars.time_limit
-            ):  # wait_for of 3.11 loses cancellations
+            # wait_for of 3.11 loses cancellations.
+            async with asyncio.timeout(self._admission.grammars.time_limit):
                 refusal = await checking
         except TimeoutError:
             raise self._admission.grammars.too_slow(constraint) from None

@@ -35,9 +35,8 @@ def create_app(llm: AsyncLLM, settings: ServerSettings) -> Quart:
         MAX_TEXT_BODY if llm.info.images is None else MAX_IMAGE_BODY, settings.max_total_body_bytes
     )
     app.config["BODY_TIMEOUT"] = None  # read_body has one; Quart's misses a client that leaves just then
-    app.config["RESPONSE_TIMEOUT"] = (
-        None  # Connection has one for who reads nothing; Quart's cuts who reads a minute
-    )
+    # Connection has a limit for who reads nothing; Quart's would cut off who reads for a minute.
+    app.config["RESPONSE_TIMEOUT"] = None
     app.url_map.merge_slashes = False  # werkzeug would send the client to whatever host its Host header names
     app.json.sort_keys = False  # pyright: ignore[reportAttributeAccessIssue]  # of the default provider
     state = ServerState.build(llm, settings)

@@ -9,10 +9,8 @@ from typing import Any
 
 from jaxserve.vllm_options import VllmOption
 
-REFUSED, NEEDLESS = (
-    "vllm_refused",
-    "vllm_needless",
-)  # of a parsed command line: what is to be told of each kind
+# Attributes of a parsed command line: what is to be told of each kind.
+REFUSED, NEEDLESS = "vllm_refused", "vllm_needless"
 
 
 def add_vllm_flags(parser: argparse.ArgumentParser, options: Sequence[VllmOption]) -> None:

@@ -437,9 +437,8 @@ class Scheduler:
             self.counters.prefix_cache_queries += num_tokens
             self.counters.prefix_cache_hits += num_cached
         if seq.num_cached_tokens is None:
-            seq.num_cached_tokens = min(
-                num_cached, seq.num_prompt_tokens
-            )  # a grammar may have begun the answer
+            # Of the prompt: a grammar may have begun the answer.
+            seq.num_cached_tokens = min(num_cached, seq.num_prompt_tokens)
             seq.scheduled_time = time.monotonic()
         seq.pages = cached + fresh
         seq.num_registered_pages = len(cached)

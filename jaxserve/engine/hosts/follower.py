@@ -23,6 +23,7 @@ from jaxserve.engine.hosts.messages import (
     Welcome,
 )
 from jaxserve.engine.pending_step import PendingStep
+from jaxserve.engine.plan import Admission, StepPlan
 from jaxserve.engine.runner import Runner
 from jaxserve.errors import EngineDeadError
 
@@ -62,6 +63,7 @@ class Follower:
         """Follow until the first host ends.  Raises EngineDeadError where that was no ordinary end."""
         pending: deque[PendingStep] = deque()
         started: tuple[jax.Array, ...] | None = None
+        refused: set[int] = set()  # slots whose sequence could not be set up
         is_serving = False
         while True:
             order = self._orders.get()
@@ -72,8 +74,10 @@ class Follower:
             if not is_serving:
                 is_serving = True
                 self._link.be_prompt()
+            if isinstance(order, Dispatch | Start | Finish):
+                _check_refused(order.plan, refused)
             if isinstance(order, Admit):
-                self._admit(runner, order)
+                _admit(runner, order.admission, refused)
             elif isinstance(order, Dispatch):
                 pending.append(runner.dispatch(order.plan))
             elif isinstance(order, Start):
@@ -103,14 +107,6 @@ class Follower:
             raise order
         return order
 
-    def _admit(self, runner: Runner, order: Admit) -> None:
-        try:
-            runner.admit(order.admission)
-        except jax.errors.JaxRuntimeError:
-            raise
-        except Exception:  # the first host meets the same, and fails that request: see EngineCore
-            logger.exception("request %s could not be set up", order.admission.request.request_id)
-
     def _listen(self) -> None:
         while True:
             try:
@@ -131,3 +127,20 @@ class Follower:
         error = EngineDeadError(why)
         self._orders.put(error)
         self._on_lost(error)
+
+
+def _admit(runner: Runner, admission: Admission, refused: set[int]) -> None:
+    refused.discard(admission.slot)
+    try:
+        runner.admit(admission)
+    except jax.errors.JaxRuntimeError:
+        raise
+    except Exception:  # the first host should meet the same, and fail that request: see EngineCore
+        logger.exception("request %s could not be set up", admission.request.request_id)
+        refused.add(admission.slot)
+
+
+def _check_refused(plan: StepPlan, refused: set[int]) -> None:
+    """Raise EngineDeadError where the first host goes on with what this one could not set up."""
+    if refused and any(entry.samples and entry.slot in refused for entry in plan.entries):
+        raise EngineDeadError("this host could not set up a request that node_rank 0 goes on with")

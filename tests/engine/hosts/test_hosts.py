@@ -160,9 +160,24 @@ def test_what_a_runner_refuses_is_refused_on_all_hosts_and_the_rest_goes_on() ->
         with pytest.raises(ValueError, match="no such slot"):
             runner.admit(Admission(slot=3, request=request("a", [1]), token_ids=(1,)))
         runner.dispatch(plan(0))
+        runner.admit(Admission(slot=0, request=request("b", [1]), token_ids=(1,)))
+        runner.dispatch(plan(1))
         followers.end()
         assert host.end.get(timeout=PATIENCE) is None
         assert host.runner.calls == own.calls
+
+
+def test_a_follower_that_alone_refuses_something_does_not_go_on_with_it() -> None:
+    with leader(1) as (followers, port):
+        host = FollowingHost(port, 1, runner=NotingRunner(refused_slot=0))
+        meet(followers)
+        runner = LeadingRunner(NotingRunner(), followers)  # type: ignore[arg-type]  # as much of a runner as is needed
+        runner.admit(Admission(slot=0, request=request("a", [1]), token_ids=(1,)))
+        runner.dispatch(plan(0))
+        assert "could not set up a request that node_rank 0 goes on with" in str(
+            host.end.get(timeout=PATIENCE)
+        )
+        assert [call[0] for call in host.runner.calls] == ["admit"]
 
 
 def test_a_lost_follower_is_named_at_once_and_nothing_more_is_dispatched() -> None:
