@@ -82,6 +82,10 @@ class FakeServer:
                     if len(self.bodies) > 1:
                         await self._have_met.wait()
                     return await self._stream(path.endswith("chat/completions"), body, reader, writer)
+                except ConnectionError:
+                    # What a client leaves unread, or is sent after it went, resets the connection.
+                    self.hang_ups.release()
+                    raise
                 finally:
                     self.num_open -= 1
             case _:
