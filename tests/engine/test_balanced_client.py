@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxserve.engine.balanced_client import BalancedClient, _Replica
-from jaxserve.engine.pages import PageHash
+from jaxserve.engine.pages import PageHash, hash_page
 from jaxserve.engine.protocol import CoreRequest, ImageInput
 from jaxserve.errors import EngineDeadError
 from tests.engine.tiny_engine import Collector, request
+from tests.patience import PATIENCE
 from tests.scripted import ScriptedClient, scripted_info
 
 PAGE = scripted_info().page_size
@@ -225,6 +226,29 @@ def test_an_abort_comes_behind_its_request() -> None:
         aborts[0].join()
         assert replica.aborted == ["a"]
         assert replica.stats().num_running == 0
+
+
+def test_nobody_waits_while_prompts_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be thousands, and engines have answers to tell meanwhile, or are shut down."""
+    with balanced() as (client, replicas, _):
+        others = [
+            threading.Thread(target=client.abort, args=(["r"],)),
+            threading.Thread(target=client.shutdown),
+        ]
+
+        def hash_slowly(parent: PageHash, token_ids: Sequence[int]) -> PageHash:
+            while others:
+                other = others.pop()
+                other.start()
+                other.join(PATIENCE)
+                assert not other.is_alive()
+            return hash_page(parent, token_ids)
+
+        monkeypatch.setattr("jaxserve.engine.balanced_client.hash_page", hash_slowly)
+        with pytest.raises(EngineDeadError, match="was shut down"):
+            client.submit([request("r", fresh(1, num_pages=2))])
+        assert not others
+        assert not any(replica.submitted for replica in replicas)
 
 
 def test_nothing_is_taken_after_a_shutdown() -> None:
