@@ -74,4 +74,16 @@ def test_what_a_call_raises_is_raised_to_who_waits(calls: CallThread, runner: Sl
         call.made.result(PATIENCE)
     with pytest.raises(ValueError, match="no call of two steps"):
         calls.settle()
-    assert calls.dispatch(plan()).made.result(PATIENCE).plan.num_steps == 1
+
+
+def test_after_one_that_failed_no_call_is_made(calls: CallThread, runner: SlowRunner) -> None:
+    """Queued before or behind: the device is in an unknown state, and other hosts may take no part."""
+    queued = [calls.dispatch(plan(num_steps)) for num_steps in (1, 2, 1)]
+    runner.may_go.set()
+    for call in (*queued[1:], calls.dispatch(plan())):
+        with pytest.raises(ValueError, match="no call of two steps"):
+            call.made.result(PATIENCE)
+    with pytest.raises(ValueError, match="no call of two steps"):
+        calls.settle()
+    calls.stop()
+    assert runner.made == [queued[0].plan]
