@@ -21,6 +21,10 @@ def connected(base_url: str, *, start_it: str = "make serve") -> Iterator[tuple[
     client = OpenAI(base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"))
     try:
         yield client, client.models.list().data[0].id
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the answer has read enough (`… | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor is there anything to say at exit
+        sys.exit(1)
     except APIConnectionError as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error.__cause__):
             sys.exit(f"The certificate of {base_url} is not trusted here: name it in SSL_CERT_FILE")

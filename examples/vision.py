@@ -57,7 +57,7 @@ def ask_server(photo: Path, base_url: str | None = None) -> None:
         for chunk in stream:
             if chunk.choices and chunk.choices[0].delta.content:
                 print(chunk.choices[0].delta.content, end="", flush=True)
-    print()
+        print()
 
 
 def ask_here(photo: Path, model: str) -> None:

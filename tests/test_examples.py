@@ -66,15 +66,21 @@ def test_examples_say_when_nobody_answers(arguments: Sequence[Path], start_it: s
     assert done.stderr == f"Nobody answers at {url}: start the server first ({start_it})\n"
 
 
-async def run_example(*arguments: str | Path) -> tuple[int | None, str, str]:
+async def run_example(
+    *arguments: str | Path, stdout: int = asyncio.subprocess.PIPE
+) -> tuple[int | None, str, str]:
     """The exit status, stdout and stderr of an example, run while this process serves."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
-    pipe = asyncio.subprocess.PIPE
+    environment.pop("PYTHONUNBUFFERED", None)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *map(str, arguments), stdout=pipe, stderr=pipe, env=environment
+        sys.executable,
+        *map(str, arguments),
+        stdout=stdout,
+        stderr=asyncio.subprocess.PIPE,
+        env=environment,
     )
     out, err = await process.communicate()
-    return process.returncode, out.decode(), err.decode()
+    return process.returncode, (out or b"").decode(), err.decode()
 
 
 async def test_examples_say_what_is_missing_of_a_url_and_a_key() -> None:
@@ -168,6 +174,17 @@ async def test_vision_sends_a_photograph() -> None:
             assert await run_example(VISION, CAT, f"{url}/v1") == (0, f"{PARIS}\n", "")
         (request,) = served.engine.submitted
     assert len(request.images) == 1
+
+
+@pytest.mark.parametrize("example", [(CHAT,), (VISION, CAT)])
+async def test_examples_end_quietly_when_nobody_reads_them(example: Sequence[Path]) -> None:
+    """As with `… | head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with serving(info=vision_info(), chat_template=TEMPLATE, special_tokens=TOKENS) as served:
+        async with listening(served) as url:
+            assert await run_example(*example, f"{url}/v1", stdout=writer) == (1, "", "")
+    os.close(writer)
 
 
 @pytest.mark.parametrize("more", [(), ("--model", "m")])

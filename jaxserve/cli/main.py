@@ -22,20 +22,14 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.  Errors made on purpose are one line on stderr."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = parse(arguments)
-        for note in told(args, NEEDLESS):
-            print(f"jaxserve: {note}", file=sys.stderr)
-        if getattr(args, "nnodes", 1) > 1:
-            return run_on_host(lambda: args.run(args))
-        return args.run(args)
-    except ConfigError as error:
-        return _fail(error, EXIT_USAGE)
-    except JaxserveError as error:
-        return _fail(error, EXIT_FAILED)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        try:
+            status = _run(list(sys.argv[1:] if argv is None else argv))
+        except SystemExit:  # argparse's: it has said all
+            _flush()
+            raise
+        _flush()
+        return status
     except BrokenPipeError:
         # The reader of our output went away (`jaxserve … | head`): nothing is left to say, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,6 +68,27 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     for module in (serve, chat, generate, convert, plan, bench, toolcheck):
         commands.update(module.add_parser(subparsers))
     return parser, commands
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        args = parse(arguments)
+        for note in told(args, NEEDLESS):
+            print(f"jaxserve: {note}", file=sys.stderr)
+        if getattr(args, "nnodes", 1) > 1:
+            return run_on_host(lambda: args.run(args))
+        return args.run(args)
+    except ConfigError as error:
+        return _fail(error, EXIT_USAGE)
+    except JaxserveError as error:
+        return _fail(error, EXIT_FAILED)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _flush() -> None:
+    """Write what was printed while a reader that has gone can be told from an error; at exit it cannot."""
+    print(end="", flush=True)  # stdout may be closed, and then is None
 
 
 def _dashed(argument: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -224,6 +225,20 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"jaxserve {__version__}\n"
+
+
+@pytest.mark.parametrize("argv", [["plan", "m", "--json"], ["--version"]])
+def test_output_that_nobody_reads_is_no_error_even_at_exit(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with `jaxserve … | head`, where it is as short as a buffer, and is written when all is done."""
+    monkeypatch.setattr("jaxserve.cli.plan.make_plan", lambda config: {"model": config.model})
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert main(argv) == 1
+    assert capsys.readouterr().err == ""
 
 
 def test_help_imports_nothing_heavy() -> None:
