@@ -8,7 +8,7 @@ from jaxserve.cli.logs import log_to_stderr
 
 
 def run_on_host(run: Callable[[], int]) -> int:
-    """What `run` returns.  Once JAX has joined this host to others, an error ends the process here, with status 1.
+    """What `run` returns.  Once JAX has joined this host to others, an error or Ctrl-C ends the process here.
 
     JAX's own end would wait for all hosts, and then abort.
     """

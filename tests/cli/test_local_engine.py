@@ -14,6 +14,7 @@ import pytest
 import jaxserve.llm  # noqa: F401  # so that it has the real `assemble`, which is replaced below
 from jaxserve.assembly import EngineParts
 from jaxserve.cli.main import main
+from jaxserve.config import EngineConfig
 from jaxserve.loading.checkpoint import GenerationDefaults
 from tests.scripted import ScriptedClient, saying
 from tests.tiny import EOS, byte_tokenizer
@@ -82,6 +83,25 @@ def test_a_host_that_others_have_joined_does_not_wait_for_them_behind_an_error(
         assert main(["generate", "m", "--prompt", "Hi" * 200, *hosts]) == 1
     assert len(ends) == is_joined
     assert all("maximum context length" in error for error in ends)
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_ctrl_c_has_the_same_status_on_one_host_and_on_several(
+    is_joined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(config: EngineConfig) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxserve.assembly.assemble", interrupted)
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: is_joined)
+    monkeypatch.setattr("logging.shutdown", lambda: None)
+    monkeypatch.setattr("os._exit", sys.exit)
+    hosts = ["--nnodes", "2", "-tp", "2", "--master-addr", "here"]
+    if is_joined:
+        with pytest.raises(SystemExit, match="130"):
+            main(["generate", "m", "--prompt", "Hi", *hosts])
+    else:
+        assert main(["generate", "m", "--prompt", "Hi", *hosts]) == 130
 
 
 def test_generate_under_chat(client: ScriptedClient) -> None:

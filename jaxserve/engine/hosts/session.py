@@ -104,14 +104,14 @@ def reason(error: BaseException) -> str:
 
 
 def end_process(error: BaseException) -> NoReturn:
-    """Here and now, with status 1.
+    """Here and now, with status 1, or after Ctrl-C with 130, as shells report it.
 
     For hosts that cannot do anything alone: their threads may be in a program that waits for the lost one.
     """
     unexpected = None if isinstance(error, JaxserveError | KeyboardInterrupt) else error
     logger.critical("%s; this process ends", reason(error), exc_info=unexpected)
     logging.shutdown()
-    os._exit(1)
+    os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 
 
 def _facts(config: EngineConfig, checkpoint: AnyCheckpoint | None, settings: Settings) -> dict[str, str]:
