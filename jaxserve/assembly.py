@@ -9,6 +9,7 @@ from jaxserve.errors import ConfigError
 from jaxserve.media.policy import MediaPolicy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from jaxserve.config import EngineConfig, ImageProcessorConfig, ModelConfig
@@ -29,8 +30,10 @@ class EngineParts:
     media: MediaPolicy | None = None  # which images requests may bring, if the model takes any
 
 
-def assemble(config: EngineConfig) -> EngineParts:
+def assemble(config: EngineConfig, check: Callable[[Tokenizer], None] | None = None) -> EngineParts:
     """Open the checkpoint, read its tokenizer and build an in-process engine (loads weights, compiles steps).
+
+    `check` sees the tokenizer before all that takes long; what it raises ends this.
 
     Imports jax here and not above, so that a front end of an engine in another process never pays for it.
     """
@@ -51,6 +54,8 @@ def assemble(config: EngineConfig) -> EngineParts:
     defaults = generation_defaults(config, defaults)
     processor = image_processor(config, model, path)
     tokenizer = load_tokenizer(locate_tokenizer(config.tokenizer) if config.tokenizer else path)
+    if check is not None:
+        check(tokenizer)
     grammars = GrammarCompiler(tokenizer, model.vocab_size, end_token_ids(tokenizer, defaults))
     grammars.warm_up()
     client = build_replicas(config, checkpoint, model, grammars, processor)

@@ -76,9 +76,14 @@ class AsyncLLM:
         client.start(self._on_outputs, self._on_dead)
 
     @classmethod
-    def from_engine_config(cls, config: EngineConfig) -> AsyncLLM:
-        """Load the model of `config` into an engine in this process.  Blocks while it loads and compiles."""
-        parts = assemble(config)
+    def from_engine_config(
+        cls, config: EngineConfig, check: Callable[[Tokenizer], None] | None = None
+    ) -> AsyncLLM:
+        """Load the model of `config` into an engine in this process.  Blocks while it loads and compiles.
+
+        `check` sees the tokenizer before that; what it raises ends this.
+        """
+        parts = assemble(config, check)
         return cls(
             parts.client,
             parts.tokenizer,

@@ -16,6 +16,7 @@ from jaxserve.server.metrics import ServerMetrics
 from jaxserve.server.parsing.answer_format import AnswerFormat, make_answer_format
 from jaxserve.server.plugins.load import load_plugins
 from jaxserve.server.settings import ServerSettings
+from jaxserve.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +70,14 @@ class ServerState:
             raise unavailable(f"The engine cannot go on: {self.llm.error}")
         if self.llm.is_draining:
             raise unavailable("The server is shutting down and takes no new requests.")
+
+
+def check_tokenizer(tokenizer: Tokenizer, settings: ServerSettings) -> None:
+    """Raise ConfigError for what a model's tokenizer says cannot be: it is there long before the model is."""
+    try:
+        tokenizer.template_source(settings.chat_template, has_tools=False)
+    except RequestError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _look_at_templates(llm: AsyncLLM, settings: ServerSettings) -> None:

@@ -54,11 +54,12 @@ def _serve(config: EngineConfig, settings: ServerSettings) -> int:
         from jaxserve.engine.start_clock import process_age
         from jaxserve.server.app import create_app
         from jaxserve.server.launch import serve
+        from jaxserve.server.state import check_tokenizer
 
         log_to_stderr()
         print(f"loading {config.model} …", file=sys.stderr, flush=True)
         start = time.monotonic()
-        llm = AsyncLLM.from_engine_config(config)
+        llm = AsyncLLM.from_engine_config(config, lambda tokenizer: check_tokenizer(tokenizer, settings))
         try:
             app = create_app(llm, settings)
             age = process_age()

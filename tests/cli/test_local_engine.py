@@ -28,7 +28,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> ScriptedClient:
     client = ScriptedClient(saying([*b"Hello!"]))
     parts = EngineParts(client, byte_tokenizer(), GenerationDefaults(eos_token_ids=(EOS,)))
     monkeypatch.setattr("jaxserve.assembly.assemble", lambda config: parts)
-    monkeypatch.setattr("jaxserve.async_llm.assemble", lambda config: parts)
+    monkeypatch.setattr("jaxserve.async_llm.assemble", lambda config, check: parts)
     return client
 
 

@@ -17,6 +17,7 @@ from jaxserve.cli.server_flags import server_settings
 from jaxserve.config import EngineConfig
 from jaxserve.errors import ConfigError
 from jaxserve.server.settings import ServerSettings
+from tests.conversion.models import write_directory
 
 ENGINE_COMMANDS = ("serve", "chat", "generate", "plan", "bench latency", "bench throughput")
 
@@ -174,6 +175,18 @@ def test_a_chat_template_may_stand_on_the_command_line() -> None:
     ):
         with pytest.raises(ConfigError, match=wrong):
             server_settings(parse(["serve", "m", "--chat-template", given]))
+
+
+def test_a_name_of_no_template_of_the_model_is_told_before_weights_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jaxserve.engine.replicas.build_replicas", lambda *_: pytest.fail("too late"))
+    model = str(write_directory(tmp_path / "model"))
+    assert main(["serve", model, "--port", "0", "--chat-template", "tool_use"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "jaxserve: error: chat_template 'tool_use' is neither jinja2 nor the name of a template of the model "
+        "(it has: default)."
+    )
 
 
 def test_kv_pages_have_the_types_that_vllm_names(capsys: pytest.CaptureFixture[str]) -> None:
