@@ -7,6 +7,7 @@ from collections import deque
 from http import HTTPStatus
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from jaxserve.server.errors import ApiError
@@ -19,8 +20,8 @@ STALL_SECONDS = 300.0  # in which nothing of an answer is taken; the system, too
 class GentleEnd(AnyVersion):
     """Lets clients that still send read their last answer, waits for slow readers and gives up those who do not read.
 
-    uvicorn closes before an answer to what still comes in can be read, waits forever for those who do not read, and
-    tells the newest request alone that its client has left.
+    uvicorn closes before an answer to what still comes in can be read, waits forever for those who do not read, tells
+    the newest request alone that its client has left, and while others wait behind one does not see it leave.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -29,6 +30,7 @@ class GentleEnd(AnyVersion):
         self._stall: asyncio.TimerHandle | None = None  # runs while much is unread, or any behind the end
         self._is_refused = False
         self._cycles: deque[RequestResponseCycle] = deque()  # requests without a whole answer, and some with
+        self._num_waiting_bytes = 0  # of the bodies of requests that wait for those before them
 
     @property
     def is_over(self) -> bool:
@@ -55,10 +57,21 @@ class GentleEnd(AnyVersion):
         while self._cycles and self._cycles[0].response_complete:
             self._cycles.popleft()
         self._cycles.append(self.cycle)
+        if self.pipeline:
+            if len(self.pipeline) == 1:
+                self._num_waiting_bytes = 0
+            self.flow.resume_reading()  # or nobody would see the client leave
         if not self.parser.should_keep_alive():
             self.cycle.keep_alive = False  # to older uvicorns, too, which see it later or not at all
         if not self.cycle.keep_alive:
             self._close_gently(self.cycle)
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        if self.pipeline:
+            self._num_waiting_bytes += len(body)
+            if self._num_waiting_bytes > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
         super().on_message_complete()

@@ -16,6 +16,7 @@ from jaxserve.errors import RequestError
 from jaxserve.media.addresses import is_public
 from jaxserve.media.fetch import Fetcher
 from jaxserve.media.policy import MediaPolicy
+from tests.deaf_port import deaf_port
 from tests.media.web import answer, is_allowed, web
 from tests.patience import PATIENCE
 
@@ -214,8 +215,8 @@ async def test_other_refusals() -> None:
         assert "was sent compressed" in await refusal(here.url("/gzip"))
         assert "RemoteProtocolError" in await refusal(here.url("/nonsense"))
         assert "user name or password" in await refusal(here.url("/", "user:secret@127.0.0.1"))
-        port = here.port
-    assert "could not be fetched (ConnectError)" in await refusal(f"http://127.0.0.1:{port}/")
+    with deaf_port() as port:
+        assert "could not be fetched (ConnectError)" in await refusal(f"http://127.0.0.1:{port}/")
     assert "is not a valid URL" in await refusal("http://[::1/")
     for wrong in (0, 65536, 2**64):
         assert "is not a valid URL" in await refusal(f"http://127.0.0.1:{wrong}/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,6 +29,22 @@ async def open_connection(url: str) -> tuple[asyncio.StreamReader, asyncio.Strea
     """A connection to the server at `url`."""
     host, port = url.removeprefix("http://").split(":")
     return await asyncio.open_connection(host, int(port))
+
+
+async def arrival(arrivals: asyncio.Queue[bytes], last: bytes) -> None:
+    """Wait until the server has got what ends so."""
+    got = await arrivals.get()
+    while not (got.endswith(last) if last else got == last):
+        got += await arrivals.get()
+
+
+async def said_before_the_end(reader: asyncio.StreamReader) -> bytes:
+    """What a server says until it closes, with a reset where it has not read all that it was sent."""
+    said = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := await reader.read(2**16):
+            said += piece
+    return said
 
 
 async def ask(url: str, *pieces: bytes) -> Answered:

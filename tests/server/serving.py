@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import httpx
 from quart import Quart
@@ -15,7 +16,7 @@ from quart import Quart
 from jaxserve.async_llm import AsyncLLM
 from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.media.policy import MediaPolicy
-from jaxserve.server import ServerSettings, bind_socket, create_app
+from jaxserve.server import ServerSettings, bind_socket, connection_end, create_app
 from jaxserve.server.launch import HttpServer
 from tests.patience import PATIENCE
 from tests.scripted import Script, ScriptedClient, saying, scripted_info
@@ -134,17 +135,21 @@ def serving(
 
 @asynccontextmanager
 async def listening(served: Serving) -> AsyncIterator[str]:
-    """The server on uvicorn on a loopback port; gives its URL."""
+    """The server on uvicorn on a loopback port; gives its URL.
+
+    It bears with clients that are slow to send the rest of what it has refused: the machine may be busy.
+    """
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     server = HttpServer(served.app, served.settings, served.llm, ready.set_result)
-    task = asyncio.create_task(server.run_on(bind_socket(served.settings)))
-    await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
-    try:
-        yield ready.result()
-    finally:
-        if not task.done():
-            server.stop()
-        await task
+    with mock.patch.object(connection_end, "LINGER_SECONDS", PATIENCE):
+        task = asyncio.create_task(server.run_on(bind_socket(served.settings)))
+        await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
+        try:
+            yield ready.result()
+        finally:
+            if not task.done():
+                server.stop()
+            await task
 
 
 def http_client(url: str, **options: Any) -> httpx.AsyncClient:

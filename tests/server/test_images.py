@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 import pytest
-from openai import AsyncOpenAI
 
 from jaxserve.media.policy import MediaPolicy
 from jaxserve.server.prepared_chat import PreparedChat, prepare_chat
 from tests.media.photos import CAT
+from tests.server.openai_client import openai_client
 from tests.server.seeing import BLUE, RED, prompt_of, refused, refused_next, seeing
 from tests.server.serving import PARIS, listening
 from tests.vision import PAD, data_url, marker, part, picture, text, user
@@ -62,7 +62,7 @@ async def test_every_form_of_an_image_part(shape: dict[str, Any]) -> None:
 
 async def test_the_openai_client_streams_an_answer_about_a_photograph() -> None:
     with seeing() as served:
-        async with listening(served) as url, AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        async with listening(served) as url, openai_client(url) as client:
             messages: Any = [user(text("What is it?"), part(CAT.read_bytes()))]
             stream = await client.chat.completions.create(model="scripted", messages=messages, stream=True)
             said = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])

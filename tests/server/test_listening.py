@@ -15,18 +15,16 @@ import pytest
 
 from jaxserve.cli.main import main, parse
 from jaxserve.cli.server_flags import server_settings
+from tests.server.openai_client import openai_client
 from tests.server.serving import PARIS, QUESTION, http_client, listening, read_events, serving
 
 TLS = Path(__file__).parents[1] / "data" / "tls"
 KEY, CERTIFICATE = str(TLS / "test_only_key.pem"), str(TLS / "test_only_certificate.pem")
 
 
-def openai_client(
-    url: str, api_key: str = "none", verify: ssl.SSLContext | None = None
-) -> openai.AsyncOpenAI:
-    """The openai package's client."""
-    http_client = None if verify is None else openai.DefaultAsyncHttpxClient(verify=verify)
-    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=api_key, http_client=http_client, max_retries=0)
+def client_that_trusts(url: str, authorities: ssl.SSLContext) -> openai.AsyncOpenAI:
+    """The openai package's client, which believes these."""
+    return openai_client(url, http_client=openai.DefaultAsyncHttpxClient(verify=authorities))
 
 
 async def ask(client: openai.AsyncOpenAI, model: str = "") -> str | None:
@@ -46,7 +44,7 @@ async def test_tls():
     with serving(ssl_keyfile=KEY, ssl_certfile=CERTIFICATE) as served:
         async with listening(served) as url:
             assert url.startswith("https://127.0.0.1:")
-            async with openai_client(url, verify=trusting) as client:
+            async with client_that_trusts(url, trusting) as client:
                 assert await ask(client) == PARIS
                 assert await ask_streamed(client) == PARIS
             async with openai_client(url) as client:
@@ -56,7 +54,7 @@ async def test_tls():
             async with openai_client(url.replace("https", "http")) as client:
                 with pytest.raises(openai.APIConnectionError):
                     await ask(client)
-            async with openai_client(url, verify=trusting) as client:
+            async with client_that_trusts(url, trusting) as client:
                 assert await ask(client) == PARIS
 
 
@@ -96,11 +94,11 @@ async def test_any_of_several_keys():
     with serving(api_keys=("sk-one", "sk-two")) as served:
         async with listening(served) as url:
             for key in ("sk-one", "sk-two"):
-                async with openai_client(url, key) as client:
+                async with openai_client(url, api_key=key) as client:
                     assert await ask(client) == PARIS
                     assert [model.id async for model in client.models.list()] == ["scripted"]
             for key in ("sk-three", "sk-one,sk-two", "sk-"):
-                async with openai_client(url, key) as client:
+                async with openai_client(url, api_key=key) as client:
                     with pytest.raises(openai.AuthenticationError, match="Incorrect API key"):
                         await ask(client)
                     with pytest.raises(openai.AuthenticationError):

@@ -10,8 +10,8 @@ import openai
 import pydantic
 import pytest
 
+from tests.server.openai_client import openai_client
 from tests.server.serving import QUESTION, listening, say, serving
-from tests.server.test_streams import client_of
 
 FLAGS: dict[str, Any] = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
 
@@ -47,7 +47,7 @@ TOOLS = [openai.pydantic_function_tool(GetWeather), openai.pydantic_function_too
 @asynccontextmanager
 async def client_for(text: str) -> AsyncIterator[openai.AsyncOpenAI]:
     with serving(say(text), info={"max_model_len": 4096}, **FLAGS) as served:
-        async with listening(served) as url, client_of(url) as client:
+        async with listening(served) as url, openai_client(url) as client:
             yield client
 
 

@@ -10,16 +10,13 @@ import openai
 import pytest
 
 from tests.scripted import drawing
+from tests.server.openai_client import openai_client
 from tests.server.serving import PARIS, QUESTION, Serving, http_client, listening, read_events, say, serving
-
-
-def client_of(url: str, **options: Any) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, **options)
 
 
 async def test_chat_through_the_openai_client():
     with serving(say("Grüße 🎉!")) as served:
-        async with listening(served) as url, client_of(url) as client:
+        async with listening(served) as url, openai_client(url) as client:
             plain = await client.chat.completions.create(model="scripted", messages=QUESTION)
             stream = await client.chat.completions.create(
                 model="scripted",
@@ -39,7 +36,7 @@ async def test_chat_through_the_openai_client():
 
 async def test_completions_and_models_through_the_openai_client():
     with serving() as served:
-        async with listening(served) as url, client_of(url) as client:
+        async with listening(served) as url, openai_client(url) as client:
             models = [model.id async for model in client.models.list()]
             assert models == ["scripted"]
             assert (await client.models.retrieve("scripted")).id == "scripted"

@@ -24,10 +24,7 @@ MILLION_TOKENS = HOST + JSON + b"Content-Length: %d\r\n\r\n" % len(PROMPT) + PRO
 
 @pytest.mark.parametrize(("path", "status"), [(b"/nothing", 404), (b"/v1/completions", 413)])
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
-async def test_who_sends_on_can_read_why_there_is_no_need(
-    path: bytes, status: int, version: bytes, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(connection_end, "LINGER_SECONDS", PATIENCE)
+async def test_who_sends_on_can_read_why_there_is_no_need(path: bytes, status: int, version: bytes):
     async with connected(max_body_bytes=4096) as (_, url):
         head = b"POST " + path + b" HTTP/" + version + b"\r\nConnection: close\r\n" + HOST + JSON
         answer = await ask(url, head + b"Content-Length: 9000000\r\n\r\n", *[b"a" * 1_000_000] * 9)

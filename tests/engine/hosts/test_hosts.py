@@ -85,6 +85,10 @@ class FollowingHost:
         self.follower = Follower(self.link, self.lost.put)
         threading.Thread(target=self._run, args=(facts, 40 + rank), daemon=True).start()
 
+    def vanish(self) -> None:
+        """Say no more, as if the process were gone; who closes with a beat unread would reset the connection."""
+        self.link._socket.shutdown(socket.SHUT_WR)
+
     def _run(self, facts: dict[str, str], num_pages: int) -> None:
         try:
             self.follower.wait()
@@ -186,7 +190,7 @@ def test_a_lost_follower_is_named_at_once_and_nothing_more_is_dispatched() -> No
         meet(followers)
         lost: queue.SimpleQueue[EngineDeadError] = queue.SimpleQueue()
         followers.watch(lost.put)
-        hosts[1].link.close()
+        hosts[1].vanish()
         error = lost.get(timeout=PATIENCE)
         assert str(error) == "lost node_rank 2 of 3 (at 127.0.0.1): it closed the connection"
         assert str(hosts[0].lost.get(timeout=PATIENCE)) == f"node_rank 0 ended: {error}"

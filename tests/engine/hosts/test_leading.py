@@ -189,7 +189,7 @@ def test_a_lost_follower_ends_the_engine_and_is_named(
         if not is_first:
             core.may_end.set()
             assert core.has_broken.wait(PATIENCE)
-        host.link.close()
+        host.vanish()
         collector.wait("nobody")
         with pytest.raises(EngineDeadError, match="node_rank 1 of 2"):
             client.submit([request("a", [1])])
