@@ -36,6 +36,7 @@ from jaxserve.errors import ConfigError, EngineDeadError
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0
+_LAST_WORDS_SECONDS = 1.0  # in which what a host said before it went is read, by another thread
 _MOST_SHOWN = 24  # characters of a value that two hosts do not share
 
 
@@ -128,7 +129,7 @@ class Followers:
             try:
                 link.send(message)
             except LinkLostError as error:
-                raise self._lose(rank, str(error)) from error
+                raise self.loss(_LAST_WORDS_SECONDS) or self._lose(rank, str(error)) from error
 
     def end(self, error: str = "") -> None:
         """Let the followers go."""

@@ -1,17 +1,14 @@
-"""A leader and its followers on loopback, with runners that note what they are told: who acts, and who is missed."""
+"""A leader and its followers: who acts, and who is missed."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import queue
 import random
 import socket
 import struct
 import threading
-from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,113 +19,15 @@ from jaxserve.engine.hosts import leader as leader_module
 from jaxserve.engine.hosts import link as link_module
 from jaxserve.engine.hosts.follower import Follower
 from jaxserve.engine.hosts.joining import connect_to_leader
-from jaxserve.engine.hosts.leader import Followers, LeadingRunner
+from jaxserve.engine.hosts.leader import LeadingRunner
 from jaxserve.engine.hosts.link import LOST_SECONDS, Link, LinkLostError
-from jaxserve.engine.hosts.messages import Hello, Message, decode
-from jaxserve.engine.plan import Admission, PlanEntry, StepPlan
+from jaxserve.engine.hosts.messages import Dispatch, End, Hello, Message, decode
+from jaxserve.engine.plan import Admission
 from jaxserve.errors import ConfigError, EngineDeadError
 from tests.engine.hosts.clock import HostsClock
+from tests.engine.hosts.following_host import FACTS, FollowingHost, NotingRunner, leader, meet, plan
 from tests.engine.tiny_engine import request
 from tests.patience import PATIENCE
-
-
-class NotingRunner:
-    """A Runner that only remembers."""
-
-    def __init__(self, refused_slot: int = -1) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-        self._refused_slot = refused_slot
-
-    def admit(self, admission: Admission) -> None:
-        self.calls.append(("admit", admission))
-        if admission.slot == self._refused_slot:
-            raise ValueError("no such slot")
-
-    def dispatch(self, plan: StepPlan) -> Any:
-        self.calls.append(("dispatch", plan))
-        return plan
-
-    def start(self, plan: StepPlan) -> Any:
-        self.calls.append(("start", plan))
-        return plan
-
-    def finish(self, plan: StepPlan, outputs: Any, allowed: dict[int, np.ndarray]) -> Any:
-        assert outputs == plan
-        masks = {row: mask.tolist() for row, mask in allowed.items()}
-        self.calls.append(("finish", plan, masks))
-        return plan
-
-    def fetch(self, pending: StepPlan) -> Any:
-        return pending.entries[0].start
-
-
-FACTS = {"max_num_seqs": "4", "model": "small"}  # that all hosts have in common
-
-
-class FollowingHost:
-    """A follower on a thread: what it did, and how it ended."""
-
-    def __init__(
-        self,
-        port: int,
-        rank: int,
-        *,
-        num_hosts: int = 2,
-        facts: dict[str, str] = FACTS,
-        runner: NotingRunner | None = None,
-    ) -> None:
-        self.runner = runner or NotingRunner()
-        self.end: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-        self.lost: queue.SimpleQueue[EngineDeadError] = queue.SimpleQueue()
-        self.link = Link(socket.create_connection(("127.0.0.1", port)))
-        self.link.send(Hello(rank, num_hosts))
-        self.follower = Follower(self.link, self.lost.put)
-        threading.Thread(target=self._run, args=(facts, 40 + rank), daemon=True).start()
-
-    def vanish(self) -> None:
-        """Say no more, as if the process were gone; who closes with a beat unread would reset the connection."""
-        self.link._socket.shutdown(socket.SHUT_WR)
-
-    def _run(self, facts: dict[str, str], num_pages: int) -> None:
-        try:
-            self.follower.wait()
-            self.num_pages = self.follower.agree(facts, num_pages)
-            self.follower.run(self.runner)  # type: ignore[arg-type]  # as much of a runner as is needed
-        except EngineDeadError as error:
-            self.follower.leave(str(error))
-            self.end.put(error)
-        else:
-            self.follower.leave()
-            self.end.put(None)
-
-
-@contextlib.contextmanager
-def leader(num_followers: int) -> Iterator[tuple[Followers, int]]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        followers = Followers(listener, num_followers)
-        try:
-            yield followers, listener.getsockname()[1]
-        finally:
-            followers.end()
-
-
-def meet(followers: Followers) -> int:
-    followers.gather(PATIENCE)
-    return followers.agree(FACTS, 50)
-
-
-def plan(start: int) -> StepPlan:
-    entry = PlanEntry(
-        seq_id=1,
-        slot=0,
-        start=start,
-        token_ids=(-1,),
-        samples=True,
-        num_generated=start,
-        page_offset=0,
-        new_pages=(),
-    )
-    return StepPlan(admissions=(), entries=(entry,))
 
 
 def test_followers_do_all_that_the_leader_does_in_its_order() -> None:
@@ -311,6 +210,37 @@ def test_a_follower_that_cannot_go_on_says_why() -> None:
         with pytest.raises(EngineDeadError, match=r"lost node_rank 1 of 2 .*: max_model_len=9: too long"):
             followers.agree(FACTS, 50)
     assert lost.empty(), "it has left by itself"
+
+
+def test_why_a_follower_left_is_heard_by_who_finds_its_connection_broken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leader_module, "_LAST_WORDS_SECONDS", PATIENCE)
+    honest, is_broken = Link.send, threading.Event()
+
+    def send(link: Link, message: Message) -> None:
+        if isinstance(message, Dispatch):
+            is_broken.set()
+            raise LinkLostError("the connection is broken (Broken pipe)")
+        honest(link, message)
+
+    def decoded(data: bytes) -> Message:
+        message = decode(data)
+        if isinstance(message, End) and message.error == "out of memory":
+            assert is_broken.wait(PATIENCE)
+        return message
+
+    with leader(1) as (followers, port):
+        host = FollowingHost(port, 1)
+        meet(followers)
+        monkeypatch.setattr(Link, "send", send)
+        monkeypatch.setattr(link_module, "decode", decoded)
+        host.link.send(End("out of memory"))
+        runner = LeadingRunner(NotingRunner(), followers)  # type: ignore[arg-type]  # as much of a runner as is needed
+        with pytest.raises(
+            EngineDeadError, match=r"lost node_rank 1 of 2 \(at 127\.0\.0\.1\): out of memory"
+        ):
+            runner.dispatch(plan(0))
 
 
 def test_a_probe_that_hangs_up_at_once_is_nobody() -> None:

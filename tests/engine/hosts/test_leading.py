@@ -29,7 +29,7 @@ from jaxserve.engine.plan import Admission, Encode, StepPlan
 from jaxserve.engine.protocol import ImageInput
 from jaxserve.engine.runner import Runner
 from jaxserve.errors import ConfigError, EngineDeadError, RequestError
-from tests.engine.hosts.test_hosts import FollowingHost, meet
+from tests.engine.hosts.following_host import FollowingHost, meet
 from tests.engine.tiny_engine import Collector, request
 from tests.patience import PATIENCE
 from tests.scripted import scripted_info
