@@ -24,6 +24,7 @@ from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.outputs import RequestOutput
 from jaxserve.request_stream import RequestStream
 from jaxserve.sampling_params import OutputKind, SamplingParams
+from tests.patience import PATIENCE
 from tests.scripted import ScriptedClient, drawing, saying, scripted_info
 from tests.tiny import EOS, byte_tokenizer
 
@@ -384,7 +385,7 @@ class TestDrain:
     async def test_what_runs_may_finish(self, open_llm: Open):
         llm, client = open_llm(saying([*b"ok"]), stalled=True)
         reader = asyncio.create_task(collect(llm.generate("hi", params(OutputKind.FINAL_ONLY))))
-        draining = asyncio.create_task(llm.drain(timeout=30))
+        draining = asyncio.create_task(llm.drain(timeout=PATIENCE))
         await asyncio.sleep(0)
         with pytest.raises(ShuttingDownError):
             llm.generate("hi", params())

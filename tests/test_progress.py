@@ -11,6 +11,7 @@ import pytest
 
 from jaxserve import progress
 from jaxserve.progress import progress_bar
+from tests.patience import PATIENCE
 
 
 class Terminal(io.StringIO):
@@ -53,6 +54,7 @@ def test_a_log_has_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_log_has_nothing_of_what_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", PATIENCE)
     assert shown(monkeypatch, io.StringIO()) == ""
 
 

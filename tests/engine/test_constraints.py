@@ -25,7 +25,7 @@ from jaxserve.errors import RequestError
 from jaxserve.loading.checkpoint import GenerationDefaults
 from jaxserve.structured import compiler
 from jaxserve.structured.compiler import GrammarCompiler
-from tests.engine.tiny_engine import Collector, DenseModel, build_constrained, request
+from tests.engine.tiny_engine import Collector, DenseModel, build_constrained, request, wait_until_idle
 from tests.patience import PATIENCE
 from tests.tiny import ASCII_EOS, ASCII_MARK, ASCII_VOCAB_SIZE, ascii_tokenizer
 
@@ -205,6 +205,7 @@ def test_the_forward_pass_does_not_wait_for_masks(engine: Engine, monkeypatch: p
         def observe(self, num_steps: int, worked: float, waited: float, *, is_single: bool) -> None:
             pass
 
+    wait_until_idle(engine[0])
     monkeypatch.setattr(engine[0]._core, "_pace", Steady())
     monkeypatch.setattr(engine[0]._core._scheduler, "burst_steps", 1)
     for name in ("dispatch", "start", "finish", "fetch"):
@@ -213,6 +214,7 @@ def test_the_forward_pass_does_not_wait_for_masks(engine: Engine, monkeypatch: p
     # The prompt's step waits for nothing; then each forward pass is under way before the step ahead is fetched.
     assert calls[:8] == ["start", "finish", "start", "fetch", "finish", "start", "fetch", "finish"]
     assert "dispatch" not in calls
+    wait_until_idle(engine[0])
     calls.clear()
     run(engine, request("p", [1, 2, 3], max_tokens=6))
     assert calls[:5] == ["dispatch", "dispatch", "fetch", "dispatch", "fetch"]

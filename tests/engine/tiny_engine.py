@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -87,6 +88,15 @@ def request(
         eos_token_ids=eos,
         stop_token_ids=stop,
     )
+
+
+def wait_until_idle(client: InProcessClient) -> None:
+    """Until the device has nothing to do: when an answer's end is told, the step behind it is still to be fetched."""
+    has_work = True
+    while has_work:
+        asked: Future[bool] = Future()
+        client._orders.put(lambda asked=asked: asked.set_result(client._core.has_work))
+        has_work = asked.result(PATIENCE)
 
 
 @dataclass

@@ -9,6 +9,13 @@ from jinja2.exceptions import SecurityError
 from jaxserve.text import template_limits, template_sandbox
 from jaxserve.text.template_limits import TemplateLimitError
 from jaxserve.text.template_sandbox import TemplateEnvironment, render
+from tests.patience import PATIENCE
+
+
+@pytest.fixture(autouse=True)
+def no_limit_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here is stopped for the processor's time, of which a slow machine takes more, unless it says so."""
+    monkeypatch.setattr(template_sandbox, "MAX_SECONDS", PATIENCE)
 
 
 def rendered(source: str, **variables: Any) -> str:
