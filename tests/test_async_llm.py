@@ -75,7 +75,9 @@ class TestStreams:
         assert (final.outputs[0].finish_reason, final.finished) == ("stop", True)
         assert (final.prompt, final.prompt_token_ids) == ("hi", [*b"hi"])
 
-    @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    )
     @given(
         text=st.text(alphabet="abé🎉", max_size=12),
         tokens_per_step=st.integers(1, 5),
