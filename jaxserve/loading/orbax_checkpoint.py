@@ -145,11 +145,11 @@ class _CheckedFile:
         self._num_bytes = 0
 
     def __enter__(self) -> _CheckedFile:
+        _check_size(self._path, self._record.num_bytes)  # first: what it raises would leave the file open
         try:
             self._file = self._path.open("rb", buffering=0)
         except OSError as error:
             raise _unreadable(self._path, error) from error
-        _check_size(self._path, self._record.num_bytes)
         if hasattr(os, "posix_fadvise"):  # not on macOS
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         return self

@@ -134,6 +134,14 @@ class TestDamage:
         second.write_bytes(data)
         assert "embedding/c." in self.refusal(copy)
 
+    def test_a_file_that_shrinks_before_it_is_read(self, copy: Path) -> None:
+        """It is not left open either, which would be a warning."""
+        checkpoint = OrbaxCheckpoint(copy)
+        path = copy / STATE / "norm.scale" / "c.0"
+        path.write_bytes(path.read_bytes()[:-2])
+        with pytest.raises(CheckpointError, match=rf"{path}: truncated: expected 64 bytes, found 62"):
+            checkpoint.read("norm.scale")
+
     def test_a_file_that_shrinks_while_it_is_read(self, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         checkpoint = OrbaxCheckpoint(copy)
         path = copy / STATE / "norm.scale" / "c.0"
