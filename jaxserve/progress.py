@@ -78,11 +78,17 @@ class TokenBar:
     def update(self, num_finished: int, num_answer_tokens: int) -> None:
         """Add requests that have finished, and answer tokens of any request."""
         self._num_answer_tokens += num_answer_tokens
+        self._bar.n += num_finished
         now = time.perf_counter()
-        if num_finished or now - self._refreshed_at > REFRESH_SECONDS:
-            elapsed = max(now - self._started_at, 1e-9)
-            prompt_speed, answer_speed = self._num_prompt_tokens / elapsed, self._num_answer_tokens / elapsed
-            speeds = f"prompt {prompt_speed:.0f} tok/s, answer {answer_speed:.0f} tok/s"
-            self._bar.set_postfix_str(speeds, refresh=not num_finished)
+        is_due = now - self._refreshed_at > REFRESH_SECONDS
+        if not num_finished and not is_due:
+            return
+        elapsed = max(now - self._started_at, 1e-9)
+        prompt_speed, answer_speed = self._num_prompt_tokens / elapsed, self._num_answer_tokens / elapsed
+        speeds = f"prompt {prompt_speed:.0f} tok/s, answer {answer_speed:.0f} tok/s"
+        self._bar.set_postfix_str(speeds, refresh=False)
+        if is_due:
+            # tqdm would keep the lock of all bars if Ctrl-C came here, and other threads that show one wait for ever.
+            with self._bar.get_lock():
+                self._bar.refresh(nolock=True)
             self._refreshed_at = now
-        self._bar.update(num_finished)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import re
 import sys
+import threading
 from types import ModuleType
 
 import pytest
 
 from jaxserve import progress
-from jaxserve.progress import progress_bar
+from jaxserve.progress import TokenBar, progress_bar
 from tests.patience import PATIENCE
 
 
@@ -62,3 +63,24 @@ def test_a_bar_may_be_unwanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     progress_bar(3, "programs", "prog", enabled=False).update(3)
     assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]  # a StringIO here
+
+
+def test_an_interrupt_while_a_bar_is_drawn_keeps_no_other_thread_from_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Interrupted(Terminal):
+        def write(self, text: str) -> int:
+            if "tok/s" in text and "0/2" in text:
+                raise KeyboardInterrupt
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stderr", Interrupted())
+    with TokenBar(2, enabled=True) as bar:
+        with pytest.raises(KeyboardInterrupt):
+            bar.update(0, 5)
+        bar.update(2, 5)
+    assert "2/2" in sys.stderr.getvalue()  # type: ignore[attr-defined]  # a StringIO here
+    other = threading.Thread(target=progress_bar, args=(3, "programs", "prog"), daemon=True)
+    other.start()
+    other.join(PATIENCE)
+    assert not other.is_alive()
