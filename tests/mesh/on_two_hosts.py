@@ -16,7 +16,7 @@ import jax
 
 from jaxserve.engine import settle
 from jaxserve.engine.compile_cache import CompileCache
-from jaxserve.engine.hosts import link
+from jaxserve.engine.hosts import link, runtime
 from jaxserve.engine.hosts.session import follow
 from tests.mesh.models import checkpoint
 from tests.mesh.on_eight_devices import answers, engine_config, few_shapes, processor
@@ -37,6 +37,7 @@ def waiting(load: Any) -> Any:
 def main() -> None:
     rank, port, folder, *cases = sys.argv[1:]
     link.LOST_SECONDS = PATIENCE  # type: ignore[misc]  # a busy machine may stand still for six seconds
+    runtime._SHUTDOWN_SECONDS = int(PATIENCE)  # behind which JAX aborts a process that ends before the other
     for number, case in enumerate(cases):
         family, _, *parallel = case.split(":")
         config = engine_config(
