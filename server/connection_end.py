@@ -60,7 +60,8 @@ class GentleEnd(AnyVersion):
         if self.pipeline:
             if len(self.pipeline) == 1:
                 self._num_waiting_bytes = 0
-            self.flow.resume_reading()  # or nobody would see the client leave
+            if self._num_waiting_bytes <= HIGH_WATER_LIMIT:
+                self.flow.resume_reading()  # or nobody would see the client leave
         if not self.parser.should_keep_alive():
             self.cycle.keep_alive = False  # to older uvicorns, too, which see it later or not at all
         if not self.cycle.keep_alive:

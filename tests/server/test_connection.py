@@ -257,9 +257,8 @@ async def test_nonsense_in_the_middle_of_an_answer_ends_it():
             await asyncio.to_thread(served.engine.step, 2)
             await reader.readuntil(b'"text":"a')
             writer.write(b"\x00\x01nonsense\r\n\r\n")
-            assert b"400" not in await said_before_the_end(
-                reader
-            )  # nothing that could be taken for a part of the answer
+            # Nothing that could be taken for a part of the answer.
+            assert b"400" not in await said_before_the_end(reader)
             await asyncio.to_thread(served.engine.wait_until, lambda: served.engine.num_unfinished == 0)
             writer.close()
 

@@ -78,18 +78,25 @@ async def test_of_what_waits_for_an_answer_little_is_read(monkeypatch: pytest.Mo
         connections.append(self)
 
     monkeypatch.setattr(Connection, "connection_made", made)
-    one = completion(json.dumps({"prompt": "a", "max_tokens": 3, "user": "x" * 60_000}).encode())
+    one, small = (
+        completion(json.dumps({"prompt": "a", "max_tokens": 3, "user": "x" * size}).encode())
+        for size in (60_000, 6_000)
+    )
     with serving(say("abc"), engine={"stalled": True}) as served:
         async with listening(served) as url:
             reader, writer = await open_connection(url)
-            writer.write(one * 40 + b"GET /health HTTP/1.1\r\nConnection: close\r\n" + HOST + b"\r\n")
+            writer.write(one)
             await asyncio.to_thread(served.engine.wait_until, lambda: len(served.engine.submitted) == 1)
+            # Too much together; what follows has no body, and does not change that.
+            writer.write(one + small + b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n")
             async with asyncio.timeout(PATIENCE):
                 while connections[0].transport.is_reading():  # noqa: ASYNC110  # transports set no event
                     await asyncio.sleep(0)
+            writer.write(one * 40 + b"GET /health HTTP/1.1\r\nConnection: close\r\n" + HOST + b"\r\n")
+            assert await is_well(url)
             assert sum(len(cycle.body) for cycle, _ in connections[0].pipeline) < 20 * 60_000
             served.engine.resume()
-            assert (await reader.read()).count(b"HTTP/1.1 200") == 41
+            assert (await reader.read()).count(b"HTTP/1.1 200") == 45
             writer.close()
 
 
@@ -99,9 +106,8 @@ async def test_a_body_that_breaks_off_behind_another_request():
             reader, writer = await open_connection(url)
             writer.write(completion(b'{"prompt": "a", "max_tokens": 3}'))
             writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n")
-            assert (
-                await said_before_the_end(reader) == b""
-            )  # nothing that could be taken for the first one's answer
+            # Nothing that could be taken for the first one's answer.
+            assert await said_before_the_end(reader) == b""
             writer.close()
             await asyncio.to_thread(served.engine.wait_until, lambda: served.engine.num_unfinished == 0)
             assert await is_well(url)
