@@ -107,6 +107,7 @@ def main() -> int:
                 {"8b": 128, "1b": 64}[model],
                 jnp.dtype(args.page_dtype),
                 args.page_size,
+                args.kv_heads,
             )
             if time.monotonic() - began > args.limit:
                 print(f"{model} batch {batch}: left out, {args.limit:.0f} s are over", flush=True)
@@ -342,8 +343,11 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Find the block sizes of the GPU decode kernel.")
     parser.add_argument("--models", nargs="+", choices=("8b", "1b"), default=("8b", "1b"))
     parser.add_argument("--batches", nargs="+", type=int, default=(1, 8, 32, 64, 128, 256))
+    parser.add_argument(
+        "--kv-heads", type=int, default=8, help="of a device: both models have 8, and 2 on each of four"
+    )
     parser.add_argument("--context", type=int, default=600, help="tokens in the cache, the step's included")
-    parser.add_argument("--page-size", type=int, default=16)
+    parser.add_argument("--page-size", type=int, default=64, help="64 is what engines on GPUs have")
     parser.add_argument("--page-dtype", default="bfloat16", help="e.g. float8_e4m3fn")
     parser.add_argument("--limit", type=float, default=85.0, help="seconds after which no new shape begins")
     parser.add_argument("--check", action="store_true", help="time the rows of tuning.py alone")

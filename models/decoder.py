@@ -33,6 +33,7 @@ class DecoderLayer(nnx.Module):
         dtype: jnp.dtype,
         part: Part = WHOLE,
     ) -> None:
+        self.part = part
         self.attention_norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
         self.attention = Attention(config, window, dtype, part)
         self.mlp_norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps, dtype)
@@ -54,17 +55,27 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array, StepScratch]:
         """x [T, D] and what the layer before adds to it, [C, T, D], to the same of this layer, and the pages.
 
-        If `rows` [R] are given, x and what is added to it are those tokens', [R, D] and [C, R, D].
+        If `rows` [R] are given, x and what is added to it are those tokens', [R, D] and [C, R, D].  In steps that
+        scatter (Part.scatters), x and what is added to it are this device's share of the T rows; `rows` are whole.
         """
-        x, normed = self.attention_norm.add(x, delta, meta.backend)
-        attended, kv_pages, scratch = self.attention(normed, kv_pages, rope, meta, scratch, rows)
+        backend, part = meta.backend, self.part
+        scatter = part.scatters(meta.positions.shape[0])
+        x, normed = self.attention_norm.add(x, delta, backend)
+        if scatter:
+            normed = part.all_rows(normed)
+        is_live = meta.is_live
         if rows is not None:
-            x = take_rows(x, rows)
-        x, normed = self.mlp_norm.add(x, attended, meta.backend)
+            x = part.take_rows(x, rows) if scatter else take_rows(x, rows)
+            is_live, scatter = take_rows(is_live, rows), False
+        attended, kv_pages, scratch = self.attention(
+            normed, kv_pages, rope, meta, scratch, rows, scatter=scatter
+        )
+        x, normed = self.mlp_norm.add(x, attended, backend)
+        if scatter:
+            normed = part.all_rows(normed)
         if isinstance(self.mlp, GatedMLP):
-            return x, self.mlp(normed, meta.backend), kv_pages, scratch
-        is_live = meta.is_live if rows is None else take_rows(meta.is_live, rows)
-        return x, self.mlp(normed, is_live, meta.backend), kv_pages, scratch
+            return x, self.mlp(normed, backend, scatter=scatter), kv_pages, scratch
+        return x, self.mlp(normed, is_live, backend, scatter=scatter), kv_pages, scratch
 
 
 @partial(jax.jit, static_argnums=0)
@@ -149,6 +160,9 @@ class DecoderModel(nnx.Module):
         rope = rope_table(meta.positions, self.config)
         if images is not None:
             x, rope = images.splice(x), images.rope_table(self.config)
+        scatters = self.part.scatters(token_ids.shape[0])
+        if scatters:
+            x = self.part.own_rows(x)
         scratch = start_step(meta, self.config.num_kv_heads)
         delta, written = None, []
         for index, (layer, pages) in enumerate(zip(self.layers, kv_pages, strict=True)):
@@ -158,6 +172,8 @@ class DecoderModel(nnx.Module):
             )
             written.append(pages)
         _, hidden = self.norm.add(x, delta, meta.backend)
+        if scatters and cut is None:
+            hidden = self.part.all_rows(hidden)
         return (take_rows(hidden, rows) if rows is not None and cut is None else hidden), tuple(written)
 
     def logits(self, hidden: jax.Array, backend: Backend = "xla") -> jax.Array:

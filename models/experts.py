@@ -34,8 +34,13 @@ class ExpertsMLP(nnx.Module):
         self.expert_gate_up = parameter((count, embed, 2 * ffn), gate_up_axes, dtype)
         self.expert_down = parameter((count, ffn, embed), ("expert", "expert_ffn", "embed"), dtype)
 
-    def __call__(self, x: jax.Array, is_live: jax.Array, backend: Backend) -> jax.Array:
-        """x [T, D] to parts [C, T, D] to be summed; of tokens that are not `is_live` [T], zeros."""
+    def __call__(
+        self, x: jax.Array, is_live: jax.Array, backend: Backend, *, scatter: bool = False
+    ) -> jax.Array:
+        """x [T, D] to parts [C, T, D] to be summed; of tokens that are not `is_live` [T], zeros.
+
+        With `scatter` every device gets its own rows of them.
+        """
         # float32: of logits rounded to bfloat16, neighbours would tie.
         logits = contract(x, self.router[...], backend=backend, out_dtype=jnp.dtype(jnp.float32))
         routing = route(logits, is_live, self.num_per_token, backend, renormalize=self.renormalize)
@@ -43,4 +48,5 @@ class ExpertsMLP(nnx.Module):
         parts = mixture(x, routing, self.expert_gate_up[...], self.expert_down[...], backend)
         if self.part.is_whole:
             return parts
-        return self.part.add_up(jnp.sum(parts, axis=0, dtype=jnp.float32).astype(x.dtype))[None]
+        share = jnp.sum(parts, axis=0, dtype=jnp.float32).astype(x.dtype)
+        return self.part.add_up(share, scatter=scatter)[None]

@@ -89,10 +89,13 @@ class Attention(nnx.Module):
         meta: AttentionMetadata,
         scratch: StepScratch,
         rows: jax.Array | None = None,
+        *,
+        scatter: bool = False,
     ) -> tuple[jax.Array, jax.Array, StepScratch]:
         """x [T, D] and this layer's pages [P, S, K, 2, H] to the output, the pages and the scratch.
 
-        The output is in parts [C, T, D] to be summed, or of `rows` [R] alone, if they are given, [C, R, D].
+        The output is in parts [C, T, D] to be summed, or of `rows` [R] alone, if they are given, [C, R, D].  With
+        `scatter` every device gets its own rows of it.
         """
         qkv = contract(x, self.qkv[...], backend=meta.backend)  # [T, K, G + 2, H]
         if self.qkv_bias is not None:
@@ -111,7 +114,8 @@ class Attention(nnx.Module):
         )
         if rows is not None:
             out = take_rows(out, rows)
-        return _contract_parts(out, self.o, 2, self.o_bias, meta.backend, self.part), kv_pages, scratch
+        out = _contract_parts(out, self.o, 2, self.o_bias, meta.backend, self.part, scatter=scatter)
+        return out, kv_pages, scratch
 
 
 class GatedMLP(nnx.Module):
@@ -125,8 +129,8 @@ class GatedMLP(nnx.Module):
         self.down = parameter((ffn, embed), ("ffn", "embed"), dtype)
         self.down_bias = parameter((embed,), ("embed",), dtype) if config.mlp_bias else None
 
-    def __call__(self, x: jax.Array, backend: Backend) -> jax.Array:
-        """x [T, D] to parts [C, T, D] to be summed."""
+    def __call__(self, x: jax.Array, backend: Backend, *, scatter: bool = False) -> jax.Array:
+        """x [T, D] to parts [C, T, D] to be summed; with `scatter` every device gets its own rows of them."""
         gate_up = contract(x, self.gate_up[...], backend=backend)  # [T, 2, F]
         if self.gate_up_bias is not None:
             gate_up = gate_up + self.gate_up_bias[...]
@@ -137,7 +141,7 @@ class GatedMLP(nnx.Module):
         # float32 costs nothing here: the activation is fused between two GEMMs and never stored wide.
         gate, up = gate_up[:, 0].astype(jnp.float32), gate_up[:, 1].astype(jnp.float32)
         gated = (jax.nn.silu(gate) * up).astype(x.dtype)
-        return _contract_parts(gated, self.down, 1, self.down_bias, backend, self.part)
+        return _contract_parts(gated, self.down, 1, self.down_bias, backend, self.part, scatter=scatter)
 
 
 def _contract_parts(
@@ -147,9 +151,11 @@ def _contract_parts(
     bias: nnx.Param[jax.Array] | None,
     backend: Backend,
     part: Part,
+    *,
+    scatter: bool,
 ) -> jax.Array:
     """x times a weight that devices have by its rows, so that each gives a summand: parts [C, T, D] of all of them."""
     if bias is None and part.is_whole:
         return contract_parts(x, weight[...], num_axes, backend)
-    out = part.add_up(contract_share(x, weight[...], num_axes, backend))
+    out = part.add_up(contract_share(x, weight[...], num_axes, backend), scatter=scatter)
     return (out if bias is None else out + bias[...])[None]

@@ -202,7 +202,7 @@ class Bench:
         """Decode: `rows` sequences of `context` tokens.  Mixed: one prompt chunk a row, without a past."""
         count = 1 if shape.kind == "decode" else shape.num_tokens // case.rows
         start = self._context - 1 if shape.kind == "decode" else 0
-        num_pages = -(-(start + count) // self.settings.page_size)
+        num_pages = -(-(start + count + case.steps - 1) // self.settings.page_size)
         order = np.random.default_rng(0).permutation(self.settings.memory.num_pages - 1) + 1
         # Random, as the engine's prompts are: with equal tokens a pass of 8192 took 151 ms, where prefill in the engine
         # comes to about 186 a pass (H100, 2026-11-25; why was not measured).
@@ -217,10 +217,11 @@ class Bench:
                 num_generated=0,
                 page_offset=0,
                 new_pages=tuple(int(page) for page in order[row * num_pages : (row + 1) * num_pages]),
+                num_steps=case.steps,
             )
             for row, row_tokens in enumerate(tokens)
         )
-        return StepPlan(admissions=(), entries=entries)
+        return StepPlan(admissions=(), entries=entries, num_steps=case.steps)
 
 
 def main() -> int:

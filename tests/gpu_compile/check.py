@@ -317,7 +317,7 @@ def main() -> int:
     jobs = [Job({}, (*decodes, *mixed), num_layers) for num_layers in LAYERS]
     jobs += [
         Job({}, ("sample_random_64",)),
-        Job({"tensor_parallel_size": 4}, (*decodes[1:3], mixed[0], "sample_greedy_64", "sample_random_64")),
+        Job({"tensor_parallel_size": 4}, (*decodes[1:3], *mixed, "sample_greedy_64", "sample_random_64")),
         Job({"kv_cache_dtype": "fp8"}, (decodes[1], mixed[0])),
         Job({"kv_cache_dtype": "fp8_e5m2", "dtype": "float16"}, (decodes[1], mixed[0])),
         Job({"dtype": "float32"}, (decodes[1], mixed[0])),

@@ -1,7 +1,7 @@
 """`python -m tests.mesh.on_eight_devices CASE …`: what engines over pretend devices answer, a JSON line a case.
 
-A case is FAMILY:DEVICES, FAMILY:DEVICES:experts with expert parallelism, FAMILY:COPIESxDEVICES with replicas, "restart"
-or "shards".
+A case is FAMILY:DEVICES, FAMILY:DEVICES:experts with expert parallelism, FAMILY:DEVICES:scattered with sequence
+parallelism, FAMILY:COPIESxDEVICES with replicas, "restart" or "shards".
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from jaxserve.engine.pace import Pace
 from jaxserve.engine.protocol import CoreRequest, TokenOutput
 from jaxserve.engine.replicas import build_replicas
 from jaxserve.engine.vocab_shards import VocabShards
+from jaxserve.models import part
 from jaxserve.models.part import Part
 from jaxserve.models.sharding import MODEL_AXES, engine_mesh
 from tests.engine.tiny_engine import TINY, Collector, request, tiny_config
@@ -183,14 +184,16 @@ def shards() -> dict[str, Any]:
 def answers_of(case: str) -> Any:
     if case in _OTHERS:
         return _OTHERS[case]()
-    family, devices, *parallel = case.split(":")
+    family, devices, *kinds = case.split(":")
     copies, _, num_devices = devices.rpartition("x")
     config = engine_config(
         data_parallel_size=int(copies or 1),
         tensor_parallel_size=int(num_devices),
-        enable_expert_parallel=bool(parallel),
+        enable_expert_parallel="experts" in kinds,
     )
-    return answers(family, config)
+    least = config.max_num_batched_tokens if "scattered" in kinds else part.SCATTERED_TOKENS
+    with mock.patch.object(part, "SCATTERED_TOKENS", least):
+        return answers(family, config)
 
 
 _OTHERS: dict[str, Callable[[], Any]] = {"restart": restart, "shards": shards}

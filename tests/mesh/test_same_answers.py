@@ -7,6 +7,7 @@ import random
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +25,9 @@ def _cases(family: str) -> list[str]:
     if family == "llama":
         cases.append("llama:2x1")  # without a mesh
     if experts is not None:
-        cases.append(f"{family}:4:experts")
+        cases += [f"{family}:4:experts", f"{family}:4:experts:scattered"]
+    if family in ("llama", *SEEING):
+        cases.append(f"{family}:4:scattered")
     return cases
 
 
@@ -42,16 +45,17 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ]
     cases[-1] += ["restart", "shards"]
 
-    def run(cases: list[str]) -> list[dict[str, Any]]:
+    def run(cases: list[str], folder: Path) -> list[dict[str, Any]]:
         caching = {
-            "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
+            "JAX_COMPILATION_CACHE_DIR": str(folder),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         printed = run_on_devices(8, "tests.mesh.on_eight_devices", *cases, **caching)
         return [json.loads(line) for line in printed.splitlines()]
 
+    folders = [tmp_path_factory.mktemp("xla") for _ in cases]  # not by the threads: they would race for the first one
     with ThreadPoolExecutor(len(cases)) as pool:
-        return {line["case"]: line["answers"] for lines in pool.map(run, cases) for line in lines}
+        return {line["case"]: line["answers"] for lines in pool.map(run, cases, folders) for line in lines}
 
 
 @pytest.fixture(scope="session")
