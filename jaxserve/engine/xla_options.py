@@ -40,7 +40,9 @@ _OPTIONS = (
     # for one forward pass of a 30-layer model: 2 cores, jax 0.10.2, 2026-11-23).
     _Option("xla_cpu_parallel_codegen_split_count", "1", "cpu"),
     # A decode step on one device is one graph by default.  On several every all-reduce would cut it.  That of many rows
-    # stays outside: all-reduces of 4 MB in a graph ended in illegal addresses (devices.py).
+    # stays outside: all-reduces of 4 MB in a graph ended in illegal addresses (devices.py).  WHILE, which would make
+    # one graph of a whole burst, is refused with all-reduces inside: "Failed to instantiate CUDA graph:
+    # CUDA_ERROR_INVALID_VALUE" (4 x H100, jax 0.11.2, 2026-11-26).
     _Option(
         "xla_gpu_enable_command_buffer",
         ",".join((*_GRAPH_DEFAULT, "COLLECTIVES")),
