@@ -42,10 +42,7 @@ class ServerState:
         metrics = ServerMetrics(settings.metrics_prefix, names[0], llm)
         llm.observe(metrics)
         _look_at_templates(llm, settings)
-        load_plugins(settings.tool_parser_plugin, settings.reasoning_parser_plugin)
-        answer_format = make_answer_format(
-            settings.tool_call_parser, settings.reasoning_parser, llm.tokenizer
-        )
+        answer_format = _answer_format(llm.tokenizer, settings)
         kept = answer_format.kept_token_ids(llm.tokenizer)
         bodies = BodyBudget(settings.max_total_body_bytes)
         return cls(llm, settings, metrics, names, _fingerprint(llm), answer_format, kept, bodies)
@@ -78,6 +75,14 @@ def check_tokenizer(tokenizer: Tokenizer, settings: ServerSettings) -> None:
         tokenizer.template_source(settings.chat_template, has_tools=False)
     except RequestError as error:
         raise ConfigError(str(error)) from error
+    # Makes the parsers of plug-ins, which may want tokens that are not there.
+    _answer_format(tokenizer, settings)
+
+
+def _answer_format(tokenizer: Tokenizer, settings: ServerSettings) -> AnswerFormat:
+    """How the settings say that the model writes.  Raises ConfigError, as for a plug-in that does not fit the model."""
+    load_plugins(settings.tool_parser_plugin, settings.reasoning_parser_plugin)
+    return make_answer_format(settings.tool_call_parser, settings.reasoning_parser, tokenizer)
 
 
 def _look_at_templates(llm: AsyncLLM, settings: ServerSettings) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from jaxserve.cli.main import main
 from jaxserve.errors import ConfigError
+from tests.conversion.models import write_directory
 from tests.scripted import saying
 from tests.server.recorded import joined, whole
 from tests.server.serving import say, serving
@@ -64,6 +66,12 @@ class Failing(ToolParser):
         if current_text.endswith("boom"):
             raise IndexError("list index out of range")
         return DeltaMessage(content=delta_text)
+
+@ReasoningParserManager.register_module("picky")
+class PickyToo(ReasoningParser):
+    def __init__(self, tokenizer, *args, **kwargs):
+        super().__init__(tokenizer)
+        raise RuntimeError("could not find <no-such-token>")
 
 @ReasoningParserManager.register_module("tagged")
 class Tagged(BaseThinkingReasoningParser):
@@ -172,3 +180,21 @@ def test_what_stops_the_start(probes: str, tmp_path: Path):
         serving(say(""), tool_call_parser="pickey", tool_parser_plugin=probes),
     ):
         pass
+
+
+@pytest.mark.parametrize("kind", ["tool_call_parser", "reasoning_parser"])
+def test_a_parser_that_the_tokenizer_does_not_suit_stops_the_start_before_weights_are_loaded(
+    probes: str,
+    kind: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr("jaxserve.engine.replicas.build_replicas", lambda *_: pytest.fail("too late"))
+    model = str(write_directory(tmp_path / "model"))
+    plugin = "--tool-parser-plugin" if kind == "tool_call_parser" else "--reasoning-parser-plugin"
+    parser = f"--{kind.replace('_', '-')}=picky"
+    assert main(["serve", model, "--port=0", plugin, probes, parser]) == 2
+    told = capsys.readouterr().err
+    assert f"{kind}='picky' does not fit this model: " in told
+    assert "could not find <no-such-token>" in told
