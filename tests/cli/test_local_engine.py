@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -102,6 +103,36 @@ def test_ctrl_c_has_the_same_status_on_one_host_and_on_several(
             main(["generate", "m", "--prompt", "Hi", *hosts])
     else:
         assert main(["generate", "m", "--prompt", "Hi", *hosts]) == 130
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_output_that_nobody_reads_ends_in_silence_on_one_host_and_on_several(
+    is_joined: bool,
+    client: ScriptedClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As with `jaxserve generate … | head -1`, where there is more of it than a buffer holds."""
+    ends: list[int] = []
+
+    def end(status: int) -> NoReturn:
+        ends.append(status)
+        raise SystemExit
+
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: is_joined)
+    monkeypatch.setattr("logging.shutdown", lambda: None)
+    monkeypatch.setattr("os._exit", end)
+    hosts = ["--nnodes", "2", "-tp", "2", "--master-addr", "here"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1) as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert main(["generate", "m", "--prompt", "Hi", *hosts]) == 1
+    assert ends == [1] * is_joined
+    assert submitted(client) == ["Hi"]
+    assert capsys.readouterr().err == ""
+    assert not caplog.records
 
 
 def test_generate_under_chat(client: ScriptedClient) -> None:

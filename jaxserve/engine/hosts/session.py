@@ -108,8 +108,9 @@ def end_process(error: BaseException) -> NoReturn:
 
     For hosts that cannot do anything alone: their threads may be in a program that waits for the lost one.
     """
-    unexpected = None if isinstance(error, JaxserveError | KeyboardInterrupt) else error
-    logger.critical("%s; this process ends", reason(error), exc_info=unexpected)
+    if not isinstance(error, BrokenPipeError):  # nobody reads what we say any more, as main.py has it
+        unexpected = None if isinstance(error, JaxserveError | KeyboardInterrupt) else error
+        logger.critical("%s; this process ends", reason(error), exc_info=unexpected)
     logging.shutdown()
     os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 
