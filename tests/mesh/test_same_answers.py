@@ -53,9 +53,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         printed = run_on_devices(8, "tests.mesh.on_eight_devices", *cases, **caching)
         return [json.loads(line) for line in printed.splitlines()]
 
-    folders = [
-        tmp_path_factory.mktemp("xla") for _ in cases
-    ]  # not by the threads: they would race for the first one
+    # Not by the threads: they would race for the folder that all of them are in.
+    folders = [tmp_path_factory.mktemp("xla") for _ in cases]
     with ThreadPoolExecutor(len(cases)) as pool:
         return {line["case"]: line["answers"] for lines in pool.map(run, cases, folders) for line in lines}
 
