@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from jaxserve.config import EngineConfig, ExpertsConfig
-from jaxserve.engine.programs import PROMPT_LOGPROBS, ProgramBook
+from jaxserve.engine.programs import PROMPT_LOGPROBS, Program, ProgramBook
 from jaxserve.models.sharding import DATA, EXPERT, TENSOR
 from tests.engine.pretend_device import pretend_book
 from tests.engine.tiny_engine import TINY
@@ -82,19 +83,23 @@ def test_every_program_lowers(book: ProgramBook) -> None:
             assert text.count("func.func private @_run_layer") <= 3, name
 
 
-def test_four_gpus_add_up_twice_a_layer_and_for_the_embedding() -> None:
+@contextmanager
+def programs_of_four(max_num_batched_tokens: int) -> Iterator[dict[str, Program]]:
+    """Programs by name, of a small engine on four pretend H100s."""
     config = EngineConfig(
         model="tiny",
         max_num_seqs=4,
-        max_num_batched_tokens=64,
+        max_num_batched_tokens=max_num_batched_tokens,
         gpu_memory_utilization=0.5,
         tensor_parallel_size=4,
     )
-    with pretend_book(config, MODEL, partial(lower, mesh=FOUR_GPUS), memory=2**30, mesh=FOUR_GPUS) as (
-        _,
-        book,
-    ):
-        programs = {program.name: program for program in book}
+    over_four = partial(lower, mesh=FOUR_GPUS)
+    with pretend_book(config, MODEL, over_four, memory=2**30, mesh=FOUR_GPUS) as (_, book):
+        yield {program.name: program for program in book}
+
+
+def test_four_gpus_add_up_twice_a_layer_and_for_the_embedding() -> None:
+    with programs_of_four(64) as programs:
         step = programs["forward_decode_4"].lower().as_text()
         greedy = programs["sample_greedy_4"].lower().as_text()
         sampled = programs["sample_full_4"].lower().as_text()
@@ -115,6 +120,19 @@ def test_four_gpus_add_up_twice_a_layer_and_for_the_embedding() -> None:
     ]
     assert len(sizes) == sampled.count("stablehlo.all_gather") + told.count("stablehlo.all_gather")
     assert max(int(size) for shape in sizes for size in shape) < MODEL.vocab_size // 4
+
+
+def test_of_very_many_tokens_each_of_four_gpus_adds_and_norms_a_share() -> None:
+    with programs_of_four(8192) as programs:
+        long = programs["forward_mixed_8192"].lower().as_text()
+        short = programs["forward_mixed_2048"].lower().as_text()
+    # Of functions there are the first layer, one for those between, and the last, which goes on with the rows wanted.
+    assert long.count("func.func private @_run_layer") == 3
+    assert long.count("stablehlo.reduce_scatter") == 2 * 2
+    assert long.count("stablehlo.all_gather") == 2 * 2 + 1
+    assert long.count("stablehlo.all_reduce") == 1 + 3  # of the embedding, and the last layer's
+    assert short.count("stablehlo.all_reduce") == 1 + 2 * 3
+    assert "stablehlo.reduce_scatter" not in short
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """`python -m tests.mesh.on_eight_devices CASE …`: what engines over pretend devices answer, a JSON line a case.
 
 A case is FAMILY:DEVICES, FAMILY:DEVICES:experts with expert parallelism, FAMILY:DEVICES:scattered with sequence
-parallelism, FAMILY:COPIESxDEVICES with replicas, "restart" or "shards".
+parallelism of all steps whose tokens the devices divide, FAMILY:COPIESxDEVICES with replicas, "restart" or "shards".
 """
 
 from __future__ import annotations
@@ -191,8 +191,11 @@ def answers_of(case: str) -> Any:
         tensor_parallel_size=int(num_devices),
         enable_expert_parallel="experts" in kinds,
     )
-    least = config.max_num_batched_tokens if "scattered" in kinds else part.SCATTERED_TOKENS
-    with mock.patch.object(part, "SCATTERED_TOKENS", least):
+    scatters = "scattered" in kinds
+    with mock.patch.object(part, "SCATTERED_TOKENS", 1 if scatters else part.SCATTERED_TOKENS):
+        # Tokens of the steps that few_shapes leaves.
+        sizes = config.max_num_seqs, config.max_num_batched_tokens
+        assert any(size and Part(int(num_devices)).scatters(size) for size in sizes) == scatters
         return answers(family, config)
 
 

@@ -24,6 +24,7 @@ def _cases(family: str) -> list[str]:
     cases = [f"{family}:{devices}" for devices in ("2", "2x2", "4", "8")]
     if family == "llama":
         cases.append("llama:2x1")  # without a mesh
+        cases.append("llama:3:scattered")  # steps of 3 tokens, not those of 16
     if experts is not None:
         cases += [f"{family}:4:experts", f"{family}:4:experts:scattered"]
     if family in ("llama", *SEEING):
