@@ -16,6 +16,7 @@ from jaxserve.server.metrics import ServerMetrics
 from jaxserve.server.parsing.answer_format import AnswerFormat, make_answer_format
 from jaxserve.server.plugins.load import load_plugins
 from jaxserve.server.settings import ServerSettings
+from jaxserve.text.chat_template import ChatTemplate
 from jaxserve.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -72,7 +73,10 @@ class ServerState:
 def check_tokenizer(tokenizer: Tokenizer, settings: ServerSettings) -> None:
     """Raise ConfigError for what a model's tokenizer says cannot be: it is there long before the model is."""
     try:
-        tokenizer.template_source(settings.chat_template, has_tools=False)
+        for has_tools in (False, True):
+            source = tokenizer.template_source(settings.chat_template, has_tools=has_tools)
+            if source is not None:
+                ChatTemplate(source, tokenizer.special_tokens)  # takes milliseconds
     except RequestError as error:
         raise ConfigError(str(error)) from error
     # Makes the parsers of plug-ins, which may want tokens that are not there.

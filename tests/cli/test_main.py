@@ -189,6 +189,17 @@ def test_a_name_of_no_template_of_the_model_is_told_before_weights_are_loaded(
     )
 
 
+def test_a_template_of_the_model_that_is_none_is_told_before_weights_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jaxserve.engine.replicas.build_replicas", lambda *_: pytest.fail("too late"))
+    model = write_directory(tmp_path / "model")
+    (model / "chat_template.jinja").write_text("{% for %}")
+    assert main(["serve", str(model), "--port", "0"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("jaxserve: error: chat_template is not valid jinja2: ")
+
+
 def test_kv_pages_have_the_types_that_vllm_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert engine_config(parse(["serve", "m", "--kv-cache-dtype", "fp8"])).kv_cache_dtype == "fp8"
     with pytest.raises(SystemExit):
