@@ -46,12 +46,12 @@ class Part:
         return not self.is_whole and num_tokens >= SCATTERED_TOKENS and num_tokens % self.num_devices == 0
 
     def own_rows(self, x: jax.Array) -> jax.Array:
-        """This device's rows of `x` [T, D], which all devices have: [T / devices, D]."""
+        """This device's rows of `x` [T, ...], which all devices have: [T / devices, ...]."""
         count = x.shape[0] // self.num_devices
         return lax.dynamic_slice_in_dim(x, self.first(count), count)
 
     def all_rows(self, x: jax.Array) -> jax.Array:
-        """The rows of all devices, of which this one has `x` [T / devices, D]: [T, D]."""
+        """The rows of all devices, of which this one has `x` [T / devices, ...]: [T, ...]."""
         return lax.all_gather(x, MODEL_AXES, tiled=True)
 
     def first(self, size: int) -> jax.Array | int:

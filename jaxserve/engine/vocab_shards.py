@@ -68,17 +68,11 @@ class VocabShards:
 
     def own_rows(self, rows: _Tree) -> _Tree:
         """The rows of arrays [R, ...] that whole_rows gives to this device; what fills R up is zeros."""
-
-        def take(x: jax.Array) -> jax.Array:
-            x = self._filled_up(x)
-            count = x.shape[0] // self.part.num_devices
-            return lax.dynamic_slice_in_dim(x, self.part.first(count), count)
-
-        return jax.tree.map(take, rows)
+        return jax.tree.map(lambda x: self.part.own_rows(self._filled_up(x)), rows)
 
     def gather(self, rows: _Tree, count: int) -> _Tree:
         """All devices' rows of arrays, the first `count` of them, on every device."""
-        return jax.tree.map(lambda x: lax.all_gather(x, MODEL_AXES, tiled=True)[:count], rows)
+        return jax.tree.map(lambda x: self.part.all_rows(x)[:count], rows)
 
     def _filled_up(self, x: jax.Array) -> jax.Array:
         """x [R, ...] with rows of zeros until every device has as many."""
