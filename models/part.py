@@ -12,10 +12,10 @@ from jaxserve.models.sharding import EXPERT, MODEL_AXES
 
 # From as many tokens on each device adds and norms a share of a step's rows.  It halves what a collective moves and
 # doubles their number.  Forward passes of Llama 8B over four GPUs with all rows on each and with a share, ms: 71.2 and
-# 69.1 for 8448 tokens, 37.0 and 37.4 for 4224, 20.5 and 22.2 for 2112 (python -m benchmarks.h100.forward --engine
-# tensor_parallel_size=4, 4 x H100, jax 0.11.2, 2026-11-26).  Over other numbers of GPUs and on TPUs nothing
-# was measured.  A step's scratch becomes smaller by it (compiled for 2, 4 and 8 CPU devices): memory_plan.py need not
-# know.
+# 69.1 for 8448 tokens, 12.1 and 14.0 for 1056; of two machines, so less comparable, 37.0 and 37.4 for 4224, 20.5 and
+# 22.2 for 2112 (python -m benchmarks.h100.forward --engine tensor_parallel_size=4 --shapes mixed:8448@4,…, with this at
+# 1000 or 100000; 4 x H100, jax 0.11.2, 2026-11-26).  Over other numbers of GPUs and on TPUs nothing was measured.  A
+# step's scratch becomes smaller by it (compiled for 2, 4 and 8 CPU devices): memory_plan.py need not know.
 SCATTERED_TOKENS = 8192
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from jaxserve.cli.logs import log_to_stderr
@@ -22,4 +23,16 @@ def run_on_host(run: Callable[[], int]) -> int:
     except BaseException as error:
         if not jax.distributed.is_initialized():
             raise
-        end_process(error)
+        end_process(error, quietly=isinstance(error, BrokenPipeError) and _is_unread())
+
+
+def _is_unread() -> bool:
+    """Whether the reader of our output went away, which main.py takes for an ordinary end.
+
+    What could not be written is still in the buffer.  Connections to other hosts break with the same error.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False

@@ -73,7 +73,8 @@ def test_a_host_that_others_have_joined_does_not_wait_for_them_behind_an_error(
 ) -> None:
     ends: list[str] = []
 
-    def end(error: BaseException) -> NoReturn:
+    def end(error: BaseException, *, quietly: bool) -> NoReturn:
+        assert not quietly
         ends.append(str(error))
         raise SystemExit
 
@@ -133,6 +134,23 @@ def test_output_that_nobody_reads_ends_in_silence_on_one_host_and_on_several(
     assert submitted(client) == ["Hi"]
     assert capsys.readouterr().err == ""
     assert not caplog.records
+
+
+def test_a_connection_that_breaks_is_told_on_several_hosts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the same error as output that nobody reads."""
+
+    def broken(config: EngineConfig) -> NoReturn:
+        raise BrokenPipeError("to another host")
+
+    monkeypatch.setattr("jaxserve.assembly.assemble", broken)
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("logging.shutdown", lambda: None)
+    monkeypatch.setattr("os._exit", sys.exit)
+    with pytest.raises(SystemExit, match="1"):
+        main(["generate", "m", "--prompt", "Hi", "--nnodes", "2", "-tp", "2", "--master-addr", "here"])
+    assert "BrokenPipeError: to another host; this process ends" in caplog.text
 
 
 def test_generate_under_chat(client: ScriptedClient) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from jaxserve.kernels_pallas import reference
 from jaxserve.kernels_pallas.gpu_decode import decode_attention
 from jaxserve.kernels_pallas.heads import HeadNorms, RopeTable, rms_norm, rotate
 from jaxserve.kernels_pallas.scoring import Scoring
-from jaxserve.kernels_pallas.tuning import DecodeTuning, decode_rule, decode_tuning
+from jaxserve.kernels_pallas.tuning import DecodeTuning, decode_rule, decode_tuning, measured_rows
 from tests.kernels_pallas.layouts import Step, make_step, packed, unturned
 from tests.kernels_pallas.lowering import lower_for
 from tests.quick_compile import QUICK
@@ -30,6 +30,7 @@ NEEDS_GPU = [
 ]
 COMPILED = pytest.param(False, marks=NEEDS_GPU, id="compiled")
 INTERPRET = pytest.mark.parametrize("interpret", [pytest.param(True, id="interpreted"), COMPILED])
+MEASURED = sorted({(key[1], astuple(row)) for key, row in measured_rows().items()})
 
 RAGGED = [(5, 1), (130, 1), (0, 1), (63, 1), (64, 1), (16, 1)]
 CASES: dict[str, dict[str, Any]] = {
@@ -72,6 +73,14 @@ def test_options(options: dict[str, Any], tuning: DecodeTuning, interpret: bool)
 def test_blocks_of_several_pages(block_kv: int, interpret: bool) -> None:
     step = decode_step(sequences=RAGGED, head_dim=64)
     check(step, tuning=replace(SPLIT, block_kv=block_kv, split_tokens=block_kv), interpret=interpret)
+
+
+@INTERPRET
+@pytest.mark.parametrize(("head_dim", "row"), MEASURED)
+def test_every_measured_tuning(head_dim: int, row: tuple[int, ...], interpret: bool) -> None:
+    sequences = [(2200, 1), (599, 1), (64, 1), (0, 1)]  # from one split to several, whichever row
+    step = decode_step(dtype=jnp.bfloat16, page_size=64, sequences=sequences, head_dim=head_dim)
+    check(step, tuning=DecodeTuning(*row), interpret=interpret, tolerance=0.02)
 
 
 @INTERPRET

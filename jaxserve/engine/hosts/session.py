@@ -103,12 +103,13 @@ def reason(error: BaseException) -> str:
     return str(error) if isinstance(error, JaxserveError) else f"{type(error).__name__}: {error}"
 
 
-def end_process(error: BaseException) -> NoReturn:
+def end_process(error: BaseException, *, quietly: bool = False) -> NoReturn:
     """Here and now, with status 1, or after Ctrl-C with 130, as shells report it.
 
-    For hosts that cannot do anything alone: their threads may be in a program that waits for the lost one.
+    For hosts that cannot do anything alone: their threads may be in a program that waits for the lost one.  `quietly`
+    where there is nothing to say of the error.
     """
-    if not isinstance(error, BrokenPipeError):  # nobody reads what we say any more, as main.py has it
+    if not quietly:
         unexpected = None if isinstance(error, JaxserveError | KeyboardInterrupt) else error
         logger.critical("%s; this process ends", reason(error), exc_info=unexpected)
     logging.shutdown()
