@@ -6,7 +6,7 @@ import io
 import json
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -106,9 +106,11 @@ def test_ctrl_c_has_the_same_status_on_one_host_and_on_several(
         assert main(["generate", "m", "--prompt", "Hi", *hosts]) == 130
 
 
+@pytest.mark.parametrize("is_buffered", [False, True])
 @pytest.mark.parametrize("is_joined", [False, True])
 def test_output_that_nobody_reads_ends_in_silence_on_one_host_and_on_several(
     is_joined: bool,
+    is_buffered: bool,
     client: ScriptedClient,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -127,9 +129,11 @@ def test_output_that_nobody_reads_ends_in_silence_on_one_host_and_on_several(
     hosts = ["--nnodes", "2", "-tp", "2", "--master-addr", "here"]
     reader, writer = os.pipe()
     os.close(reader)
-    with open(writer, "w", buffering=1) as out:
+    raw = open(writer, "wb", buffering=-1 if is_buffered else 0)  # noqa: SIM115  # the wrapper closes it
+    with io.TextIOWrapper(raw, line_buffering=is_buffered, write_through=not is_buffered) as out:
         monkeypatch.setattr(sys, "stdout", out)
-        assert main(["generate", "m", "--prompt", "Hi", *hosts]) == 1
+        with suppress(SystemExit):  # in place of the process's end
+            assert main(["generate", "m", "--prompt", "Hi", *hosts]) == 1
     assert ends == [1] * is_joined
     assert submitted(client) == ["Hi"]
     assert capsys.readouterr().err == ""
@@ -137,7 +141,7 @@ def test_output_that_nobody_reads_ends_in_silence_on_one_host_and_on_several(
 
 
 def test_a_connection_that_breaks_is_told_on_several_hosts(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With the same error as output that nobody reads."""
 
@@ -148,8 +152,10 @@ def test_a_connection_that_breaks_is_told_on_several_hosts(
     monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("logging.shutdown", lambda: None)
     monkeypatch.setattr("os._exit", sys.exit)
-    with pytest.raises(SystemExit, match="1"):
-        main(["generate", "m", "--prompt", "Hi", "--nnodes", "2", "-tp", "2", "--master-addr", "here"])
+    with (tmp_path / "output").open("w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        with pytest.raises(SystemExit, match="1"):
+            main(["generate", "m", "--prompt", "Hi", "--nnodes", "2", "-tp", "2", "--master-addr", "here"])
     assert "BrokenPipeError: to another host; this process ends" in caplog.text
 
 
